@@ -1,0 +1,63 @@
+"""Forensics on language-model checkpoints, from their weights alone.
+
+`open_checkpoint` reads headers; `sign`, `find_layers`, `rollout` and `inspect` take its result (or
+a path) and return result documents. Names are imported on first use, so that importing the package
+costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from ckptforensics.version import __version__
+
+if TYPE_CHECKING:
+    from ckptforensics.checkpoint import Checkpoint, open_checkpoint
+    from ckptforensics.errors import CkptError
+    from ckptforensics.findings import Rollout, find_layers, fingerprint_distance
+    from ckptforensics.findings import inspect, rollout, sign
+    from ckptforensics.linear import Calibration, Fit
+    from ckptforensics.results import Signature, load_result
+
+__all__ = [
+    "Calibration",
+    "Checkpoint",
+    "CkptError",
+    "Fit",
+    "Rollout",
+    "Signature",
+    "__version__",
+    "find_layers",
+    "fingerprint_distance",
+    "inspect",
+    "load_result",
+    "open_checkpoint",
+    "rollout",
+    "sign",
+]
+
+_HOMES = MappingProxyType(
+    {
+        "Calibration": "ckptforensics.linear",
+        "Checkpoint": "ckptforensics.checkpoint",
+        "CkptError": "ckptforensics.errors",
+        "Fit": "ckptforensics.linear",
+        "Rollout": "ckptforensics.findings",
+        "Signature": "ckptforensics.results",
+        "find_layers": "ckptforensics.findings",
+        "fingerprint_distance": "ckptforensics.findings",
+        "inspect": "ckptforensics.findings",
+        "load_result": "ckptforensics.results",
+        "open_checkpoint": "ckptforensics.checkpoint",
+        "rollout": "ckptforensics.findings",
+        "sign": "ckptforensics.findings",
+    }
+)
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,6 @@
+"""Architectures as data: one TOML file a family, resolved against a checkpoint's names and sizes."""
+
+from ckptforensics.architectures.resolve import Architecture, Sizes, WeightRef, resolve
+from ckptforensics.architectures.schema import Family, families
+
+__all__ = ["Architecture", "Family", "Sizes", "WeightRef", "families", "resolve"]

@@ -1,0 +1,1 @@
+"""The command line: options in, one documented function called, one document rendered."""

@@ -1,0 +1,240 @@
+"""Options and output that every command shares."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from ckptforensics.errors import UsageError
+
+if TYPE_CHECKING:
+    from ckptforensics.linear import Fit
+    from ckptforensics.progress import Progress
+    from ckptforensics.results import Document
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+# Shorter work shows no bar, and a log file gets a line no more often than this.
+_BAR_AFTER_SECONDS = 0.7
+_LINE_EVERY_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class Output:
+    """Where results and progress go, from the options every command has."""
+
+    form: str
+    path: Path | None
+    quiet: bool
+    verbose: bool
+    with_progress: bool
+
+    def progress(self) -> Progress:
+        """A progress bar on stderr, lines where stderr is not a terminal, or nothing."""
+        from ckptforensics.progress import Silent
+
+        if self.quiet or not self.with_progress:
+            return Silent()
+        return _Bar() if sys.stderr.isatty() else _Lines()
+
+    def emit(self, document: Document) -> None:
+        """Print the document to stdout."""
+        from ckptforensics.render import render
+
+        import os
+
+        terminal = sys.stdout.isatty()
+        text = render(
+            document,
+            self.form,
+            verbose=self.verbose,
+            width=shutil.get_terminal_size().columns if terminal else None,
+            color=terminal and not os.environ.get("NO_COLOR"),
+        )
+        click.echo(text, nl=False)
+
+    def save(self, document: Document) -> None:
+        """Write the document as JSON to the file of -o, if there is one."""
+        from ckptforensics.results import save_document
+
+        if self.path is not None:
+            save_document(document, self.path)
+            self.hint(f"saved to {self.path}; 'ckpt show {self.path}' renders it again")
+
+    def hint(self, text: str) -> None:
+        """Tell the user something that is not a result."""
+        if not self.quiet:
+            click.echo(text, err=True)
+
+
+def output_options(save_help: str | None) -> Callable[[Function], Function]:
+    """Add --format, -o (unless `save_help` is None), -q, -v and --no-progress."""
+
+    def decorate(function: Function) -> Function:
+        options = [
+            click.option(
+                "--format",
+                "form",
+                type=click.Choice(["table", "json"]),
+                default="table",
+                show_default=True,
+                help="How the result is printed.",
+            ),
+            click.option("-q", "--quiet", is_flag=True, help="No progress and no hints."),
+            click.option("-v", "--verbose", is_flag=True, help="Every row of every table."),
+            click.option("--no-progress", is_flag=True, help="No progress on stderr."),
+        ]
+        if save_help is not None:
+            options.insert(
+                1,
+                click.option(
+                    "-o",
+                    "--output",
+                    type=click.Path(dir_okay=False, path_type=Path),
+                    help=save_help,
+                ),
+            )
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return decorate
+
+
+def model_argument(function: Function) -> Function:
+    """Add MODEL and --config."""
+    function = click.option(
+        "--config",
+        type=click.Path(exists=True, dir_okay=False, path_type=Path),
+        help="A config.json in place of the one beside the weights.",
+    )(function)
+    return click.argument("model", type=click.Path(path_type=Path))(function)
+
+
+def fit_options(function: Function) -> Function:
+    """Add --fit, --samples, --seed and --calibration."""
+    for option in (
+        click.option(
+            "--calibration",
+            type=click.Path(exists=True, dir_okay=False, path_type=Path),
+            help="Residual-stream vectors for --fit sampled (safetensors, N x hidden size).",
+        ),
+        click.option("--seed", type=click.IntRange(0), help="Seed of --fit sampled.  [default: 0]"),
+        click.option(
+            "--samples",
+            type=click.IntRange(2),
+            help="Drawn vectors of --fit sampled.  [default: 100000]",
+        ),
+        click.option(
+            "--fit",
+            "fit_kind",
+            type=click.Choice(["canonical", "paper", "sampled"]),
+            default="canonical",
+            show_default=True,
+            help="How the FFN is fitted: closed form (covariant), the paper's convention, or "
+            "least squares on vectors.",
+        ),
+    ):
+        function = option(function)
+    return function
+
+
+def make_fit(
+    kind: Any,
+    samples: int | None,
+    seed: int | None,
+    calibration: Path | None,
+    hidden_size: int,
+) -> Fit:
+    """The Fit the options ask for; UsageError if they contradict each other."""
+    from ckptforensics.linear import Calibration, Fit
+
+    if kind != "sampled":
+        if samples is not None or seed is not None or calibration is not None:
+            raise UsageError("--samples, --seed and --calibration need --fit sampled")
+        return Fit(kind)
+    if calibration is not None:
+        if samples is not None or seed is not None:
+            raise UsageError("--calibration supplies the vectors: --samples and --seed draw them")
+        return Fit("sampled", calibration=Calibration.read(calibration, hidden_size))
+    default = Fit("sampled")
+    return Fit(
+        "sampled",
+        samples=default.samples if samples is None else samples,
+        seed=default.seed if seed is None else seed,
+    )
+
+
+class _Bar:
+    """A bar on the terminal, shown once the work has taken a moment."""
+
+    def __init__(self) -> None:
+        self._bar: Any = None
+        self._task: Any = None
+        self._begun = 0.0
+        self._done = 0
+        self._label = ""
+        self._total = 0
+
+    def start(self, label: str, total: int) -> None:
+        self._label, self._total = label, total
+        self._begun, self._done = time.monotonic(), 0
+
+    def step(self, note: str = "") -> None:
+        self._done += 1
+        if self._bar is None and time.monotonic() - self._begun > _BAR_AFTER_SECONDS:
+            self._show()
+        if self._bar is not None:
+            self._bar.update(self._task, completed=self._done, note=note)
+
+    def finish(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    def _show(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+        from rich.progress import TimeRemainingColumn
+
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}", markup=False),
+            console=Console(stderr=True),
+            transient=True,
+        )
+        self._task = self._bar.add_task(self._label, total=self._total, note="")
+        self._bar.start()
+
+
+class _Lines:
+    """A line now and then, for logs."""
+
+    def __init__(self) -> None:
+        self._last = 0.0
+        self._done = 0
+        self._label = ""
+        self._total = 0
+
+    def start(self, label: str, total: int) -> None:
+        self._label, self._total, self._done = label, total, 0
+        self._last = time.monotonic()
+
+    def step(self, note: str = "") -> None:
+        self._done += 1
+        if time.monotonic() - self._last > _LINE_EVERY_SECONDS:
+            self._last = time.monotonic()
+            click.echo(f"{self._label} {self._done} of {self._total}", err=True)
+
+    def finish(self) -> None:
+        pass

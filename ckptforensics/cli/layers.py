@@ -1,0 +1,49 @@
+"""`ckpt layers`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from ckptforensics.cli.common import (
+    Output,
+    fit_options,
+    make_fit,
+    model_argument,
+    output_options,
+)
+
+
+@click.command("layers")
+@model_argument
+@fit_options
+@output_options("Save the result as JSON.")
+def command(
+    model: Path,
+    config: Path | None,
+    fit_kind: str,
+    samples: int | None,
+    seed: int | None,
+    calibration: Path | None,
+    form: str,
+    output: Path | None,
+    quiet: bool,
+    verbose: bool,
+    no_progress: bool,
+) -> None:
+    """Find explosion and decay layers, each with its evidence.
+
+    An explosion layer multiplies the norm of single tokens along one shared direction; a decay
+    layer takes it away again. 'None found' is a result too.
+    """
+    from ckptforensics.checkpoint import open_checkpoint
+    from ckptforensics.findings import find_layers
+
+    out = Output(form, output, quiet, verbose, not no_progress)
+    checkpoint = open_checkpoint(model, config=config)
+    width = checkpoint.architecture.sizes.hidden_size
+    fit = make_fit(fit_kind, samples, seed, calibration, width)
+    document = find_layers(checkpoint, fit=fit, progress=out.progress())
+    out.save(document)
+    out.emit(document)

@@ -1,0 +1,102 @@
+"""Entry point of `ckpt`: lazy commands, and every failure as one line with its exit code."""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib import import_module
+from types import MappingProxyType
+from typing import Any
+
+import click
+
+from ckptforensics.errors import CkptError, exit_code
+from ckptforensics.version import __version__
+
+USAGE_EXIT_CODE = 4
+_ANALYSIS_ERROR = 2
+_INTERRUPTED = 130
+
+# Command to the first sentence of its help: `ckpt --help` must not import what it does not run.
+_COMMANDS = MappingProxyType(
+    {
+        "sign": "Sign a checkpoint: its singular defect directions, layer by layer.",
+        "layers": "Find explosion and decay layers, each with its evidence.",
+        "norms": "Roll single tokens through the network and show their norms.",
+        "inspect": "Show family, shapes and files; what is read and what is not.",
+        "show": "Render a saved result again.",
+    }
+)
+
+
+class _LazyGroup(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        command: click.Command = import_module(f"ckptforensics.cli.{cmd_name}").command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(_COMMANDS.items()))
+
+
+@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="ckpt")
+def cli() -> None:
+    """Tell from a checkpoint's weights alone what a language model is.
+
+    MODEL is a directory with config.json and safetensors, one .safetensors or
+    .safetensors.index.json file, or a .gguf file. Results go to stdout, progress and hints to
+    stderr.
+
+    Exit codes: 0 done, 1 findings at or above --fail-on, 2 analysis error, 3 nothing analysable,
+    4 usage.
+    """
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run `ckpt` and return its exit code."""
+    try:
+        result: Any = cli.main(args=arguments, prog_name="ckpt", standalone_mode=False)
+        sys.stdout.flush()
+        return result if isinstance(result, int) else 0
+    except click.exceptions.Exit as stop:
+        return stop.exit_code
+    except click.exceptions.NoArgsIsHelpError as problem:
+        click.echo(problem.format_message(), err=True)
+        return USAGE_EXIT_CODE
+    except click.ClickException as problem:
+        command = problem.ctx.command_path if getattr(problem, "ctx", None) else "ckpt"  # type: ignore[attr-defined]
+        return _fail(f"{problem.format_message()} (see '{command} --help')", USAGE_EXIT_CODE)
+    except (KeyboardInterrupt, click.Abort):
+        return _fail("interrupted", _INTERRUPTED)
+    except CkptError as problem:
+        return _fail(str(problem), exit_code(problem))
+    except BrokenPipeError:
+        # The reader of a pipe has gone: nothing is left to say, and Python must not try.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except MemoryError:
+        return _fail("out of memory", _ANALYSIS_ERROR)
+    except Exception as problem:
+        if os.environ.get("CKPT_TRACEBACK"):
+            raise
+        return _fail(
+            f"internal error: {type(problem).__name__}: {problem}; "
+            "set CKPT_TRACEBACK=1 to see where, and report it",
+            _ANALYSIS_ERROR,
+        )
+
+
+def _fail(message: str, code: int) -> int:
+    click.echo("ckpt: error: " + " ".join(message.split()), err=True)
+    return code
+
+
+def run() -> None:
+    """Console script: run and exit."""
+    sys.exit(main())

@@ -1,0 +1,104 @@
+"""Every failure a user can cause, as one family of exceptions with data fields.
+
+The message of an error is one line: what is wrong, where (file, tensor, byte) and what to do.
+`exit_code` maps a class to the exit code of the command line.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import MappingProxyType
+
+
+class CkptError(Exception):
+    """Base of all errors raised on purpose; catching it catches every failure of the input.
+
+    Attributes
+    ----------
+    message : what is wrong, without the place
+    path : file or directory concerned, if any
+    tensor : name of the tensor concerned, if any
+    offset : byte offset in `path`, if any
+    hint : what the user can do about it, if anything
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        path: Path | str | None = None,
+        tensor: str | None = None,
+        offset: int | None = None,
+        hint: str | None = None,
+    ) -> None:
+        self.message = message
+        self.path = None if path is None else Path(path)
+        self.tensor = tensor
+        self.offset = offset
+        self.hint = hint
+        super().__init__(message)
+
+    def __str__(self) -> str:
+        place = []
+        if self.path is not None:
+            place.append(str(self.path))
+        if self.tensor is not None:
+            place.append(f"tensor '{self.tensor}'")
+        if self.offset is not None:
+            place.append(f"byte {self.offset}")
+        text = f"{', '.join(place)}: {self.message}" if place else self.message
+        if self.hint:
+            text = f"{text}; {self.hint}"
+        # File and tensor names come from the input: a newline or an escape sequence in one of
+        # them must not break the promise of one line or reach a terminal.
+        return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+class UsageError(CkptError):
+    """The command was asked for something that cannot be meant: a wrong path, token or option."""
+
+
+class NothingAnalysable(CkptError):
+    """The input holds no language model that can be analysed."""
+
+
+class UnknownFamily(NothingAnalysable):
+    """Neither the configuration nor the tensor names match a known architecture."""
+
+
+class FormatError(CkptError):
+    """A file breaks the rules of its container format."""
+
+
+class TensorError(CkptError):
+    """A tensor is missing, has the wrong shape or an element type that cannot be decoded."""
+
+
+class NotFinite(TensorError):
+    """A weight is NaN or infinite."""
+
+
+class ResultError(CkptError):
+    """A saved result cannot be read as one, or was written by an incompatible version."""
+
+
+class MissingDependency(CkptError):
+    """An optional package is needed for this input and is not installed."""
+
+
+class OutputError(CkptError):
+    """A result cannot be written."""
+
+
+_EXIT_CODES = MappingProxyType(
+    {
+        CkptError: 2,
+        UsageError: 4,
+        NothingAnalysable: 3,
+    }
+)
+
+
+def exit_code(error: CkptError) -> int:
+    """Exit code of the command line for `error`: that of its nearest listed base class."""
+    return next(_EXIT_CODES[c] for c in type(error).__mro__ if c in _EXIT_CODES)

@@ -1,0 +1,16 @@
+"""What the measurements mean: signature, explosion and decay layers, norms, inspection."""
+
+from ckptforensics.findings.fingerprint import fingerprint, fingerprint_distance
+from ckptforensics.findings.inspection import inspect
+from ckptforensics.findings.norms import Rollout, rollout
+from ckptforensics.findings.report import find_layers, sign
+
+__all__ = [
+    "Rollout",
+    "find_layers",
+    "fingerprint",
+    "fingerprint_distance",
+    "inspect",
+    "rollout",
+    "sign",
+]

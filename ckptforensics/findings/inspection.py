@@ -1,0 +1,67 @@
+"""What a checkpoint is made of, from its headers alone."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+from ckptforensics.checkpoint import Checkpoint, open_checkpoint
+from ckptforensics.findings.model import model_record
+from ckptforensics.progress import Progress
+from ckptforensics.results import InspectDocument, TensorRecord
+from ckptforensics.version import __version__
+
+
+def inspect(
+    model: Checkpoint | str | Path, *, digest: bool = False, progress: Progress | None = None
+) -> InspectDocument:
+    """Describe a checkpoint: family, sizes, and each tensor's role or why it is not read.
+
+    Parameters
+    ----------
+    model : an opened checkpoint or what `open_checkpoint` takes
+    digest : also compute the SHA-256 of whole files
+
+    Raises
+    ------
+    CkptError
+        if the checkpoint cannot be opened; see `open_checkpoint`.
+    """
+    checkpoint = model if isinstance(model, Checkpoint) else open_checkpoint(model)
+    architecture, store = checkpoint.architecture, checkpoint.store
+    used, unused = architecture.used, architecture.unused
+    records = tuple(
+        TensorRecord(
+            name=name,
+            dtype=info.dtype,
+            shape=info.shape,
+            bytes=info.nbytes,
+            file=info.path.name,
+            role=used.get(name),
+            skipped=unused.get(name),
+        )
+        for name, info in store.tensors.items()
+    )
+    down = architecture.layers[0]["down"]
+    down_shape = store.info(down.weight).shape
+    sizes = architecture.sizes
+    return InspectDocument(
+        tool_version=__version__,
+        model=model_record(checkpoint, digest=digest, progress=progress),
+        description=architecture.family.description,
+        residual=architecture.family.residual,
+        norm=architecture.family.norm.kind,
+        epsilon=architecture.eps,
+        activation=architecture.activation,
+        num_heads=sizes.num_heads,
+        num_kv_heads=sizes.num_kv_heads,
+        head_dim=sizes.head_dim,
+        ffn_width=down_shape[0] if down.transposed else down_shape[1],
+        vocabulary_size=(
+            None if architecture.embedding is None else store.info(architecture.embedding).shape[0]
+        ),
+        bos_token_id=architecture.bos_token_id,
+        parameters=sum(math.prod(info.shape) for info in store.tensors.values()),
+        parameters_used=sum(math.prod(store.info(name).shape) for name in used),
+        tensors=records,
+    )

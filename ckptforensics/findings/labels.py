@@ -1,0 +1,122 @@
+"""Explosion and decay layers, decided from evidence that agrees (DESIGN 2.7).
+
+Every criterion is a sentence with its numbers and whether it holds; some are required, and the
+share that holds is the label's strength. The thresholds are far from the values of real models on
+either side; docs/mathematics.md, section 8, shows them against SmolLM2.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from ckptforensics.findings.measure import SHARED, LayerMeasurement
+
+# Median growth of single tokens over one layer that is called an explosion.
+EXPLOSION_RATIO = 2.5
+# Median shrinkage that is called a decay.
+DECAY_RATIO = 2 / 3
+# |cosine| from which two directions count as the same (45 degrees; random ones: 1/sqrt(d)).
+_ALIGNED = float(np.sqrt(0.5))
+_CLEAR_GAP = 2.0
+# Share of its norm that a decay layer takes off a token along the shared direction.
+_TAKEN_OFF = 0.25
+
+
+@dataclass(frozen=True)
+class Label:
+    """A layer's label, its strength in 0..1 (None without a label) and its evidence in words."""
+
+    name: Literal["explosion", "decay"] | None
+    strength: float | None
+    evidence: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Criterion:
+    holds: bool
+    words: str
+
+
+def label(m: LayerMeasurement) -> Label:
+    """Label one measured layer."""
+    if m.before is None or m.after is None:
+        return Label(None, None, ())
+    growth = m.after.median / max(m.before.median, np.finfo(np.float64).tiny)
+    if growth >= EXPLOSION_RATIO:
+        required, supporting = _explosion(m, growth)
+        name: Literal["explosion", "decay"] = "explosion"
+    elif growth <= DECAY_RATIO:
+        required, supporting = _decay(m, growth)
+        name = "decay"
+    else:
+        return Label(None, None, ())
+    criteria = [*required, *supporting]
+    evidence = tuple(("" if c.holds else "not: ") + c.words for c in criteria)
+    if not all(c.holds for c in required) or not any(c.holds for c in supporting):
+        return Label(None, None, evidence)
+    return Label(name, sum(c.holds for c in criteria) / len(criteria), evidence)
+
+
+def _explosion(m: LayerMeasurement, growth: float) -> tuple[list[_Criterion], list[_Criterion]]:
+    assert m.before is not None and m.after is not None
+    shared = m.after.direction
+    answer = m.trigger.output / max(m.trigger.norm, 1e-30)
+    answer_cosine = abs(float(answer @ shared))
+    u_cosine = abs(float(m.spectrum.left[:, 0] @ shared))
+    gap = _gap(m)
+    required = [
+        _Criterion(
+            True,
+            f"median norm of single tokens grows {growth:.3g}-fold "
+            f"({m.before.median:.4g} to {m.after.median:.4g})",
+        ),
+        _Criterion(
+            m.after.concentration >= SHARED,
+            f"after it the tokens share one direction (concentration {m.after.concentration:.2f})",
+        ),
+    ]
+    supporting = [
+        _Criterion(
+            answer_cosine >= _ALIGNED,
+            f"the FFN answers its trigger along that direction (cosine {answer_cosine:.2f}, "
+            f"norm {m.trigger.norm:.4g})",
+        ),
+        _Criterion(u_cosine >= _ALIGNED, f"u1 of L is that direction (cosine {u_cosine:.2f})"),
+        _Criterion(gap >= _CLEAR_GAP, f"s1 of L stands out (gap {gap:.3g})"),
+    ]
+    return required, supporting
+
+
+def _decay(m: LayerMeasurement, growth: float) -> tuple[list[_Criterion], list[_Criterion]]:
+    assert m.before is not None and m.after is not None
+    taken = -m.response.plus / max(m.probe_size, np.finfo(np.float64).tiny)
+    u_cosine = abs(float(m.spectrum.left[:, 0] @ m.before.direction))
+    required = [
+        _Criterion(
+            True,
+            f"median norm of single tokens shrinks to {growth:.2f} "
+            f"({m.before.median:.4g} to {m.after.median:.4g})",
+        ),
+        _Criterion(
+            m.before.concentration >= SHARED,
+            "before it the tokens share one direction "
+            f"(concentration {m.before.concentration:.2f})",
+        ),
+    ]
+    supporting = [
+        _Criterion(
+            m.probed_tokens and taken >= _TAKEN_OFF,
+            f"the block adds {m.response.plus:+.4g} along that direction at norm "
+            f"{m.probe_size:.4g}",
+        ),
+        _Criterion(u_cosine >= _ALIGNED, f"u1 of L is that direction (cosine {u_cosine:.2f})"),
+    ]
+    return required, supporting
+
+
+def _gap(m: LayerMeasurement) -> float:
+    s1, s2 = (float(s) for s in m.spectrum.values)
+    return s1 / s2 if s2 > 0 else 1.0

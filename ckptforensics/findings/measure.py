@@ -1,0 +1,219 @@
+"""One pass over the weights that measures everything the findings need, block by block."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ckptforensics.checkpoint import Checkpoint
+from ckptforensics.errors import NothingAnalysable, NotFinite
+from ckptforensics.layers import Block, Floats, embed, stream_blocks, vocabulary_size
+from ckptforensics.linear import BlockMap, Fit, ResidualMap, block_map
+from ckptforensics.probes import Response, Trigger, advance, response, start_tokens, trigger
+from ckptforensics.progress import Progress, Silent
+from ckptforensics.results import Eigenvalue, Skipped
+from ckptforensics.spectra import Triplets, eigenpairs, singular_triplets
+
+Float64 = NDArray[np.float64]
+
+# Single tokens rolled out beside the begin-of-sequence token.
+ROLLOUT_TOKENS = 64
+# Tokens share a direction where the mean of their unit vectors is at least this long.
+SHARED = 0.9
+_HEAVY_NEURONS = 6
+
+
+@dataclass(frozen=True)
+class TokenState:
+    """Where the rolled-out tokens stand between two blocks.
+
+    Attributes
+    ----------
+    norms : (tokens,)
+    direction : (hidden_size,) unit mean of their unit vectors
+    concentration : length of that mean before it was made unit; 1 if all point the same way
+    """
+
+    norms: Float64
+    direction: Float64
+    concentration: float
+
+    @property
+    def median(self) -> float:
+        """Median norm of the tokens."""
+        return float(np.median(self.norms))
+
+
+@dataclass(frozen=True)
+class LayerMeasurement:
+    """All that is measured of one layer.
+
+    Attributes
+    ----------
+    layer, prefix, down_name : the layer, its tensors' prefix, its down projection's tensor
+    spectrum : two leading singular triplets of L
+    trigger_direction : (hidden_size,) v1 of F
+    trigger : what the true FFN answers to it
+    probe_direction, probe_size, probed_tokens : direction u and norm c of the response probe;
+        whether u is the tokens' shared direction (else it is u1 of L)
+    response : what the true block adds along u at +-c u
+    eigenvalue : of R, nearest to u; None if not asked for or none converged
+    before, after : the tokens around the block; None without token embeddings
+    """
+
+    layer: int
+    prefix: str
+    down_name: str
+    spectrum: Triplets
+    trigger_direction: Float64
+    trigger: Trigger
+    probe_direction: Float64
+    probe_size: float
+    probed_tokens: bool
+    response: Response
+    eigenvalue: Eigenvalue | None
+    before: TokenState | None
+    after: TokenState | None
+
+
+@dataclass(frozen=True)
+class Measurements:
+    """The measurements of all layers, and what could not be measured."""
+
+    layers: tuple[LayerMeasurement, ...]
+    skipped: tuple[Skipped, ...]
+
+
+def measure(
+    checkpoint: Checkpoint,
+    fit: Fit,
+    *,
+    with_eigenvalues: bool,
+    progress: Progress | None = None,
+) -> Measurements:
+    """Measure every layer in one pass over the weights.
+
+    Parameters
+    ----------
+    fit : how the FFN is fitted
+    with_eigenvalues : also find the eigenpair of R nearest the probed direction
+    progress : told of each layer
+
+    Raises
+    ------
+    CkptError
+        if a weight cannot be decoded, is not finite, or the activation is unknown.
+    """
+    progress = progress or Silent()
+    # Fixed seed: two runs must give the same signature. The start vectors only need to be generic.
+    generator = np.random.default_rng(0)
+    tokens, skipped = _tokens(checkpoint, generator)
+    x = None if tokens is None else embed(checkpoint, tokens)
+    before = None if x is None else token_state(x)
+    measured = []
+    progress.start("layers", checkpoint.architecture.sizes.num_layers)
+    try:
+        for block in stream_blocks(checkpoint):
+            after = None
+            if x is not None:
+                x = advance(block, x)
+                _require_finite_stream(x, block)
+                after = token_state(x)
+            measured.append(_measure_layer(block, fit, before, after, with_eigenvalues, generator))
+            before = after
+            progress.step(block.prefix)
+    finally:
+        progress.finish()
+    return Measurements(tuple(measured), tuple(skipped))
+
+
+def token_state(x: Floats) -> TokenState:
+    """Norms, shared direction and concentration of the rows of x."""
+    rows = np.asarray(x, np.float64)
+    norms = np.linalg.norm(rows, axis=1)
+    units = rows / np.maximum(norms, np.finfo(np.float64).tiny)[:, None]
+    mean = units.mean(axis=0)
+    length = float(np.linalg.norm(mean))
+    return TokenState(norms, mean / length if length > 0 else mean, length)
+
+
+def _tokens(
+    checkpoint: Checkpoint, generator: np.random.Generator
+) -> tuple[Sequence[int] | None, list[Skipped]]:
+    skipped = []
+    try:
+        vocabulary = vocabulary_size(checkpoint)
+    except NothingAnalysable as problem:
+        reason = f"{problem.message}; layers get no label without it"
+        return None, [Skipped(what="single-token rollout", reason=reason)]
+    tokens = start_tokens(vocabulary, ROLLOUT_TOKENS, generator)
+    bos = checkpoint.architecture.bos_token_id
+    if bos is None or bos >= vocabulary:
+        skipped.append(
+            Skipped(what="begin-of-sequence token", reason="the checkpoint does not name one")
+        )
+    elif bos not in tokens:
+        tokens = [bos, *tokens]
+    return tokens, skipped
+
+
+def _measure_layer(
+    block: Block,
+    fit: Fit,
+    before: TokenState | None,
+    after: TokenState | None,
+    with_eigenvalues: bool,
+    generator: np.random.Generator,
+) -> LayerMeasurement:
+    operator = block_map(block, fit)
+    heavy = operator.ffn.heaviest_columns(_HEAVY_NEURONS)
+    spectrum = singular_triplets(operator, 2, start=heavy, generator=generator)
+    v1 = singular_triplets(operator.ffn, 1, start=heavy, generator=generator).right[:, 0]
+    probed_tokens = before is not None and before.concentration >= SHARED
+    if before is not None and probed_tokens:
+        direction, size = before.direction, before.median
+    else:
+        # Nothing enters along a shared direction yet: probe what the layer itself prefers, at the
+        # size of what enters (a unit mean square where no token is known).
+        direction = spectrum.left[:, 0]
+        size = float(np.sqrt(direction.size)) if before is None else before.median
+    return LayerMeasurement(
+        layer=block.layer,
+        prefix=block.prefix,
+        down_name=block.ffn.down_name,
+        spectrum=spectrum,
+        trigger_direction=v1,
+        trigger=trigger(block.ffn, v1),
+        probe_direction=direction,
+        probe_size=size,
+        probed_tokens=probed_tokens,
+        response=response(block, direction, size),
+        eigenvalue=_nearest_eigenvalue(operator, direction) if with_eigenvalues else None,
+        before=before,
+        after=after,
+    )
+
+
+def _nearest_eigenvalue(operator: BlockMap, direction: Float64) -> Eigenvalue | None:
+    pairs = eigenpairs(ResidualMap(operator), start=direction)
+    if not pairs:
+        return None
+    cosines = [abs(np.vdot(pair.vector, direction)) for pair in pairs]
+    best = int(np.argmax(cosines))
+    return Eigenvalue(
+        real=pairs[best].value.real,
+        imag=abs(pairs[best].value.imag),
+        angle_deg=float(np.degrees(np.arccos(min(1.0, cosines[best])))),
+    )
+
+
+def _require_finite_stream(x: Floats, block: Block) -> None:
+    if not np.isfinite(x).all():
+        raise NotFinite(
+            f"the residual stream of a single token overflows float32 in layer {block.layer} "
+            f"({block.prefix})",
+            hint="the weights are damaged or not of this architecture",
+        )

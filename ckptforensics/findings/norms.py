@@ -1,0 +1,187 @@
+"""Norms of single tokens after each layer, by exact rollout (DESIGN 2.6)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ckptforensics.checkpoint import Checkpoint, open_checkpoint
+from ckptforensics.errors import UsageError
+from ckptforensics.findings.model import model_record
+from ckptforensics.layers import Floats, embed, embedding_name, stream_blocks, vocabulary_size
+from ckptforensics.probes import advance, start_tokens
+from ckptforensics.progress import Progress, Silent
+from ckptforensics.results import NormsDocument, Skipped, write_atomically
+from ckptforensics.version import __version__
+
+DEFAULT_TOKENS = "bos,random:256"
+
+# Hidden states of all tokens after all layers that are kept at most.
+_LARGEST_STATES = 8 << 30
+# Rows of the embeddings whose spread random embeddings imitate.
+_SPREAD_ROWS = 1024
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """Norms of single tokens, and on request their hidden states.
+
+    Attributes
+    ----------
+    document : the norms
+    states : (tokens, num_layers, hidden_size), layer i being the residual stream after block i;
+        None if not asked for
+    """
+
+    document: NormsDocument
+    states: Floats | None
+
+    def save_states(self, path: str | Path) -> None:
+        """Write the hidden states as array `states` of an .npz file; OutputError if that fails."""
+
+        def write(file: Path) -> None:
+            with file.open("wb") as stream:
+                np.savez(stream, states=self.states)
+
+        write_atomically(path, write)
+
+
+def rollout(
+    model: Checkpoint | str | Path,
+    *,
+    tokens: str | Sequence[int] | None = None,
+    attention: bool = True,
+    random_embeddings: int = 0,
+    states: bool = False,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Rollout:
+    """Roll single tokens through the network, each alone at position 0.
+
+    Parameters
+    ----------
+    model : an opened checkpoint or what `open_checkpoint` takes
+    tokens : ids, or a specification of comma-separated parts: `bos`, `all`, `random:N`, an id.
+        By default `bos` (where the checkpoint names one) and `random:256`, or nothing if
+        `random_embeddings` is given
+    attention : False leaves attention out: the path of the paper's Fig. 6
+    random_embeddings : number of Gaussian vectors with the embeddings' spread added as tokens
+        without id: the control of the paper's Fig. 7
+    states : also keep the hidden states
+    seed : of the random tokens and vectors
+    progress : told of each layer
+
+    Raises
+    ------
+    UsageError
+        if a token does not exist, none is left, or the states would not fit in memory.
+    CkptError
+        if the checkpoint cannot be opened, decoded or analysed; see `open_checkpoint`.
+    """
+    checkpoint = model if isinstance(model, Checkpoint) else open_checkpoint(model)
+    progress = progress or Silent()
+    generator = np.random.default_rng(seed)
+    ids, skipped = _token_ids(checkpoint, tokens, random_embeddings, generator)
+    x = embed(checkpoint, ids)
+    if random_embeddings:
+        x = np.concatenate([x, _random_embeddings(checkpoint, random_embeddings, generator)])
+    count, width = x.shape
+    if count == 0:
+        raise UsageError("no token is left to roll out", hint="name tokens with --tokens")
+    num_layers = checkpoint.architecture.sizes.num_layers
+    kept = None
+    if states:
+        if 4 * count * num_layers * width > _LARGEST_STATES:
+            raise UsageError(
+                f"the states of {count:,} tokens would take "
+                f"{4 * count * num_layers * width / 2**30:.1f} GiB",
+                hint="ask for fewer tokens",
+            )
+        kept = np.empty((count, num_layers, width), np.float32)
+    start = _norms(x)
+    norms = np.empty((count, num_layers))
+    progress.start("layers", num_layers)
+    try:
+        for i, block in enumerate(stream_blocks(checkpoint)):
+            x = advance(block, x, with_attention=attention)
+            norms[:, i] = _norms(x)
+            if kept is not None:
+                kept[:, i] = x
+            progress.step(block.prefix)
+    finally:
+        progress.finish()
+    document = NormsDocument(
+        tool_version=__version__,
+        model=model_record(checkpoint),
+        attention=attention,
+        tokens=(*ids, *[None] * random_embeddings),
+        embedding_norms=tuple(start.tolist()),
+        norms=tuple(tuple(row) for row in norms.tolist()),
+        median=tuple(np.median(norms, axis=0).tolist()),
+        skipped=skipped,
+    )
+    return Rollout(document, kept)
+
+
+def _token_ids(
+    checkpoint: Checkpoint,
+    tokens: str | Sequence[int] | None,
+    random_embeddings: int,
+    generator: np.random.Generator,
+) -> tuple[list[int], tuple[Skipped, ...]]:
+    vocabulary = vocabulary_size(checkpoint)
+    if tokens is not None and not isinstance(tokens, str):
+        return [_in_vocabulary(int(t), vocabulary) for t in tokens], ()
+    if tokens is None and random_embeddings:
+        return [], ()
+    ids: list[int] = []
+    skipped: list[Skipped] = []
+    for part in (tokens or DEFAULT_TOKENS).split(","):
+        word = part.strip()
+        if word == "bos":
+            bos = checkpoint.architecture.bos_token_id
+            if bos is not None and bos < vocabulary:
+                ids.append(bos)
+            elif tokens is None:
+                skipped.append(Skipped(what="bos", reason="the checkpoint names no such token"))
+            else:
+                raise UsageError(
+                    "the checkpoint names no begin-of-sequence token", hint="give its id"
+                )
+        elif word == "all":
+            ids.extend(range(vocabulary))
+        elif word.startswith("random:") and word[7:].isdecimal():
+            ids.extend(start_tokens(vocabulary, int(word[7:]), generator))
+        elif word.isdecimal():
+            ids.append(_in_vocabulary(int(word), vocabulary))
+        else:
+            raise UsageError(
+                f"cannot read the tokens {word!r}", hint="use bos, all, random:N or ids: 1,504,30"
+            )
+    return list(dict.fromkeys(ids)), tuple(skipped)
+
+
+def _in_vocabulary(token: int, vocabulary: int) -> int:
+    if not 0 <= token < vocabulary:
+        raise UsageError(f"token {token} is not in the vocabulary of {vocabulary:,}")
+    return token
+
+
+def _random_embeddings(
+    checkpoint: Checkpoint, count: int, generator: np.random.Generator
+) -> Floats:
+    name = embedding_name(checkpoint)
+    rows = min(_SPREAD_ROWS, vocabulary_size(checkpoint))
+    spread = float(checkpoint.store.read_rows(name, 0, rows).std())
+    width = checkpoint.architecture.sizes.hidden_size
+    vectors: Floats = generator.standard_normal((count, width), dtype=np.float32)
+    return vectors * np.float32(spread)
+
+
+def _norms(x: Floats) -> NDArray[np.float64]:
+    norms: NDArray[np.float64] = np.linalg.norm(x.astype(np.float64), axis=1)
+    return norms

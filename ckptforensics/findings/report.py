@@ -1,0 +1,234 @@
+"""Signature and explosion/decay layers: two documents made from the same measurements."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ckptforensics.checkpoint import Checkpoint, open_checkpoint
+from ckptforensics.findings.fingerprint import fingerprint, layer_weights
+from ckptforensics.findings.labels import Label, label
+from ckptforensics.findings.measure import SHARED, LayerMeasurement, Measurements, measure
+from ckptforensics.findings.model import model_record
+from ckptforensics.linear import Fit
+from ckptforensics.progress import Progress
+from ckptforensics.results import (
+    Direction,
+    FitOptions,
+    LayerEvidence,
+    LayersDocument,
+    LayerSignature,
+    ResponseRecord,
+    Signature,
+    SignatureDocument,
+    SuperWeightRecord,
+)
+from ckptforensics.sources import sha256_of_file
+from ckptforensics.version import __version__
+
+_TOP_COMPONENTS = 5
+
+
+def sign(
+    model: Checkpoint | str | Path,
+    *,
+    fit: Fit | None = None,
+    digest: bool = False,
+    progress: Progress | None = None,
+) -> Signature:
+    """The signature of a checkpoint: its singular defect directions, layer by layer.
+
+    Parameters
+    ----------
+    model : an opened checkpoint or what `open_checkpoint` takes
+    fit : of the FFN, `canonical` by default
+    digest : also compute the SHA-256 of whole files
+    progress : told of each layer
+
+    Returns
+    -------
+    Signature, whose arrays have shapes (num_layers, hidden_size), (num_layers, 2), (num_layers,)
+
+    Raises
+    ------
+    CkptError
+        if the checkpoint cannot be opened, decoded or analysed; see `open_checkpoint`.
+    """
+    checkpoint = _opened(model)
+    fit = fit or Fit()
+    measured = measure(checkpoint, fit, with_eigenvalues=False, progress=progress)
+    record = model_record(checkpoint, digest=digest, progress=progress)
+    labels = [label(m) for m in measured.layers]
+    u = np.stack([m.spectrum.left[:, 0] for m in measured.layers]).astype(np.float32)
+    v = np.stack([_positive(m.trigger_direction) for m in measured.layers]).astype(np.float32)
+    sigma = np.stack([m.spectrum.values for m in measured.layers]).astype(np.float32)
+    residual = np.array([m.spectrum.residuals[0] for m in measured.layers], np.float32)
+    layers = tuple(
+        LayerSignature(
+            layer=m.layer,
+            prefix=m.prefix,
+            sigma=_sigma(m),
+            gap=_gap(m),
+            residual=float(m.spectrum.residuals[0]),
+            direction_top=_top(m.spectrum.left[:, 0]),
+        )
+        for m in measured.layers
+    )
+    document = SignatureDocument(
+        tool_version=__version__,
+        fingerprint=fingerprint(u, sigma),
+        model=record,
+        fit=fit.kind,
+        fit_options=_fit_options(fit),
+        layers=layers,
+        direction=_shared_direction(measured, u, sigma),
+        explosion=_labelled(measured, labels, "explosion"),
+        decay=_labelled(measured, labels, "decay"),
+        skipped=measured.skipped,
+    )
+    return Signature(document, u, v, sigma, residual)
+
+
+def find_layers(
+    model: Checkpoint | str | Path,
+    *,
+    fit: Fit | None = None,
+    progress: Progress | None = None,
+) -> LayersDocument:
+    """Explosion and decay layers, each with its evidence, and the super weights.
+
+    Parameters
+    ----------
+    model : an opened checkpoint or what `open_checkpoint` takes
+    fit : of the FFN, `canonical` by default
+    progress : told of each layer
+
+    Raises
+    ------
+    CkptError
+        if the checkpoint cannot be opened, decoded or analysed; see `open_checkpoint`.
+    """
+    checkpoint = _opened(model)
+    fit = fit or Fit()
+    measured = measure(checkpoint, fit, with_eigenvalues=True, progress=progress)
+    labels = [label(m) for m in measured.layers]
+    u = np.stack([m.spectrum.left[:, 0] for m in measured.layers]).astype(np.float32)
+    sigma = np.stack([m.spectrum.values for m in measured.layers]).astype(np.float32)
+    return LayersDocument(
+        tool_version=__version__,
+        model=model_record(checkpoint),
+        fit=fit.kind,
+        fit_options=_fit_options(fit),
+        direction=_shared_direction(measured, u, sigma),
+        explosion=_labelled(measured, labels, "explosion"),
+        decay=_labelled(measured, labels, "decay"),
+        layers=tuple(_evidence(m, x) for m, x in zip(measured.layers, labels, strict=True)),
+        super_weights=_super_weights(measured),
+        skipped=measured.skipped,
+    )
+
+
+def _opened(model: Checkpoint | str | Path) -> Checkpoint:
+    return model if isinstance(model, Checkpoint) else open_checkpoint(model)
+
+
+def _evidence(m: LayerMeasurement, found: Label) -> LayerEvidence:
+    ratio = None
+    if m.before is not None and m.after is not None and m.before.median > 0:
+        ratio = m.after.median / m.before.median
+    return LayerEvidence(
+        layer=m.layer,
+        prefix=m.prefix,
+        sigma=_sigma(m),
+        gap=_gap(m),
+        trigger_norm=m.trigger.norm,
+        rollout_ratio=ratio,
+        response=ResponseRecord(
+            direction="tokens" if m.probed_tokens else "u1",
+            size=m.probe_size,
+            plus=m.response.plus,
+            minus=m.response.minus,
+        ),
+        eigenvalue=m.eigenvalue,
+        label=found.name,
+        strength=found.strength,
+        evidence=found.evidence,
+    )
+
+
+def _super_weights(measured: Measurements) -> tuple[SuperWeightRecord, ...]:
+    records = [
+        SuperWeightRecord(
+            layer=m.layer,
+            tensor=m.down_name,
+            row=m.trigger.super_weight.row,
+            column=m.trigger.super_weight.column,
+            value=m.trigger.super_weight.value,
+            amplitude=m.trigger.super_weight.amplitude,
+        )
+        for m in measured.layers
+    ]
+    return tuple(sorted(records, key=lambda r: -abs(r.amplitude)))
+
+
+def _shared_direction(
+    measured: Measurements, u: NDArray[np.float32], sigma: NDArray[np.float32]
+) -> Direction:
+    """The tokens' direction where their norm peaks, if they share one there; else the layers'."""
+    peak: LayerMeasurement | None = None
+    for m in measured.layers:
+        if m.after is not None and m.after.concentration >= SHARED:
+            # Anything shared before the norm has grown is the embeddings' own mean.
+            grown = m.after.median >= 2 * measured.layers[0].before.median  # type: ignore[union-attr]
+            if grown and (peak is None or m.after.median > peak.after.median):  # type: ignore[union-attr]
+                peak = m
+    if peak is not None and peak.after is not None:
+        return Direction(
+            source="rollout",
+            layer=peak.layer,
+            concentration=peak.after.concentration,
+            top=_top(_positive(peak.after.direction)),
+        )
+    weighted = u * np.sqrt(layer_weights(sigma))[:, None]
+    _, s, vt = np.linalg.svd(weighted.astype(np.float64), full_matrices=False)
+    total = float(np.sum(s**2))
+    return Direction(
+        source="spectrum",
+        layer=None,
+        concentration=float(s[0] ** 2) / total if total > 0 else 0.0,
+        top=_top(_positive(vt[0])),
+    )
+
+
+def _labelled(measured: Measurements, labels: list[Label], name: str) -> tuple[int, ...]:
+    pairs = zip(measured.layers, labels, strict=True)
+    return tuple(m.layer for m, found in pairs if found.name == name)
+
+
+def _fit_options(fit: Fit) -> FitOptions | None:
+    if fit.kind != "sampled":
+        return None
+    if fit.calibration is not None:
+        return FitOptions(calibration_sha256=sha256_of_file(fit.calibration.path))
+    return FitOptions(samples=fit.samples, seed=fit.seed)
+
+
+def _sigma(m: LayerMeasurement) -> tuple[float, float]:
+    return float(m.spectrum.values[0]), float(m.spectrum.values[1])
+
+
+def _gap(m: LayerMeasurement) -> float:
+    s1, s2 = _sigma(m)
+    return s1 / s2 if s2 > 0 else 1.0
+
+
+def _positive(direction: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The direction with its largest component made positive."""
+    return -direction if direction[np.argmax(np.abs(direction))] < 0 else direction
+
+
+def _top(direction: NDArray[np.float64]) -> tuple[tuple[int, float], ...]:
+    largest = np.argsort(-np.abs(direction), kind="stable")[:_TOP_COMPONENTS]
+    return tuple((int(i), float(direction[i])) for i in largest)

@@ -1,0 +1,27 @@
+"""The linear approximation of a block: norm folding, attention map, FFN fit, block operator."""
+
+from ckptforensics.linear.activations import activation
+from ckptforensics.linear.fit import Calibration, Fit, fit_ffn
+from ckptforensics.linear.moments import gaussian_moments
+from ckptforensics.linear.operators import (
+    AttentionMap,
+    BlockMap,
+    FfnMap,
+    Operator,
+    ResidualMap,
+    block_map,
+)
+
+__all__ = [
+    "AttentionMap",
+    "BlockMap",
+    "Calibration",
+    "FfnMap",
+    "Fit",
+    "Operator",
+    "ResidualMap",
+    "activation",
+    "block_map",
+    "fit_ffn",
+    "gaussian_moments",
+]

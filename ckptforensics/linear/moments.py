@@ -1,0 +1,110 @@
+"""One-dimensional Gaussian moments of an activation: all that the closed-form FFN fit needs.
+
+For U ~ N(0, sigma^2) and a constant m, per hidden unit (docs/mathematics.md, equation 5):
+
+    E[s(U + m)],   E[s'(U + m)],   E[U s'(U + m)]
+
+Closed formulas serve where the activation has them. Otherwise quadrature in two regimes:
+
+* sigma <= 4: the trapezoidal rule in U / sigma, which converges exponentially for analytic
+  integrands; the step resolves the activation's nearest pole (sigmoid(1.702 t): 1.85 from the
+  real axis) at this sigma.
+* sigma > 4: s = relu + r with r negligible beyond |t| = 40. The relu part is closed; r is smooth
+  on either side of 0 against a wide Gaussian, and Gauss-Legendre panels integrate it.
+
+Both are exact to about 1e-10 relative to the scale of the activation; tests compare them with
+adaptive quadrature.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ckptforensics.linear.activations import Activation, activation
+
+Float64 = NDArray[np.float64]
+
+_SPLIT_SIGMA = 4.0
+_TRAPEZOID_REACH = 8.0  # Gaussian mass beyond 8 sigma: 1e-15
+_TAIL = 40.0  # exp(-40) = 4e-18: s equals relu beyond it
+# Panels of Gauss-Legendre nodes on [0, 40], fine where the activations bend.
+_PANELS = (0.0, 1.0, 2.0, 4.0, 7.0, 12.0, 20.0, 40.0)
+_NODES_A_PANEL = 10
+_UNITS_AT_ONCE = 1024
+
+
+def gaussian_moments(
+    name: str, sigma: NDArray[Any], mean: NDArray[Any]
+) -> tuple[Float64, Float64, Float64]:
+    """E[s(U + m)], E[s'(U + m)] and E[U s'(U + m)] for U ~ N(0, sigma^2), unit by unit.
+
+    Parameters
+    ----------
+    name : activation, as a configuration names it
+    sigma : (units,), at least 0
+    mean : (units,), the constants m
+
+    Returns
+    -------
+    three (units,) float64 arrays
+
+    Raises
+    ------
+    NothingAnalysable
+        if the activation is unknown.
+    """
+    s = activation(name)
+    sigma64, mean64 = np.asarray(sigma, np.float64), np.asarray(mean, np.float64)
+    if s.closed_moments is not None:
+        return s.closed_moments(sigma64, mean64)
+    out = np.empty((3, sigma64.size))
+    # Units of like sigma share a step, so they are integrated in groups sorted by it.
+    order = np.argsort(sigma64, kind="stable")
+    small = int(np.searchsorted(sigma64[order], _SPLIT_SIGMA, side="right"))
+    for regime, part in ((_trapezoid, order[:small]), (_split, order[small:])):
+        for begin in range(0, part.size, _UNITS_AT_ONCE):
+            units = part[begin : begin + _UNITS_AT_ONCE]
+            out[:, units] = regime(s, sigma64[units], mean64[units])
+    return out[0], out[1], out[2]
+
+
+def _trapezoid(s: Activation, sigma: Float64, mean: Float64) -> Float64:
+    step = min(0.5, 0.45 / max(float(sigma.max()), 1e-9))
+    reach = np.ceil(_TRAPEZOID_REACH / step)
+    z = np.arange(-reach, reach + 1) * step
+    weight = np.exp(-0.5 * z * z) * (step / np.sqrt(2 * np.pi))
+    u = sigma[:, None] * z
+    t = u + mean[:, None]
+    slope = s.slope(t)
+    return np.stack([s.value(t) @ weight, slope @ weight, (slope * u) @ weight])
+
+
+def _split(s: Activation, sigma: Float64, mean: Float64) -> Float64:
+    relu_moments = activation("relu").closed_moments
+    assert relu_moments is not None
+    total = np.stack(relu_moments(sigma, mean))
+    t, weight, value, slope = _beyond_relu(s.name)
+    u = t - mean[:, None]
+    density = np.exp(-0.5 * (u / sigma[:, None]) ** 2) / (np.sqrt(2 * np.pi) * sigma[:, None])
+    total[0] += density @ (value * weight)
+    total[1] += density @ (slope * weight)
+    total[2] += (density * u) @ (slope * weight)
+    return total
+
+
+@cache
+def _beyond_relu(name: str) -> tuple[Float64, Float64, Float64, Float64]:
+    """Nodes and weights on [-40, 40], with s - relu and s' - relu' there."""
+    s = activation(name)
+    x, w = np.polynomial.legendre.leggauss(_NODES_A_PANEL)
+    ends = np.array(_PANELS)
+    half = np.diff(ends)[:, None] / 2
+    positive = (ends[:-1, None] + half + half * x).ravel()
+    weights = (half * w).ravel()
+    t = np.concatenate([-positive[::-1], positive])
+    weight = np.concatenate([weights[::-1], weights])
+    return t, weight, s.value(t) - np.maximum(t, 0), s.slope(t) - (t > 0)

@@ -1,0 +1,37 @@
+"""Norms as they act on vectors, and their linear part folded into the maps that follow them."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+
+from ckptforensics.layers import Floats, Norm
+
+
+def normalise(x: Floats, kind: Literal["rms", "layer"], eps: float) -> Floats:
+    """z = x / rms(x), or (x - mean x) / std(x), for each row; without gain and bias."""
+    if kind == "layer":
+        x = x - x.mean(axis=-1, keepdims=True)
+    # Rows of massive activations reach 1e5; their squares stay far inside float32.
+    square = np.mean(np.square(x), axis=-1, keepdims=True)
+    return x / np.sqrt(square + np.float32(eps))
+
+
+def apply_norm(x: Floats, norm: Norm) -> Floats:
+    """n = norm(x) for each row."""
+    return affine(normalise(x, norm.kind, norm.eps), norm)
+
+
+def affine(z: Floats, norm: Norm) -> Floats:
+    """n = g z + b for rows z that are normalised already."""
+    n = z * norm.gain
+    return n if norm.bias is None else n + norm.bias
+
+
+def fold_norm(weight: Floats, norm: Norm) -> Floats:
+    """weight diag(g) for RMSNorm, weight diag(g) C for LayerNorm, C = I - 11'/d."""
+    folded = weight * norm.gain
+    if norm.kind == "layer":
+        folded -= folded.mean(axis=1, keepdims=True)
+    return folded

@@ -1,0 +1,14 @@
+"""The true, nonlinear block applied to chosen vectors."""
+
+from ckptforensics.probes.response import Response, SuperWeight, Trigger, response, trigger
+from ckptforensics.probes.rollout import advance, start_tokens
+
+__all__ = [
+    "Response",
+    "SuperWeight",
+    "Trigger",
+    "advance",
+    "response",
+    "start_tokens",
+    "trigger",
+]

@@ -1,0 +1,36 @@
+"""Single-token rollout: the initial token's exact path through the network (DESIGN 2.6)."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ckptforensics.layers import Block, Floats
+from ckptforensics.linear.forward import block_forward
+
+# The FFN's hidden activation of this many tokens is in memory at once.
+_TOKENS_AT_ONCE = 2048
+
+
+def advance(block: Block, x: Floats, *, with_attention: bool = True) -> Floats:
+    """The residual stream of many single tokens after the block.
+
+    Parameters
+    ----------
+    x : (tokens, hidden_size), each row a token alone at position 0
+    with_attention : False gives the path of the paper's Fig. 6, the FFNs only
+
+    Returns
+    -------
+    (tokens, hidden_size), a new array
+    """
+    parts = [
+        block_forward(block, x[i : i + _TOKENS_AT_ONCE], with_attention=with_attention)
+        for i in range(0, len(x), _TOKENS_AT_ONCE)
+    ]
+    return np.concatenate(parts) if parts else x.copy()
+
+
+def start_tokens(vocabulary: int, count: int, generator: np.random.Generator) -> list[int]:
+    """`count` different token ids (all, if there are fewer), in increasing order."""
+    count = min(count, vocabulary)
+    return sorted(int(t) for t in generator.choice(vocabulary, size=count, replace=False))

@@ -1,0 +1,5 @@
+"""Renderers: a result document in, text out. They see documents and nothing else."""
+
+from ckptforensics.render.text import FORMATS, render
+
+__all__ = ["FORMATS", "render"]

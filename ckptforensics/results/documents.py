@@ -1,0 +1,235 @@
+"""The documents as frozen, versioned models; unknown keys are errors.
+
+docs/json.md explains every field, docs/schemas/ holds the JSON Schemas made from these classes.
+Layers count from 1; coordinates, hidden units and tokens from 0.
+"""
+
+from __future__ import annotations
+
+from types import MappingProxyType
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+SCHEMA_VERSION = "1.0"
+
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+IndexedValue = tuple[int, Finite]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class FileRecord(_Frozen):
+    """One weight file: its size and digests (`sha256` of the whole file only where known)."""
+
+    name: str
+    bytes: int
+    header_sha256: Sha256
+    sha256: Sha256 | None
+
+
+class ModelRecord(_Frozen):
+    """What was analysed. `notes` says what was assumed because the checkpoint does not say it."""
+
+    path: str
+    family: str
+    family_source: Literal["config", "gguf", "inferred"]
+    hidden_size: int
+    num_layers: int
+    files: tuple[FileRecord, ...]
+    notes: tuple[str, ...] = ()
+
+
+class Skipped(_Frozen):
+    """Something that was not analysed, and why."""
+
+    what: str
+    reason: str
+
+
+class FitOptions(_Frozen):
+    """Options of the sampled fit; `calibration_sha256` is that of the supplied vectors' file."""
+
+    samples: int | None = None
+    seed: int | None = None
+    calibration_sha256: Sha256 | None = None
+
+
+class Direction(_Frozen):
+    """The direction that high-norm tokens share.
+
+    `source` is `rollout` if it was read off single tokens at `layer`, where their norm peaks, or
+    `spectrum` if it is the direction most layers' u1 share and no token was seen to follow it.
+    `concentration` is the length of the mean of the unit vectors (rollout), or the share of the
+    squared weight (spectrum): 1 means that all agree.
+    """
+
+    source: Literal["rollout", "spectrum"]
+    layer: int | None
+    concentration: Finite
+    top: tuple[IndexedValue, ...]
+
+
+class Document(_Frozen):
+    """Base of all documents."""
+
+    schema_version: Literal["1.0"] = SCHEMA_VERSION
+    tool_version: str
+
+
+class LayerSignature(_Frozen):
+    """Leading singular values of L, the gap between them, and the top of u1.
+
+    `residual` is |L'u1 - s1 v1| / s1 as measured; `direction_top` lists the largest components.
+    """
+
+    layer: int
+    prefix: str
+    sigma: tuple[Finite, Finite]
+    gap: Finite
+    residual: Finite
+    direction_top: tuple[IndexedValue, ...]
+
+
+class SignatureDocument(Document):
+    """The result of `sign`."""
+
+    kind: Literal["signature"] = "signature"
+    fingerprint: str
+    model: ModelRecord
+    fit: Literal["canonical", "paper", "sampled"]
+    fit_options: FitOptions | None = None
+    layers: tuple[LayerSignature, ...]
+    direction: Direction
+    explosion: tuple[int, ...]
+    decay: tuple[int, ...]
+    skipped: tuple[Skipped, ...] = ()
+
+
+class ResponseRecord(_Frozen):
+    """Signed amount the true block adds along the probed direction u at +c u and at -c u.
+
+    `direction` says what u is: the one that the tokens entering the layer share, or u1 of L where
+    they share none; `size` is c.
+    """
+
+    direction: Literal["tokens", "u1"]
+    size: Finite
+    plus: Finite
+    minus: Finite
+
+
+class Eigenvalue(_Frozen):
+    """The eigenpair of R whose eigenvector is nearest the probed direction."""
+
+    real: Finite
+    imag: Finite
+    angle_deg: Finite
+
+
+class LayerEvidence(_Frozen):
+    """What is known of one layer, its label, and the evidence in words.
+
+    `strength` is the share of the label's criteria that hold; null without a label.
+    """
+
+    layer: int
+    prefix: str
+    sigma: tuple[Finite, Finite]
+    gap: Finite
+    trigger_norm: Finite
+    rollout_ratio: Finite | None
+    response: ResponseRecord
+    eigenvalue: Eigenvalue | None
+    label: Literal["explosion", "decay"] | None
+    strength: Finite | None
+    evidence: tuple[str, ...]
+
+
+class SuperWeightRecord(_Frozen):
+    """An entry of a down projection and what it adds to its row when the layer is triggered."""
+
+    layer: int
+    tensor: str
+    row: int
+    column: int
+    value: Finite
+    amplitude: Finite
+
+
+class LayersDocument(Document):
+    """The result of `layers`. `super_weights` has the strongest entry of each layer, ranked."""
+
+    kind: Literal["layers"] = "layers"
+    model: ModelRecord
+    fit: Literal["canonical", "paper", "sampled"]
+    fit_options: FitOptions | None = None
+    direction: Direction
+    explosion: tuple[int, ...]
+    decay: tuple[int, ...]
+    layers: tuple[LayerEvidence, ...]
+    super_weights: tuple[SuperWeightRecord, ...]
+    skipped: tuple[Skipped, ...] = ()
+
+
+class NormsDocument(Document):
+    """The result of `norms`: residual-stream norms of single tokens after each layer.
+
+    `tokens` are ids, null for a random embedding; `embedding_norms` are the norms before layer 1;
+    `median` is taken over the tokens, layer by layer.
+    """
+
+    kind: Literal["norms"] = "norms"
+    model: ModelRecord
+    attention: bool
+    tokens: tuple[int | None, ...]
+    embedding_norms: tuple[Finite, ...]
+    norms: tuple[tuple[Finite, ...], ...]
+    median: tuple[Finite, ...]
+    skipped: tuple[Skipped, ...] = ()
+
+
+class TensorRecord(_Frozen):
+    """One tensor: its role, or the reason why it is not read."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    bytes: int
+    file: str
+    role: str | None
+    skipped: str | None
+
+
+class InspectDocument(Document):
+    """The result of `inspect`."""
+
+    kind: Literal["inspect"] = "inspect"
+    model: ModelRecord
+    description: str
+    residual: Literal["sequential", "parallel"]
+    norm: Literal["rms", "layer"]
+    epsilon: Finite
+    activation: str
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    ffn_width: int
+    vocabulary_size: int | None
+    bos_token_id: int | None
+    parameters: int
+    parameters_used: int
+    tensors: tuple[TensorRecord, ...]
+
+
+DOCUMENTS = MappingProxyType(
+    {
+        "signature": SignatureDocument,
+        "layers": LayersDocument,
+        "norms": NormsDocument,
+        "inspect": InspectDocument,
+    }
+)

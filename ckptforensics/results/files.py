@@ -1,0 +1,171 @@
+"""Save results so that nothing is ever half written, and load them again."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+
+from ckptforensics.errors import CkptError, OutputError, ResultError, UsageError
+from ckptforensics.results.documents import DOCUMENTS, Document, SignatureDocument
+from ckptforensics.sources import Source, parse_json_object, read_json_object
+from ckptforensics.tensors import TensorStore, open_store
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+_METADATA_KEY = "ckptforensics"
+
+
+@dataclass(frozen=True)
+class Signature:
+    """A signature: its document and its arrays, all float32.
+
+    Attributes
+    ----------
+    document : what is printed
+    u : (num_layers, hidden_size) leading left singular vectors of L, largest component positive
+    v : (num_layers, hidden_size) leading right singular vectors of F, the triggers
+    sigma : (num_layers, 2) leading singular values of L
+    residual : (num_layers,) |L'u1 - s1 v1| / s1
+    """
+
+    document: SignatureDocument
+    u: NDArray[np.float32]
+    v: NDArray[np.float32]
+    sigma: NDArray[np.float32]
+    residual: NDArray[np.float32]
+
+    def save(self, path: str | Path) -> None:
+        """Write the signature as a safetensors file; OutputError if that fails."""
+        save_signature(self, path)
+
+
+def write_atomically(path: str | Path, write: Callable[[Path], None]) -> None:
+    """Let `write` fill a temporary file beside `path`, then put it in place in one step.
+
+    Raises
+    ------
+    OutputError
+        if the file cannot be written; an older file of that name is then untouched.
+    """
+    target = Path(path)
+    temporary = None
+    try:
+        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+        os.close(handle)
+        temporary = Path(name)
+        write(temporary)
+        # mkstemp makes files private; give the result the permissions any new file would have.
+        mask = os.umask(0)
+        os.umask(mask)
+        temporary.chmod(0o666 & ~mask)
+        temporary.replace(target)
+    except OSError as problem:
+        raise OutputError(
+            f"cannot write the file: {problem.strerror}", path=target, hint="choose another -o"
+        ) from None
+    finally:
+        if temporary is not None:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+
+
+def save_document(document: Document, path: str | Path) -> None:
+    """Write a document as JSON; OutputError if that fails."""
+    text = document.model_dump_json(indent=2) + "\n"
+    write_atomically(path, lambda file: _write_text(file, text))
+
+
+def save_signature(signature: Signature, path: str | Path) -> None:
+    """Write a signature's arrays and document as one safetensors file; OutputError on failure."""
+    from safetensors.numpy import save_file
+
+    arrays = {name: getattr(signature, name) for name in ("u", "v", "sigma", "residual")}
+    metadata = {_METADATA_KEY: signature.document.model_dump_json()}
+    write_atomically(path, lambda file: save_file(arrays, file, metadata=metadata))
+
+
+def load_result(path: str | Path) -> Document | Signature:
+    """Load a saved document (JSON) or signature (safetensors).
+
+    Raises
+    ------
+    UsageError
+        if there is no such file.
+    ResultError
+        if it is not a saved result, or one of another schema version.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise UsageError("no such file", path=file, hint="give a file written with -o")
+    try:
+        if file.suffix == ".safetensors":
+            return _load_signature(file)
+        return _document(read_json_object(file, what="the result"), file)
+    except ResultError:
+        raise
+    except CkptError as problem:
+        raise ResultError(
+            f"not a saved result: {problem.message}", path=file, hint="give a file written with -o"
+        ) from None
+
+
+def _load_signature(file: Path) -> Signature:
+    store = open_store(Source(file, "safetensors", (file,), None))
+    text = store.metadata.get(_METADATA_KEY)
+    if text is None:
+        raise ResultError(
+            "the file holds tensors and no signature",
+            path=file,
+            hint="sign the checkpoint with 'ckpt sign' first",
+        )
+    fields = parse_json_object(text.encode(), path=file, what="the signature's document")
+    document = _document(fields, file)
+    if not isinstance(document, SignatureDocument):
+        raise ResultError(f"the file holds a '{fields.get('kind')}' document", path=file)
+    layers, width = len(document.layers), document.model.hidden_size
+    return Signature(
+        document,
+        u=_array(store, "u", (layers, width), file),
+        v=_array(store, "v", (layers, width), file),
+        sigma=_array(store, "sigma", (layers, 2), file),
+        residual=_array(store, "residual", (layers,), file),
+    )
+
+
+def _array(
+    store: TensorStore, name: str, shape: tuple[int, ...], file: Path
+) -> NDArray[np.float32]:
+    if name not in store or store.info(name).shape != shape:
+        raise ResultError("the signature's array is missing or misshapen", path=file, tensor=name)
+    return store.read(name)
+
+
+def _document(fields: dict[str, Any], file: Path) -> Document:
+    kind = fields.get("kind")
+    if kind not in DOCUMENTS:
+        raise ResultError(
+            f"not a saved result: its kind is {kind!r}", path=file, hint="give a file written by -o"
+        )
+    try:
+        return DOCUMENTS[kind].model_validate(fields)
+    except ValidationError as problem:
+        first = problem.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise ResultError(
+            f"the saved result does not fit its schema at '{place}': {first['msg']}",
+            path=file,
+            hint="it was written by another version: make it again",
+        ) from None
+
+
+def _write_text(file: Path, text: str) -> None:
+    file.write_text(text, encoding="utf-8")

@@ -1,0 +1,43 @@
+"""SHA-256 of files: computed on request, or known from the Hugging Face cache for nothing."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from ckptforensics.errors import FormatError
+
+_BLOCK = 1 << 22
+
+
+def sha256_of_file(path: Path, on_block: Callable[[int], None] | None = None) -> str:
+    """Hex SHA-256 of the whole file; `on_block` is told the number of bytes of each block read.
+
+    Raises
+    ------
+    FormatError
+        if the file cannot be read.
+    """
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            while block := file.read(_BLOCK):
+                digest.update(block)
+                if on_block is not None:
+                    on_block(len(block))
+    except OSError as problem:
+        raise FormatError(f"cannot read the file: {problem.strerror}", path=path) from None
+    return digest.hexdigest()
+
+
+def known_sha256(path: Path) -> str | None:
+    """Hex SHA-256 of a file of the Hugging Face cache, whose large blobs are named by it."""
+    if not path.is_symlink():
+        return None
+    blob = path.resolve()
+    # Small files are named by a 40-digit git id instead, which is not a SHA-256 of the bytes.
+    if blob.parent.name == "blobs" and re.fullmatch(r"[0-9a-f]{64}", blob.name):
+        return blob.name
+    return None

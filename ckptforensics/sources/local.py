@@ -1,0 +1,206 @@
+"""Find the files of a checkpoint on the local disk."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Literal
+
+from ckptforensics.errors import FormatError, NothingAnalysable, UsageError
+from ckptforensics.sources.strictjson import read_json_object
+
+_INDEX_SUFFIX = ".safetensors.index.json"
+_SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.safetensors")
+# Safetensors files that stand beside a model and are not one.
+_NOT_A_MODEL = frozenset({"adapter_model.safetensors", "training_args.safetensors"})
+
+
+@dataclass(frozen=True)
+class Source:
+    """The files of one checkpoint.
+
+    Attributes
+    ----------
+    path : what the user named
+    container : format of `files`
+    files : weight files in the order of their names
+    config : parsed `config.json`, None where there is none
+    weight_map : tensor name to file, as promised by an index; None without an index
+    """
+
+    path: Path
+    container: Literal["safetensors", "gguf"]
+    files: tuple[Path, ...]
+    config: Mapping[str, Any] | None
+    weight_map: Mapping[str, Path] | None = None
+
+
+def locate(model: str | Path, config: str | Path | None = None) -> Source:
+    """Resolve MODEL to files.
+
+    Parameters
+    ----------
+    model : directory, `.safetensors`, `.safetensors.index.json` or `.gguf` file
+    config : a `config.json` to use in place of the one beside the weights
+
+    Raises
+    ------
+    UsageError
+        if `model` does not exist or holds several models.
+    NothingAnalysable
+        if there is no readable checkpoint at `model`.
+    FormatError
+        if the index or the configuration is broken.
+    """
+    path = Path(model)
+    if not _exists(path):
+        hint = "give a directory, a .safetensors, .safetensors.index.json or .gguf file"
+        if re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w.-]+)?", str(model)):
+            hint += "; models on the Hugging Face Hub are not read in place: download it first"
+        raise UsageError("no such file or directory", path=path, hint=hint)
+    given_config = None if config is None else read_json_object(Path(config), what="configuration")
+    try:
+        return _locate_directory(path, given_config) if path.is_dir() else _locate_file(
+            path, given_config
+        )
+    except PermissionError as problem:
+        raise FormatError(
+            "permission denied", path=problem.filename or path, hint="check who may read it"
+        ) from None
+
+
+def _exists(path: Path) -> bool:
+    try:
+        path.stat()
+    except PermissionError:
+        return True
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def _locate_file(path: Path, config: Mapping[str, Any] | None) -> Source:
+    if path.name.endswith(_INDEX_SUFFIX):
+        return _from_index(path, path, config)
+    if path.suffix in (".safetensors", ".gguf"):
+        container: Literal["safetensors", "gguf"] = (
+            "gguf" if path.suffix == ".gguf" else "safetensors"
+        )
+        return Source(path, container, (path,), _config_beside(path.parent, config))
+    raise NothingAnalysable(
+        f"cannot read a model from a '{path.suffix}' file",
+        path=path,
+        hint="give a directory, a .safetensors, .safetensors.index.json or .gguf file",
+    )
+
+
+def _locate_directory(path: Path, config: Mapping[str, Any] | None) -> Source:
+    names = sorted(entry.name for entry in path.iterdir() if not entry.name.startswith("."))
+    indexes = [n for n in names if n.endswith(_INDEX_SUFFIX)]
+    weights = [n for n in names if n.endswith(".safetensors") and n not in _NOT_A_MODEL]
+    ggufs = [n for n in names if n.endswith(".gguf")]
+
+    if "model" + _INDEX_SUFFIX in indexes:
+        return _from_index(path / ("model" + _INDEX_SUFFIX), path, config)
+    if "model.safetensors" in weights:
+        weights = ["model.safetensors"]
+    elif len(indexes) == 1:
+        return _from_index(path / indexes[0], path, config)
+    elif len(indexes) > 1:
+        raise _several(path, indexes)
+
+    if weights:
+        stems = {m["stem"] if (m := _SHARD.fullmatch(n)) else n for n in weights}
+        if len(stems) > 1:
+            raise _several(path, weights)
+        _require_all_shards(path, weights)
+        files = tuple(path / n for n in weights)
+        return Source(path, "safetensors", files, _config_beside(path, config))
+    if len(ggufs) > 1:
+        raise _several(path, ggufs)
+    if ggufs:
+        return Source(path, "gguf", (path / ggufs[0],), _config_beside(path, config))
+    raise _nothing(path, names)
+
+
+def _from_index(index: Path, named: Path, config: Mapping[str, Any] | None) -> Source:
+    weight_map = read_json_object(index, what="index").get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise FormatError("the index has no 'weight_map'", path=index)
+    folder = index.parent
+    files: dict[str, Path] = {}
+    for tensor, name in weight_map.items():
+        # An index comes with the download: it may name only its own directory's files.
+        if not isinstance(name, str) or Path(name).name != name or name in ("", ".", ".."):
+            raise FormatError(
+                f"the index names a file outside its directory: {name!r}",
+                path=index,
+                tensor=tensor,
+                hint="do not trust this checkpoint",
+            )
+        files[name] = folder / name
+    for name, file in files.items():
+        if not file.is_file():
+            raise FormatError(
+                f"shard '{name}' named by {index.name} is missing",
+                path=file,
+                hint="download the missing file",
+            )
+    return Source(
+        named,
+        "safetensors",
+        tuple(files[n] for n in sorted(files)),
+        _config_beside(folder, config),
+        MappingProxyType({tensor: files[name] for tensor, name in weight_map.items()}),
+    )
+
+
+def _require_all_shards(path: Path, names: list[str]) -> None:
+    match = _SHARD.fullmatch(names[0])
+    if match is None:
+        return
+    for number in range(1, int(match["count"]) + 1):
+        name = f"{match['stem']}-{number:05d}-of-{match['count']}.safetensors"
+        if name not in names:
+            raise FormatError(
+                "shard is missing", path=path / name, hint="download the missing file"
+            )
+
+
+def _config_beside(
+    folder: Path, given: Mapping[str, Any] | None
+) -> Mapping[str, Any] | None:
+    if given is not None:
+        return given
+    beside = folder / "config.json"
+    return read_json_object(beside, what="configuration") if beside.exists() else None
+
+
+def _several(path: Path, names: list[str]) -> UsageError:
+    shown = ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
+    return UsageError(
+        f"the directory holds several models: {shown}", path=path, hint="name one of these files"
+    )
+
+
+def _nothing(path: Path, names: list[str]) -> NothingAnalysable:
+    if any(n in _NOT_A_MODEL for n in names):
+        return NothingAnalysable(
+            "the directory holds an adapter or training state and no model",
+            path=path,
+            hint="merge the adapter into its base first",
+        )
+    if any(n.endswith((".bin", ".pt", ".pth")) for n in names):
+        return NothingAnalysable(
+            "the directory holds PyTorch pickles, which this version does not read",
+            path=path,
+            hint="convert it to safetensors",
+        )
+    return NothingAnalysable(
+        "the directory holds no .safetensors or .gguf file",
+        path=path,
+        hint="name the directory that holds config.json and the weights",
+    )

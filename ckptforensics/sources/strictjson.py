@@ -1,0 +1,67 @@
+"""JSON objects from untrusted files: duplicate keys, deep nesting and non-objects are errors."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ckptforensics.errors import CkptError, FormatError
+
+# A config.json is a few kB and an index of a 400B model a few MB.
+_LARGEST_JSON_FILE = 100_000_000
+
+
+class _DuplicateKey(ValueError):
+    pass
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in result:
+            raise _DuplicateKey(f"duplicate key {key!r}")
+        result[key] = value
+    return result
+
+
+def parse_json_object(
+    text: bytes, *, path: Path, what: str, error: type[CkptError] = FormatError
+) -> dict[str, Any]:
+    """Parse `text` as one JSON object with unique keys.
+
+    Raises
+    ------
+    error
+        (FormatError by default) if `text` is not such an object; `what` names it in the message.
+    """
+    try:
+        value = json.loads(text.decode("utf-8"), object_pairs_hook=_unique_keys)
+    except _DuplicateKey as problem:
+        raise error(f"{what} has a {problem}", path=path) from None
+    except RecursionError:
+        raise error(f"{what} is nested too deeply", path=path) from None
+    except UnicodeDecodeError as problem:
+        raise error(f"{what} is not UTF-8 text", path=path, offset=problem.start) from None
+    except ValueError as problem:
+        raise error(f"{what} is not valid JSON: {problem}", path=path) from None
+    if not isinstance(value, dict):
+        raise error(f"{what} is not a JSON object", path=path)
+    return value
+
+
+def read_json_object(path: Path, *, what: str) -> dict[str, Any]:
+    """Read the file `path` as one JSON object with unique keys.
+
+    Raises
+    ------
+    FormatError
+        if the file is unreadable, too large or not such an object.
+    """
+    try:
+        if path.stat().st_size > _LARGEST_JSON_FILE:
+            raise FormatError(f"{what} is larger than {_LARGEST_JSON_FILE:,} bytes", path=path)
+        text = path.read_bytes()
+    except OSError as problem:
+        raise FormatError(f"cannot read {what}: {problem.strerror}", path=path) from None
+    return parse_json_object(text, path=path, what=what)

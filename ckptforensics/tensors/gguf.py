@@ -1,0 +1,200 @@
+"""Header of a GGUF file: metadata scalars and the table of tensors.
+
+Own parser because streaming needs the place of every tensor without building the tokenizer's
+hundred thousand strings, and because every malformed byte must end in one clear error. The
+dequantizers are those of the `gguf` package (`dtypes`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import mmap
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from ckptforensics.errors import FormatError
+from ckptforensics.tensors.dtypes import gguf_type
+from ckptforensics.tensors.info import Container, TensorInfo
+
+_SCALARS = MappingProxyType(
+    {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+)
+_STRING, _ARRAY = 8, 9
+_MOST_DIMENSIONS = 4
+_LONGEST_NAME = 1024
+
+
+@dataclass(frozen=True)
+class GgufArray:
+    """An array of the metadata, known by its element type, length and place only."""
+
+    element_type: int
+    length: int
+    offset: int
+
+
+def read_gguf(path: Path) -> Container:
+    """Parse and check the header of a GGUF file of version 2 or 3.
+
+    Raises
+    ------
+    FormatError
+        if the file breaks the format or is truncated.
+    MissingDependency
+        if it holds quantized tensors and the `gguf` package is not installed.
+    """
+    try:
+        size = path.stat().st_size
+        if size < 24:
+            raise FormatError(
+                "the file is empty" if size == 0 else "the file is too short for a GGUF header",
+                path=path,
+                hint="download it again",
+            )
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            return _parse(_Cursor(data, path), size)
+    except OSError as problem:
+        raise FormatError(f"cannot read the file: {problem.strerror}", path=path) from None
+
+
+class _Cursor:
+    """Reads the header front to back; every read is checked against the end of the file."""
+
+    def __init__(self, data: mmap.mmap, path: Path) -> None:
+        self.data = data
+        self.path = path
+        self.at = 0
+
+    def broken(self, what: str, **where: Any) -> FormatError:
+        return FormatError(what, path=self.path, **{"offset": self.at, **where})
+
+    def skip(self, count: int) -> int:
+        """Move over `count` bytes and return where they begin."""
+        begin = self.at
+        if count > len(self.data) - begin:
+            raise self.broken(
+                "the header runs past the end of the file", hint="the file is truncated"
+            )
+        self.at = begin + count
+        return begin
+
+    def scalar(self, code: str) -> Any:
+        begin = self.skip(struct.calcsize("<" + code))
+        return struct.unpack_from("<" + code, self.data, begin)[0]
+
+    def skip_string(self) -> None:
+        self.skip(self.scalar("Q"))
+
+    def string(self, most: int | None = None) -> str:
+        length = self.scalar("Q")
+        if most is not None and length > most:
+            raise self.broken(f"a name of {length:,} bytes")
+        begin = self.skip(length)
+        try:
+            return self.data[begin : begin + length].decode("utf-8")
+        except UnicodeDecodeError:
+            raise self.broken("a string is not UTF-8", offset=begin) from None
+
+    def value(self, kind: int) -> Any:
+        if kind in _SCALARS:
+            return self.scalar(_SCALARS[kind])
+        if kind == _STRING:
+            return self.string()
+        if kind == _ARRAY:
+            return self.array()
+        raise self.broken(f"unknown metadata type {kind}")
+
+    def array(self) -> GgufArray:
+        kind, length, begin = self.scalar("I"), self.scalar("Q"), self.at
+        if kind in _SCALARS:
+            self.skip(length * struct.calcsize("<" + _SCALARS[kind]))
+        elif kind == _STRING:
+            for _ in range(length):
+                self.skip_string()
+        else:
+            raise self.broken(f"unknown or nested array type {kind}")
+        return GgufArray(kind, length, begin)
+
+
+def _parse(cursor: _Cursor, size: int) -> Container:
+    if cursor.data[:4] != b"GGUF":
+        raise cursor.broken("the file does not begin with 'GGUF'", hint="this is not a GGUF file")
+    cursor.skip(4)
+    version = cursor.scalar("I")
+    if version not in (2, 3):
+        raise cursor.broken(
+            f"GGUF version {version} is not supported (2 and 3 are; big-endian files are not)",
+            offset=4,
+        )
+    tensor_count, pair_count = cursor.scalar("Q"), cursor.scalar("Q")
+    metadata: dict[str, Any] = {}
+    for _ in range(pair_count):
+        key = cursor.string()
+        if key in metadata:
+            raise cursor.broken(f"duplicate metadata key {key!r}")
+        metadata[key] = cursor.value(cursor.scalar("I"))
+
+    alignment = metadata.get("general.alignment", 32)
+    if type(alignment) is not int or alignment < 1 or alignment & (alignment - 1):
+        raise cursor.broken(f"alignment {alignment!r} is not a power of two")
+    entries: dict[str, tuple[str, tuple[int, ...], int, int]] = {}
+    for _ in range(tensor_count):
+        name = cursor.string(_LONGEST_NAME)
+        if name in entries:
+            raise cursor.broken("duplicate tensor", tensor=name)
+        entries[name] = _entry(cursor, name, alignment)
+    begin = -(-cursor.at // alignment) * alignment
+    digest = hashlib.sha256(cursor.data[: min(begin, size)]).hexdigest()
+    tensors = {
+        name: TensorInfo(name, dtype, shape, cursor.path, begin + offset, nbytes)
+        for name, (dtype, shape, offset, nbytes) in entries.items()
+    }
+    _check_extents(tensors, size)
+    return Container(cursor.path, size, digest, tensors, metadata)
+
+
+def _entry(cursor: _Cursor, name: str, alignment: int) -> tuple[str, tuple[int, ...], int, int]:
+    """Element type, shape, offset in the buffer and stored bytes of the next tensor."""
+    dimensions = cursor.scalar("I")
+    if dimensions > _MOST_DIMENSIONS:
+        raise cursor.broken(f"{dimensions} dimensions", tensor=name)
+    # GGUF writes the contiguous size first, NumPy last.
+    shape = tuple(cursor.scalar("Q") for _ in range(dimensions))[::-1]
+    kind = gguf_type(cursor.scalar("I"), path=cursor.path, tensor=name)
+    offset = cursor.scalar("Q")
+    if offset % alignment:
+        raise cursor.broken(f"offset {offset} is not a multiple of {alignment}", tensor=name)
+    elements = 1
+    for length in shape:
+        elements *= length
+    if elements and shape and shape[-1] % kind.block_elements:
+        raise cursor.broken(
+            f"rows of {shape[-1]} elements do not divide into {kind.name} blocks", tensor=name
+        )
+    nbytes = elements // kind.block_elements * kind.block_bytes
+    return kind.name, shape, offset, nbytes
+
+
+def _check_extents(tensors: Mapping[str, TensorInfo], size: int) -> None:
+    end = 0
+    for info in sorted(tensors.values(), key=lambda t: (t.offset, t.nbytes)):
+        if info.offset < end:
+            raise FormatError(
+                "the tensor overlaps the one before it",
+                path=info.path,
+                tensor=info.name,
+                offset=info.offset,
+            )
+        end = info.offset + info.nbytes
+        if end > size:
+            raise FormatError(
+                f"the tensor ends at byte {end:,} and the file has {size:,}",
+                path=info.path,
+                tensor=info.name,
+                offset=info.offset,
+                hint="the file is truncated: download it again",
+            )

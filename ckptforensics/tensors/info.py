@@ -1,0 +1,50 @@
+"""What a container's header says of its tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """One tensor as it lies in a file.
+
+    Attributes
+    ----------
+    name : name in the container
+    dtype : element type, in the container's own spelling (`BF16`, `Q4_1`)
+    shape : sizes in NumPy order, the last one contiguous
+    path : file that holds it
+    offset : first byte in the file
+    nbytes : stored bytes
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    path: Path
+    offset: int
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class Container:
+    """One parsed weight file.
+
+    Attributes
+    ----------
+    path : the file
+    size : its bytes
+    header_sha256 : hex digest of everything before the tensor data
+    tensors : by name
+    metadata : key-value pairs of the header (strings in safetensors, scalars in GGUF)
+    """
+
+    path: Path
+    size: int
+    header_sha256: str
+    tensors: Mapping[str, TensorInfo]
+    metadata: Mapping[str, Any] = field(default_factory=dict)

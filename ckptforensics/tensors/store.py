@@ -1,0 +1,177 @@
+"""All tensors of a checkpoint, whichever file holds them, read by row ranges."""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from ckptforensics.errors import FormatError, NotFinite, TensorError
+from ckptforensics.sources import Source
+from ckptforensics.tensors.gguf import read_gguf
+from ckptforensics.tensors.info import Container, TensorInfo
+from ckptforensics.tensors.safetensors import read_safetensors
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+# Elements decoded at once: the dequantizers' temporaries stay near 4 MB each.
+_BLOCK_ELEMENTS = 1 << 20
+
+
+def open_store(source: Source) -> TensorStore:
+    """Parse the headers of all files of `source`.
+
+    Raises
+    ------
+    FormatError
+        if a file breaks its format, or the files and the index contradict each other.
+    """
+    read = read_gguf if source.container == "gguf" else read_safetensors
+    return TensorStore([read(path) for path in source.files], source.weight_map)
+
+
+class TensorStore:
+    """Read access to tensors as float32.
+
+    Attributes
+    ----------
+    containers : the parsed files
+    tensors : header entry of each tensor by name
+    metadata : header metadata of the first file
+    """
+
+    def __init__(
+        self, containers: list[Container], weight_map: Mapping[str, Path] | None = None
+    ) -> None:
+        self.containers = tuple(containers)
+        self.metadata: Mapping[str, Any] = containers[0].metadata
+        tensors: dict[str, TensorInfo] = {}
+        for container in containers:
+            for name, info in container.tensors.items():
+                if name in tensors:
+                    raise FormatError(
+                        f"the tensor is also in {tensors[name].path.name}",
+                        path=container.path,
+                        tensor=name,
+                    )
+                tensors[name] = info
+        for name, path in (weight_map or {}).items():
+            if name not in tensors or tensors[name].path != path:
+                raise FormatError("the index promises a tensor the shard lacks", path=path,
+                                  tensor=name, hint="download the checkpoint again")
+        self.tensors: Mapping[str, TensorInfo] = MappingProxyType(tensors)
+        self._maps: dict[Path, mmap.mmap] = {}
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.tensors
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.tensors)
+
+    def info(self, name: str) -> TensorInfo:
+        """Header entry of a tensor; TensorError if there is none."""
+        try:
+            return self.tensors[name]
+        except KeyError:
+            path = self.containers[0].path if len(self.containers) == 1 else None
+            raise TensorError("the tensor is missing", path=path, tensor=name) from None
+
+    def read(self, name: str) -> NDArray[np.float32]:
+        """The whole tensor in its own shape."""
+        info = self.info(name)
+        _, rows = _matrix_shape(info)
+        return self.read_rows(name, 0, rows).reshape(info.shape)
+
+    def read_rows(self, name: str, start: int, stop: int) -> NDArray[np.float32]:
+        """Rows `start` to `stop` of the tensor seen as a matrix, leading axes flattened.
+
+        Returns
+        -------
+        (stop - start, columns) float32, freshly allocated
+
+        Raises
+        ------
+        TensorError
+            if the tensor is missing, or its element type cannot be decoded.
+        NotFinite
+            if an element is NaN or infinite; the message names its row and column.
+        """
+        import numpy as np
+
+        from ckptforensics.tensors.dtypes import decoder
+
+        info = self.info(name)
+        columns, rows = _matrix_shape(info)
+        if not 0 <= start <= stop <= rows:
+            raise TensorError(
+                f"rows {start} to {stop} of {rows} asked for", path=info.path, tensor=name
+            )
+        out = np.empty((stop - start, columns), np.float32)
+        if out.size == 0:
+            return out
+        decode = decoder(info.dtype, path=info.path, tensor=name)
+        row_bytes = info.nbytes // rows
+        step = max(1, _BLOCK_ELEMENTS // columns)
+        for first in range(start, stop, step):
+            last = min(first + step, stop)
+            raw = self._bytes(info, first * row_bytes, (last - first) * row_bytes)
+            block = out[first - start : last - start]
+            decode(raw, block.reshape(-1))
+            _require_finite(block, info, first)
+        self._release(info, start * row_bytes, (stop - start) * row_bytes)
+        return out
+
+    def _bytes(self, info: TensorInfo, begin: int, count: int) -> NDArray[np.uint8]:
+        import numpy as np
+
+        return np.frombuffer(self._map(info.path), np.uint8, count, info.offset + begin)
+
+    def _map(self, path: Path) -> mmap.mmap:
+        if path not in self._maps:
+            try:
+                with path.open("rb") as file:
+                    self._maps[path] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            except OSError as problem:
+                raise FormatError(f"cannot read the file: {problem.strerror}", path=path) from None
+        return self._maps[path]
+
+    def _release(self, info: TensorInfo, begin: int, count: int) -> None:
+        """Give mapped pages back, so that the resident set does not grow with the file."""
+        if not hasattr(mmap, "MADV_DONTNEED"):  # not on this operating system
+            return
+        first = (info.offset + begin) // mmap.PAGESIZE * mmap.PAGESIZE
+        last = info.offset + begin + count
+        self._map(info.path).madvise(mmap.MADV_DONTNEED, first, last - first)
+
+
+def _matrix_shape(info: TensorInfo) -> tuple[int, int]:
+    """Columns and rows of the tensor with its leading axes flattened."""
+    if not info.shape:
+        return 1, 1
+    rows = 1
+    for length in info.shape[:-1]:
+        rows *= length
+    return info.shape[-1], rows
+
+
+def _require_finite(block: NDArray[np.float32], info: TensorInfo, first_row: int) -> None:
+    import numpy as np
+
+    # One pass decides for nearly every block: NaN and infinity survive a sum, and a finite sum
+    # that overflows only costs the exact test.
+    with np.errstate(over="ignore", invalid="ignore"):
+        if np.isfinite(block.sum()):
+            return
+    bad = np.argwhere(~np.isfinite(block))
+    if bad.size:
+        row, column = (int(n) for n in bad[0])
+        raise NotFinite(
+            f"the weight at row {first_row + row}, column {column} is {block[row, column]}",
+            path=info.path,
+            tensor=info.name,
+            hint="the checkpoint is damaged",
+        )
