@@ -1,0 +1,53 @@
+"""Fixtures that several test modules share."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+# The fixtures are scripts of the repository, not of the installed package.
+sys.path.insert(0, str(ROOT))
+
+
+def _real_model(make):
+    """Call `make`; without the model CI fails and other machines skip, both with the reason."""
+    try:
+        return make()
+    except RuntimeError as problem:
+        if os.environ.get("CI"):
+            raise
+        pytest.skip(f"the real model is not available: {problem}")
+
+
+@pytest.fixture(scope="session")
+def planted() -> Path:
+    """The committed checkpoint with a planted explosion (layer 3) and decay (layer 7)."""
+    return ROOT / "fixtures" / "planted"
+
+
+@pytest.fixture(scope="session")
+def smollm2_gguf() -> Path:
+    """SmolLM2-135M-Instruct as GGUF (Q4_1)."""
+    from fixtures.smollm2 import gguf_file
+
+    return _real_model(gguf_file)
+
+
+@pytest.fixture(scope="session")
+def smollm2_bf16(smollm2_gguf: Path) -> Path:
+    """The same model in Hugging Face layout, BF16, in 3 shards."""
+    from fixtures.smollm2 import cached_hf_layout
+
+    return cached_hf_layout("BF16")
+
+
+@pytest.fixture(scope="session")
+def smollm2_f32(smollm2_gguf: Path) -> Path:
+    """The same model in Hugging Face layout with exactly the dequantized weights."""
+    from fixtures.smollm2 import cached_hf_layout
+
+    return cached_hf_layout("F32")
