@@ -16,8 +16,14 @@ from ckptforensics.version import __version__
 if TYPE_CHECKING:
     from ckptforensics.checkpoint import Checkpoint, open_checkpoint
     from ckptforensics.errors import CkptError
-    from ckptforensics.findings import Rollout, find_layers, fingerprint_distance
-    from ckptforensics.findings import inspect, rollout, sign
+    from ckptforensics.findings import (
+        Rollout,
+        find_layers,
+        fingerprint_distance,
+        inspect,
+        rollout,
+        sign,
+    )
     from ckptforensics.linear import Calibration, Fit
     from ckptforensics.results import Signature, load_result
 

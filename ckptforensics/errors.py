@@ -101,4 +101,5 @@ _EXIT_CODES = MappingProxyType(
 
 def exit_code(error: CkptError) -> int:
     """Exit code of the command line for `error`: that of its nearest listed base class."""
-    return next(_EXIT_CODES[c] for c in type(error).__mro__ if c in _EXIT_CODES)
+    codes = (_EXIT_CODES.get(c) for c in type(error).__mro__ if issubclass(c, CkptError))
+    return next(code for code in codes if code is not None)

@@ -1,4 +1,4 @@
-"""Architectures as data: one TOML file a family, resolved against a checkpoint's names and sizes."""
+"""Architectures as data: one TOML file a family, matched with names and sizes."""
 
 from ckptforensics.architectures.resolve import Architecture, Sizes, WeightRef, resolve
 from ckptforensics.architectures.schema import Family, families

@@ -110,14 +110,15 @@ class Architecture:
     @property
     def used(self) -> Mapping[str, str]:
         """Tensor to the role it plays."""
-        roles = {}
+        roles: dict[str, str] = {}
         for refs in self.layers:
             for role, ref in refs.items():
                 for name in filter(None, (ref.weight, ref.bias)):
                     roles[name] = role if name not in roles else f"{roles[name]}, {role}"
-        for name, role in ((self.embedding, "embedding"), (self.positions, "positions")):
-            if name is not None:
-                roles[name] = role
+        if self.embedding is not None:
+            roles[self.embedding] = "embedding"
+        if self.positions is not None:
+            roles[self.positions] = "positions"
         return roles
 
 

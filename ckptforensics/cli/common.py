@@ -46,9 +46,9 @@ class Output:
 
     def emit(self, document: Document) -> None:
         """Print the document to stdout."""
-        from ckptforensics.render import render
-
         import os
+
+        from ckptforensics.render import render
 
         terminal = sys.stdout.isatty()
         text = render(
@@ -201,8 +201,13 @@ class _Bar:
 
     def _show(self) -> None:
         from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-        from rich.progress import TimeRemainingColumn
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeRemainingColumn,
+        )
 
         self._bar = Progress(
             TextColumn("{task.description}"),

@@ -12,9 +12,7 @@ from ckptforensics.cli.common import Output, output_options
 @click.command("show")
 @click.argument("result", type=click.Path(path_type=Path))
 @output_options(None)
-def command(
-    result: Path, form: str, quiet: bool, verbose: bool, no_progress: bool
-) -> None:
+def command(result: Path, form: str, quiet: bool, verbose: bool, no_progress: bool) -> None:
     """Render a saved result again, without computing anything.
 
     RESULT is a file written with -o: a signature (.safetensors) or a document (.json).

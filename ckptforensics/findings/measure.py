@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ckptforensics.checkpoint import Checkpoint
-from ckptforensics.errors import NothingAnalysable, NotFinite
+from ckptforensics.errors import NotFinite, NothingAnalysable
 from ckptforensics.layers import Block, Floats, embed, stream_blocks, vocabulary_size
 from ckptforensics.linear import BlockMap, Fit, ResidualMap, block_map
 from ckptforensics.probes import Response, Trigger, advance, response, start_tokens, trigger
@@ -201,7 +201,7 @@ def _nearest_eigenvalue(operator: BlockMap, direction: Float64) -> Eigenvalue | 
     pairs = eigenpairs(ResidualMap(operator), start=direction)
     if not pairs:
         return None
-    cosines = [abs(np.vdot(pair.vector, direction)) for pair in pairs]
+    cosines = [float(abs(np.vdot(pair.vector, direction))) for pair in pairs]
     best = int(np.argmax(cosines))
     return Eigenvalue(
         real=pairs[best].value.real,

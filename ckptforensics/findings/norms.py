@@ -42,10 +42,13 @@ class Rollout:
 
     def save_states(self, path: str | Path) -> None:
         """Write the hidden states as array `states` of an .npz file; OutputError if that fails."""
+        states = self.states
+        if states is None:
+            raise UsageError("the hidden states were not kept", hint="roll out with states=True")
 
         def write(file: Path) -> None:
             with file.open("wb") as stream:
-                np.savez(stream, states=self.states)
+                np.savez(stream, states=states)
 
         write_atomically(path, write)
 

@@ -54,7 +54,8 @@ class AttentionMap(Operator):
         self.output = attention.output.weight
         if attention.repeats > 1:
             per_copy = self.output.reshape(d, -1, attention.repeats, attention.head_dim)
-            self.output = per_copy.sum(axis=2).reshape(d, inner // attention.repeats)
+            summed: Floats = per_copy.sum(axis=2)
+            self.output = summed.reshape(d, inner // attention.repeats)
 
     def matmat(self, x: Floats) -> Floats:
         """The product with each column of x."""

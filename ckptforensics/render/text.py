@@ -270,8 +270,8 @@ def _table(*columns: str) -> Table:
 
 def _marks(explosion: tuple[int, ...], decay: tuple[int, ...]) -> dict[int, tuple[str, str]]:
     return {
-        **{layer: ("explosion", "red") for layer in explosion},
-        **{layer: ("decay", "cyan") for layer in decay},
+        **dict.fromkeys(explosion, ("explosion", "red")),
+        **dict.fromkeys(decay, ("decay", "cyan")),
     }
 
 

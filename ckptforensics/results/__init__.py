@@ -2,9 +2,8 @@
 
 from ckptforensics.results.documents import (
     DOCUMENTS,
-    SCHEMA_VERSION,
-    Document,
     Direction,
+    Document,
     Eigenvalue,
     FileRecord,
     FitOptions,
@@ -30,7 +29,6 @@ from ckptforensics.results.files import (
 
 __all__ = [
     "DOCUMENTS",
-    "SCHEMA_VERSION",
     "Direction",
     "Document",
     "Eigenvalue",

@@ -6,12 +6,11 @@ Layers count from 1; coordinates, hidden units and tokens from 0.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
-
-SCHEMA_VERSION = "1.0"
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -76,7 +75,7 @@ class Direction(_Frozen):
 class Document(_Frozen):
     """Base of all documents."""
 
-    schema_version: Literal["1.0"] = SCHEMA_VERSION
+    schema_version: Literal["1.0"] = "1.0"
     tool_version: str
 
 
@@ -225,7 +224,7 @@ class InspectDocument(Document):
     tensors: tuple[TensorRecord, ...]
 
 
-DOCUMENTS = MappingProxyType(
+DOCUMENTS: Mapping[str, type[Document]] = MappingProxyType(
     {
         "signature": SignatureDocument,
         "layers": LayersDocument,

@@ -151,7 +151,7 @@ def _array(
 
 def _document(fields: dict[str, Any], file: Path) -> Document:
     kind = fields.get("kind")
-    if kind not in DOCUMENTS:
+    if not isinstance(kind, str) or kind not in DOCUMENTS:
         raise ResultError(
             f"not a saved result: its kind is {kind!r}", path=file, hint="give a file written by -o"
         )

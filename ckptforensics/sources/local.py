@@ -63,8 +63,10 @@ def locate(model: str | Path, config: str | Path | None = None) -> Source:
         raise UsageError("no such file or directory", path=path, hint=hint)
     given_config = None if config is None else read_json_object(Path(config), what="configuration")
     try:
-        return _locate_directory(path, given_config) if path.is_dir() else _locate_file(
-            path, given_config
+        return (
+            _locate_directory(path, given_config)
+            if path.is_dir()
+            else _locate_file(path, given_config)
         )
     except PermissionError as problem:
         raise FormatError(
@@ -170,9 +172,7 @@ def _require_all_shards(path: Path, names: list[str]) -> None:
             )
 
 
-def _config_beside(
-    folder: Path, given: Mapping[str, Any] | None
-) -> Mapping[str, Any] | None:
+def _config_beside(folder: Path, given: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
     if given is not None:
         return given
     beside = folder / "config.json"

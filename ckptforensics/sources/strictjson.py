@@ -12,7 +12,7 @@ from ckptforensics.errors import CkptError, FormatError
 _LARGEST_JSON_FILE = 100_000_000
 
 
-class _DuplicateKey(ValueError):
+class _DuplicateKeyError(ValueError):
     pass
 
 
@@ -20,7 +20,7 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result: dict[str, Any] = {}
     for key, value in pairs:
         if key in result:
-            raise _DuplicateKey(f"duplicate key {key!r}")
+            raise _DuplicateKeyError(f"duplicate key {key!r}")
         result[key] = value
     return result
 
@@ -37,7 +37,7 @@ def parse_json_object(
     """
     try:
         value = json.loads(text.decode("utf-8"), object_pairs_hook=_unique_keys)
-    except _DuplicateKey as problem:
+    except _DuplicateKeyError as problem:
         raise error(f"{what} has a {problem}", path=path) from None
     except RecursionError:
         raise error(f"{what} is nested too deeply", path=path) from None

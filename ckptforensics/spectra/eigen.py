@@ -49,9 +49,10 @@ def eigenpairs(
     n = operator.shape[0]
     count = min(count, n)
     if count >= n - 1:  # ARPACK needs room; a matrix this small is solved whole
-        values, vectors = np.linalg.eig(operator.matmat(np.eye(n, dtype=np.float32)))
+        solved: Any = np.linalg.eig(operator.matmat(np.eye(n, dtype=np.float32)))
     else:
-        values, vectors = _arnoldi(operator, count, start, tolerance, max_products)
+        solved = _arnoldi(operator, count, start, tolerance, max_products)
+    values, vectors = solved
     pairs = [_measured(operator, v, x) for v, x in zip(values, vectors.T, strict=True)]
     return sorted(pairs, key=lambda pair: -abs(pair.value))[: count + 1]
 

@@ -102,9 +102,7 @@ def _check_extents(tensors: dict[str, TensorInfo], path: Path, buffer: int, size
     for info in sorted(tensors.values(), key=lambda t: (t.offset, t.nbytes)):
         if info.offset != end:
             what = "overlaps the tensor before it" if info.offset < end else "leaves a hole before"
-            raise FormatError(
-                f"the tensor {what}", path=path, tensor=info.name, offset=info.offset
-            )
+            raise FormatError(f"the tensor {what}", path=path, tensor=info.name, offset=info.offset)
         end = info.offset + info.nbytes
     if end > size:
         raise FormatError(

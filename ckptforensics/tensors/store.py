@@ -61,8 +61,12 @@ class TensorStore:
                 tensors[name] = info
         for name, path in (weight_map or {}).items():
             if name not in tensors or tensors[name].path != path:
-                raise FormatError("the index promises a tensor the shard lacks", path=path,
-                                  tensor=name, hint="download the checkpoint again")
+                raise FormatError(
+                    "the index promises a tensor the shard lacks",
+                    path=path,
+                    tensor=name,
+                    hint="download the checkpoint again",
+                )
         self.tensors: Mapping[str, TensorInfo] = MappingProxyType(tensors)
         self._maps: dict[Path, mmap.mmap] = {}
 
