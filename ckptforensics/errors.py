@@ -9,6 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 from types import MappingProxyType
 
+_LONGEST_QUOTE = 1000
+
 
 class CkptError(Exception):
     """Base of all errors raised on purpose; catching it catches every failure of the input.
@@ -43,15 +45,14 @@ class CkptError(Exception):
         if self.path is not None:
             place.append(str(self.path))
         if self.tensor is not None:
-            place.append(f"tensor '{self.tensor}'")
+            place.append(f"tensor '{_shortened(self.tensor)}'")
         if self.offset is not None:
             place.append(f"byte {self.offset}")
-        text = f"{', '.join(place)}: {self.message}" if place else self.message
+        message = _shortened(self.message)
+        text = f"{', '.join(place)}: {message}" if place else message
         if self.hint:
             text = f"{text}; {self.hint}"
-        # File and tensor names come from the input: a newline or an escape sequence in one of
-        # them must not break the promise of one line or reach a terminal.
-        return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+        return one_line(text)
 
 
 class UsageError(CkptError):
@@ -99,7 +100,21 @@ _EXIT_CODES = MappingProxyType(
 )
 
 
+def one_line(text: str) -> str:
+    """`text` with line breaks, control sequences and all else unprintable spelled as escapes.
+
+    File and tensor names come from the input: nothing in them may break the promise of one line
+    or reach a terminal.
+    """
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
 def exit_code(error: CkptError) -> int:
     """Exit code of the command line for `error`: that of its nearest listed base class."""
     codes = (_EXIT_CODES.get(c) for c in type(error).__mro__ if issubclass(c, CkptError))
     return next(code for code in codes if code is not None)
+
+
+def _shortened(text: str) -> str:
+    """A value quoted from the input may be a whole file: its beginning says enough."""
+    return text if len(text) <= _LONGEST_QUOTE else text[:_LONGEST_QUOTE] + " ..."

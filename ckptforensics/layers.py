@@ -14,10 +14,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ckptforensics.architectures import WeightRef
-from ckptforensics.architectures.schema import Role
+from ckptforensics.architectures import LayerPlan, Role, RoutingPlan, WeightRef
 from ckptforensics.checkpoint import Checkpoint
-from ckptforensics.errors import NothingAnalysable
 
 Floats = NDArray[np.float32]
 
@@ -49,23 +47,53 @@ class Linear:
 
 
 @dataclass(frozen=True)
+class Sink:
+    """A learned score beside the token's own: its attention to itself is below 1.
+
+    Attributes
+    ----------
+    query, key : (num_heads * width, hidden_size), (num_kv_heads * width, hidden_size)
+    scores : (num_heads,) the sinks
+    """
+
+    query: Linear
+    key: Linear
+    scores: Floats
+
+
+@dataclass(frozen=True)
 class Attention:
     """What attention does to a single token: output(repeat(value(norm(x)))).
 
     Attributes
     ----------
-    norm : before the value map
-    value : (num_kv_heads * head_dim, hidden_size)
+    norm : before the value map; None where the block has none there
+    value : (num_kv_heads * head_dim, hidden_size), or from the compressed vector with `latent`
     output : (hidden_size, num_heads * head_dim)
     head_dim : width of a value head
     repeats : query heads that share a value head
+    latent, latent_norm : MLA's down map and norm before `value`
+    gate : output gate, sigmoid of which multiplies the repeated values
+    sink : learned sink
+    clip : bound on the values' size
+    post_norm : of the branch's result, before it is added
+    after_norm : of the residual stream, after the result was added
+    scale : factor on the result, a number or (hidden_size,)
     """
 
-    norm: Norm
+    norm: Norm | None
     value: Linear
     output: Linear
     head_dim: int
     repeats: int
+    latent: Linear | None = None
+    latent_norm: Norm | None = None
+    gate: Linear | None = None
+    sink: Sink | None = None
+    clip: float | None = None
+    post_norm: Norm | None = None
+    after_norm: Norm | None = None
+    scale: Floats | float | None = None
 
 
 @dataclass(frozen=True)
@@ -74,20 +102,54 @@ class Ffn:
 
     Attributes
     ----------
-    norm : before the FFN
+    norm : before the FFN; None where the block has none there
     gate : (ffn_width, hidden_size) or None
     up : (ffn_width, hidden_size)
     down : (hidden_size, ffn_width)
     activation : name of s, as in the configuration
     down_name : name of the down projection's tensor, for reports
+    clamped : gpt-oss's variant: gate and up are clamped at 7, up + 1 multiplies
+    post_norm, after_norm, scale : as in `Attention`
     """
 
-    norm: Norm
+    norm: Norm | None
     gate: Linear | None
     up: Linear
     down: Linear
     activation: str
     down_name: str
+    clamped: bool = False
+    post_norm: Norm | None = None
+    after_norm: Norm | None = None
+    scale: Floats | float | None = None
+
+
+@dataclass(frozen=True)
+class Moe:
+    """Experts weighed by a router, and experts that always act.
+
+    Attributes
+    ----------
+    norm : before router and experts; the experts' own norm is None
+    router : (num_experts, hidden_size)
+    correction : (num_experts,) added to the scores for choosing experts only
+    plan : how scores become weights
+    experts : the routed experts
+    shared : the expert that always acts, None for none
+    shared_router : (1, hidden_size), sigmoid of which weighs the shared expert
+    post_norm, after_norm, scale : as in `Attention`
+    """
+
+    norm: Norm | None
+    router: Linear
+    correction: Floats | None
+    plan: RoutingPlan
+    experts: tuple[Ffn, ...]
+    shared: Ffn | None = None
+    shared_router: Linear | None = None
+    post_norm: Norm | None = None
+    after_norm: Norm | None = None
+    scale: Floats | float | None = None
 
 
 @dataclass(frozen=True)
@@ -99,13 +161,17 @@ class Block:
     layer : number from 1
     prefix : of its tensors
     residual : `sequential` x + attention, then + FFN; `parallel` both from the same x
+    attention : None where the block mixes tokens otherwise
+    ffn : the FFN or the experts
+    mixer : why there is no attention
     """
 
     layer: int
     prefix: str
     residual: Literal["sequential", "parallel"]
-    attention: Attention
-    ffn: Ffn
+    attention: Attention | None
+    ffn: Ffn | Moe
+    mixer: str | None = None
 
 
 def load_block(checkpoint: Checkpoint, layer: int) -> Block:
@@ -118,30 +184,16 @@ def load_block(checkpoint: Checkpoint, layer: int) -> Block:
     TensorError
         if an element type cannot be decoded.
     """
-    architecture = checkpoint.architecture
-    refs = architecture.layers[layer - 1]
-    sizes = architecture.sizes
-
-    def linear(role: Role) -> Linear:
-        return _read_linear(checkpoint, refs[role])
-
-    attention = Attention(
-        norm=_read_norm(checkpoint, refs, "attention_norm"),
-        value=linear("value"),
-        output=linear("output"),
-        head_dim=sizes.head_dim,
-        repeats=sizes.num_heads // sizes.num_kv_heads,
+    plan = checkpoint.architecture.layers[layer - 1]
+    reader = _BlockReader(checkpoint, plan)
+    return Block(
+        layer=layer,
+        prefix=plan.prefix.rstrip("."),
+        residual=checkpoint.architecture.residual,
+        attention=None if plan.mixer is not None else reader.attention(),
+        ffn=reader.moe() if plan.experts else reader.ffn(),
+        mixer=plan.mixer,
     )
-    ffn = Ffn(
-        norm=_read_norm(checkpoint, refs, "ffn_norm"),
-        gate=linear("gate") if "gate" in refs else None,
-        up=linear("up"),
-        down=linear("down"),
-        activation=architecture.activation,
-        down_name=refs["down"].weight,
-    )
-    prefix = architecture.prefixes[layer - 1].rstrip(".")
-    return Block(layer, prefix, architecture.family.residual, attention, ffn)
 
 
 def stream_blocks(checkpoint: Checkpoint, layers: Sequence[int] | None = None) -> Iterator[Block]:
@@ -160,72 +212,162 @@ def stream_blocks(checkpoint: Checkpoint, layers: Sequence[int] | None = None) -
             del block
 
 
-def embed(checkpoint: Checkpoint, tokens: Sequence[int] | NDArray[np.int64]) -> Floats:
-    """Residual stream of single tokens before the first block.
+class _BlockReader:
+    """Reads the weights of one block by their roles."""
 
-    Token embeddings, plus the embedding of position 0 where positions are learned.
+    def __init__(self, checkpoint: Checkpoint, plan: LayerPlan) -> None:
+        self.architecture = checkpoint.architecture
+        self.store = checkpoint.store
+        self.refs = plan.refs
+        self.expert_refs = plan.experts
+        self.hidden_size = checkpoint.architecture.sizes.hidden_size
 
-    Returns
-    -------
-    (len(tokens), hidden_size)
-
-    Raises
-    ------
-    NothingAnalysable
-        if the files hold no token embeddings.
-    """
-    architecture = checkpoint.architecture
-    name = embedding_name(checkpoint)
-    ids = np.asarray(tokens, np.int64)
-    # Runs of consecutive ids are read at once: the whole vocabulary is one run.
-    runs = np.split(ids, np.flatnonzero(np.diff(ids) != 1) + 1) if ids.size else []
-    rows = [checkpoint.store.read_rows(name, int(r[0]), int(r[-1]) + 1) for r in runs]
-    x = np.concatenate(rows) if rows else np.zeros((0, architecture.sizes.hidden_size), np.float32)
-    if architecture.positions is not None:
-        x += checkpoint.store.read_rows(architecture.positions, 0, 1)
-    return x
-
-
-def embedding_name(checkpoint: Checkpoint) -> str:
-    """Name of the token embeddings; NothingAnalysable if the files hold none."""
-    name = checkpoint.architecture.embedding
-    if name is None:
-        raise NothingAnalysable(
-            "the files hold no token embeddings, so no token can be rolled out",
-            path=checkpoint.source.path,
-            hint="give the whole checkpoint",
+    def attention(self) -> Attention:
+        """The attention branch."""
+        architecture = self.architecture
+        mla = "latent" in self.refs
+        sink = None
+        if "sinks" in self.refs:
+            scores = self.store.read(self.refs["sinks"].weight).reshape(-1)
+            sink = Sink(self.linear("query"), self.linear("key"), scores)
+        before, after = self.norms("attention")
+        return Attention(
+            norm=before,
+            value=self.linear("value"),
+            output=self.linear("output"),
+            head_dim=architecture.sizes.head_dim,
+            repeats=1 if mla else architecture.sizes.num_heads // architecture.sizes.num_kv_heads,
+            latent=self.optional("latent"),
+            latent_norm=self.norm("latent_norm"),
+            gate=self.optional("attention_gate"),
+            sink=sink,
+            clip=architecture.value_clip,
+            post_norm=self.norm("attention_post_norm"),
+            after_norm=after,
+            scale=self.scale("attention_scale", architecture.attention_scale),
         )
-    return name
 
+    def ffn(self) -> Ffn:
+        """The dense FFN branch."""
+        before, after = self.norms("ffn")
+        return Ffn(
+            norm=before,
+            gate=self.optional("gate"),
+            up=self.linear("up"),
+            down=self.linear("down"),
+            activation=self.architecture.activation,
+            down_name=self.refs["down"].weight,
+            clamped=self.architecture.family.ffn == "clamped",
+            post_norm=self.norm("ffn_post_norm"),
+            after_norm=after,
+            scale=self.scale("ffn_scale", self.architecture.ffn_scale),
+        )
 
-def vocabulary_size(checkpoint: Checkpoint) -> int:
-    """Number of token embeddings; NothingAnalysable if the files hold none."""
-    return checkpoint.store.info(embedding_name(checkpoint)).shape[0]
+    def moe(self) -> Moe:
+        """The branch of routed and shared experts."""
+        assert self.architecture.routing is not None
+        before, after = self.norms("ffn")
+        correction = self.refs.get("router_correction")
+        shared = None
+        if "shared_down" in self.refs:
+            shared = self.expert(self.refs, "shared")
+        return Moe(
+            norm=before,
+            router=self.linear("router"),
+            correction=None if correction is None else self.store.read(correction.weight),
+            plan=self.architecture.routing,
+            experts=tuple(self.expert(refs, "expert") for refs in self.expert_refs),
+            shared=shared,
+            shared_router=self.optional("shared_router"),
+            post_norm=self.norm("ffn_post_norm"),
+            after_norm=after,
+            scale=self.scale("ffn_scale", self.architecture.ffn_scale),
+        )
 
+    def expert(self, refs: Mapping[Role, WeightRef], kind: Literal["expert", "shared"]) -> Ffn:
+        """One expert, whose norm is that of the branch."""
+        names: tuple[Role, Role, Role] = (
+            ("expert_gate", "expert_up", "expert_down")
+            if kind == "expert"
+            else ("shared_gate", "shared_up", "shared_down")
+        )
+        gate, up, down = (refs.get(name) for name in names)
+        assert up is not None
+        assert down is not None
+        return Ffn(
+            norm=None,
+            gate=None if gate is None else self.read_linear(gate),
+            up=self.read_linear(up),
+            down=self.read_linear(down),
+            activation=self.architecture.activation,
+            down_name=down.weight if down.expert is None else f"{down.weight}[{down.expert}]",
+            clamped=self.architecture.family.ffn == "clamped",
+        )
 
-def _read_norm(checkpoint: Checkpoint, refs: Mapping[Role, WeightRef], role: Role) -> Norm:
-    architecture = checkpoint.architecture
-    gain = checkpoint.store.read(refs[role].weight)
-    bias = refs[role].bias
-    return Norm(
-        kind=architecture.family.norm.kind,
-        gain=gain + np.float32(architecture.gain_offset) if architecture.gain_offset else gain,
-        bias=None if bias is None else checkpoint.store.read(bias),
-        eps=architecture.eps,
-    )
+    def norms(self, branch: Literal["attention", "ffn"]) -> tuple[Norm | None, Norm | None]:
+        """Norm before the branch, and after its result was added."""
+        norm_role: Role = "attention_norm" if branch == "attention" else "ffn_norm"
+        after_role: Role = "attention_after_norm" if branch == "attention" else "ffn_after_norm"
+        norm, after = self.norm(norm_role), self.norm(after_role)
+        spec = self.architecture.family.norm
+        if norm is None and not spec.affine:
+            ones = np.ones(self.hidden_size, np.float32)
+            norm = Norm(spec.kind, ones, None, self.architecture.eps)
+        if self.architecture.norm_position == "after":
+            return None, norm
+        return norm, after
 
+    def norm(self, role: Role) -> Norm | None:
+        """A norm, None where the block has none."""
+        ref = self.refs.get(role)
+        if ref is None:
+            return None
+        gain = self.store.read(ref.weight).reshape(-1)
+        offset = self.architecture.gain_offset
+        return Norm(
+            kind=self.architecture.family.norm.kind,
+            gain=gain + np.float32(offset) if offset else gain,
+            bias=None if ref.bias is None else self.store.read(ref.bias).reshape(-1),
+            eps=self.architecture.eps,
+        )
 
-def _read_linear(checkpoint: Checkpoint, ref: WeightRef) -> Linear:
-    store = checkpoint.store
-    bias = None if ref.bias is None else store.read(ref.bias)
-    if ref.transposed:
-        weight = np.ascontiguousarray(store.read(ref.weight).T)
+    def scale(self, role: Role, factor: float) -> Floats | float | None:
+        """Factor on what the branch adds."""
+        ref = self.refs.get(role)
+        if ref is None:
+            return None if factor == 1 else factor
+        return self.store.read(ref.weight).reshape(-1) * np.float32(factor)
+
+    def optional(self, role: Role) -> Linear | None:
+        """A linear map, None where the block has none."""
+        return self.linear(role) if role in self.refs else None
+
+    def linear(self, role: Role) -> Linear:
+        """A linear map as (out, in), with the share of a fused tensor that belongs to the role."""
+        return self.read_linear(self.refs[role])
+
+    def read_linear(self, ref: WeightRef) -> Linear:
+        """A linear map as (out, in); see `WeightRef`."""
+        store = self.store
+        shape = store.info(ref.weight).shape
+        bias = None if ref.bias is None else store.read(ref.bias)
+        if ref.expert is not None:
+            rows = shape[1]
+            weight = store.read_rows(ref.weight, ref.expert * rows, (ref.expert + 1) * rows)
+            bias = None if bias is None else bias.reshape(shape[0], -1)[ref.expert]
+        elif ref.ranges is not None and not ref.transposed:
+            weight = np.concatenate([store.read_rows(ref.weight, a, b) for a, b in ref.ranges])
+        else:
+            weight = store.read(ref.weight)
+        whole = ref.expert is not None or ref.transposed or ref.ranges is None
+        if ref.transposed:
+            weight = weight.T
         if ref.ranges is not None:
-            weight = np.concatenate([weight[a:b] for a, b in ref.ranges])
-    elif ref.ranges is not None:
-        weight = np.concatenate([store.read_rows(ref.weight, a, b) for a, b in ref.ranges])
-    else:
-        weight = store.read(ref.weight)
-    if bias is not None and ref.ranges is not None:
-        bias = np.concatenate([bias[a:b] for a, b in ref.ranges])
-    return Linear(weight, bias)
+            if whole:
+                weight = np.concatenate([weight[a:b] for a, b in ref.ranges])
+            if bias is not None:
+                bias = np.concatenate([bias.reshape(-1)[a:b] for a, b in ref.ranges])
+        if ref.step != 1:
+            weight = weight[ref.start :: ref.step]
+            bias = None if bias is None else bias.reshape(-1)[ref.start :: ref.step]
+        return Linear(np.ascontiguousarray(weight), None if bias is None else bias.reshape(-1))

@@ -1,6 +1,25 @@
 """Architectures as data: one TOML file a family, matched with names and sizes."""
 
-from ckptforensics.architectures.resolve import Architecture, Sizes, WeightRef, resolve
-from ckptforensics.architectures.schema import Family, families
+from ckptforensics.architectures.resolve import (
+    Architecture,
+    EmbeddingRefs,
+    LayerPlan,
+    RoutingPlan,
+    Sizes,
+    WeightRef,
+    resolve,
+)
+from ckptforensics.architectures.schema import Family, Role, families
 
-__all__ = ["Architecture", "Family", "Sizes", "WeightRef", "families", "resolve"]
+__all__ = [
+    "Architecture",
+    "EmbeddingRefs",
+    "Family",
+    "LayerPlan",
+    "Role",
+    "RoutingPlan",
+    "Sizes",
+    "WeightRef",
+    "families",
+    "resolve",
+]

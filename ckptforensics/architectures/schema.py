@@ -12,16 +12,59 @@ from collections.abc import Mapping
 from functools import cache
 from importlib import resources
 from types import MappingProxyType
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-Role = Literal["attention_norm", "value", "output", "ffn_norm", "gate", "up", "down"]
-Take = Literal["all", "qkv:v", "heads:v", "groups:v", "half:1", "half:2"]
-
-REQUIRED_ROLES: frozenset[Role] = frozenset(
-    {"attention_norm", "value", "output", "ffn_norm", "up", "down"}
-)
+Role = Literal[
+    "attention_norm",
+    "attention_post_norm",
+    "attention_after_norm",
+    "attention_scale",
+    "query",
+    "key",
+    "value",
+    "output",
+    "attention_gate",
+    "sinks",
+    "latent",
+    "latent_norm",
+    "ffn_norm",
+    "ffn_post_norm",
+    "ffn_after_norm",
+    "ffn_scale",
+    "gate",
+    "up",
+    "down",
+    "router",
+    "router_correction",
+    "expert_gate",
+    "expert_up",
+    "expert_down",
+    "shared_gate",
+    "shared_up",
+    "shared_down",
+    "shared_router",
+]
+Take = Literal[
+    "all",
+    "qkv:q",
+    "qkv:k",
+    "qkv:v",
+    "heads:v",
+    "groups:v",
+    "half:1",
+    "half:2",
+    "even",
+    "odd",
+    "latent:c",
+    "latent:v",
+    "query:q",
+    "query:gate",
+]
+Residual = Literal["sequential", "parallel"]
+NormPosition = Literal["before", "after"]
+Routing = Literal["softmax", "softmax-top", "top-softmax", "sigmoid", "sigmoid-input"]
 
 # Why a tensor the family knows is not read. A tensor it does not know stops the analysis.
 UNUSED_REASONS = MappingProxyType(
@@ -29,12 +72,48 @@ UNUSED_REASONS = MappingProxyType(
         "scores": "attention scores only: a single token attends to itself with weight 1",
         "after": "after the last block",
         "buffer": "a constant, not a weight",
+        "mixer": "not an attention layer: its mixer is not analysed",
+        "prediction": "multi-token prediction, beside the main stack of blocks",
+        "other": "another component of the model",
     }
 )
+Unused = Literal["scores", "after", "buffer", "mixer", "prediction", "other"]
 
 
 class _Frozen(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Choice(_Frozen):
+    """A setting read from the configuration.
+
+    Attributes
+    ----------
+    key : of `config.json` (GGUF metadata after the architecture's name: see `gguf_key`)
+    values : configured value, written as in JSON, to the setting
+    default : where the configuration has no such key
+    """
+
+    key: str
+    values: dict[str, str]
+    default: str
+    gguf_key: str | None = None
+
+
+class Scalar(_Frozen):
+    """A factor: the configured number (or `default`), times or divided by a size.
+
+    Attributes
+    ----------
+    key, gguf_key : where the number stands; none means `default` always
+    times, over : `sqrt(hidden_size)`, `sqrt(num_layers)`, ...
+    """
+
+    key: str | None = None
+    gguf_key: str | None = None
+    default: float = 1.0
+    times: Literal["sqrt(hidden_size)", "sqrt(num_layers)"] | None = None
+    over: Literal["sqrt(hidden_size)", "sqrt(num_layers)"] | None = None
 
 
 class TensorSpec(_Frozen):
@@ -42,16 +121,52 @@ class TensorSpec(_Frozen):
 
     Attributes
     ----------
-    name : tensor name after the block's prefix, without `.weight` or `.bias`
+    name : tensor name after the block's prefix, without `.weight` or `.bias`; of several, the
+        first that exists. `{expert}` counts experts from 0
+    suffix, bias_suffix : what follows the name
     transposed : stored (in, out) instead of (out, in)
+    stacked : one tensor holds all experts, its first axis counts them
     take : the share of a fused tensor's output rows that belongs to the role:
         `qkv:v` the values of q, k, v stacked by head counts; `heads:v` of [q, k, v] a head;
-        `groups:v` of [q ..., k, v] a key-value group; `half:1`, `half:2` of two equal halves
+        `groups:v` of [q ..., k, v] a key-value group; `half:1`, `half:2` of two equal halves;
+        `even`, `odd` of interleaved rows; `latent:c` the compressed part of MLA's down map,
+        `latent:v` the values of its [key, value] a head; `query:q`, `query:gate` of a query
+        projection that carries an output gate beside each head
+    optional : layers without it exist
     """
 
-    name: str
+    name: tuple[str, ...]
+    suffix: str = ".weight"
+    bias_suffix: str = ".bias"
     transposed: bool = False
+    stacked: bool = False
     take: Take = "all"
+    optional: bool = False
+
+    @field_validator("name", mode="before")
+    @classmethod
+    def _one_or_several(cls, value: object) -> object:
+        return (value,) if isinstance(value, str) else value
+
+
+class EmbeddingSpec(_Frozen):
+    """Names of what makes the residual stream before the first block; a bare string is `tokens`.
+
+    Attributes
+    ----------
+    tokens : token embeddings
+    positions, position_row : learned position embeddings, and the row of the first position
+    token_types : embeddings of segments, row 0 of which is added
+    norm : LayerNorm after the sum
+    projection : linear map from the embeddings' width to the residual width
+    """
+
+    tokens: str
+    positions: str | None = None
+    position_row: int = 0
+    token_types: str | None = None
+    norm: str | None = None
+    projection: str | None = None
 
 
 class Layout(_Frozen):
@@ -60,7 +175,7 @@ class Layout(_Frozen):
     Attributes
     ----------
     prefixes : what may stand before every name, tried in this order
-    embedding, positions : token embeddings and learned position embeddings
+    embedding : what makes the residual stream before the first block
     block : prefix of a block, `{layer}` counts from 0
     tensors : weights of a block by role
     unused : glob of a full tensor name to the key of its reason in UNUSED_REASONS
@@ -68,18 +183,22 @@ class Layout(_Frozen):
     """
 
     prefixes: tuple[str, ...] = ("",)
-    embedding: str
-    positions: str | None = None
+    embedding: EmbeddingSpec
     block: str
     tensors: dict[Role, TensorSpec]
-    unused: dict[str, Literal["scores", "after", "buffer"]] = {}
+    unused: dict[str, Unused] = {}
     gain_offset: float = 0.0
+
+    @field_validator("embedding", mode="before")
+    @classmethod
+    def _tokens_only(cls, value: object) -> object:
+        return {"tokens": value} if isinstance(value, str) else value
 
     @field_validator("tensors", mode="before")
     @classmethod
     def _names_are_specs(cls, value: object) -> object:
         if isinstance(value, dict):
-            return {k: {"name": v} if isinstance(v, str) else v for k, v in value.items()}
+            return {k: v if isinstance(v, dict) else {"name": v} for k, v in value.items()}
         return value
 
     @field_validator("block")
@@ -89,12 +208,52 @@ class Layout(_Frozen):
             raise ValueError("must contain {layer} once")
         return value
 
+    @model_validator(mode="after")
+    def _has_an_ffn(self) -> Layout:
+        if not {"up", "down"} <= set(self.tensors) and "expert_down" not in self.tensors:
+            raise ValueError("no FFN: roles up and down, or expert_up and expert_down")
+        return self
+
 
 class NormSpec(_Frozen):
-    """Kind of the norm before each branch, and its epsilon where the configuration has none."""
+    """Kind of the norms.
+
+    Attributes
+    ----------
+    kind : RMSNorm or LayerNorm
+    eps : where the configuration has none
+    affine : False for norms without parameters, before both branches
+    position : `before` each branch, or `after` its result was added (the norms are then those of
+        the roles attention_norm and ffn_norm all the same)
+    """
 
     kind: Literal["rms", "layer"]
     eps: float = Field(gt=0)
+    affine: bool = True
+    position: NormPosition | Choice = "before"
+
+
+class MoeSpec(_Frozen):
+    """How a router weighs experts.
+
+    Attributes
+    ----------
+    routing : `softmax` over all experts, the top ones keep their share; `softmax-top` the same,
+        rescaled to sum 1; `top-softmax` softmax over the top logits; `sigmoid` of each logit,
+        rescaled to sum 1; `sigmoid-input` multiplies the expert's input instead of its output
+    renormalise : configuration key that says whether the top weights are rescaled to sum 1
+    top_k, num_experts : configuration keys
+    groups, groups_kept : configuration keys of group-limited routing
+    scale : factor on the weights
+    """
+
+    routing: Routing | Choice
+    renormalise: str | None = None
+    top_k: tuple[str, ...] = ("num_experts_per_tok",)
+    num_experts: tuple[str, ...] = ("num_experts", "num_local_experts", "n_routed_experts")
+    groups: str | None = None
+    groups_kept: str | None = None
+    scale: Scalar = Scalar()
 
 
 class Family(_Frozen):
@@ -107,8 +266,17 @@ class Family(_Frozen):
     model_types : values of `model_type` in `config.json`
     gguf_architectures : values of `general.architecture` in GGUF
     residual : `sequential` x + attention, then + FFN; `parallel` both from the same x
-    norm : the norm before each branch
+    norm : the norms
     activation : where the configuration names none
+    ffn : `standard`, or `clamped` for gpt-oss's swiglu: gate and up clamped, up + 1
+    config : quantity of `resolve.KEYS` to the configuration keys that hold it, where the usual
+        ones do not
+    embedding_scale, attention_scale, ffn_scale : factors on the embeddings and on what the
+        branches add
+    value_clip : configuration key of a bound on the values' size
+    bidirectional : an encoder: its single-token path is still exact, but no token is initial
+    inferable : the names alone may be taken for this family
+    moe : routing, for families with experts
     hf, gguf : tensor names in the two conventions
     """
 
@@ -116,39 +284,51 @@ class Family(_Frozen):
     description: str
     model_types: tuple[str, ...] = ()
     gguf_architectures: tuple[str, ...] = ()
-    residual: Literal["sequential", "parallel"] = "sequential"
+    residual: Residual | Choice = "sequential"
     norm: NormSpec
     activation: str
+    ffn: Literal["standard", "clamped"] = "standard"
+    config: dict[str, tuple[str, ...]] = {}
+    embedding_scale: Scalar = Scalar()
+    attention_scale: Scalar = Scalar()
+    ffn_scale: Scalar = Scalar()
+    value_clip: str | None = None
+    bidirectional: bool = False
+    inferable: bool = False
+    moe: MoeSpec | None = None
     hf: Layout
     gguf: Layout | None = None
 
     @model_validator(mode="after")
-    def _required_roles(self) -> Family:
-        for layout in filter(None, (self.hf, self.gguf)):
-            if missing := REQUIRED_ROLES - set(layout.tensors):
-                raise ValueError(f"roles without a tensor: {', '.join(sorted(missing))}")
+    def _experts_need_routing(self) -> Family:
+        layouts = [layout for layout in (self.hf, self.gguf) if layout is not None]
+        if any("router" in layout.tensors for layout in layouts) != (self.moe is not None):
+            raise ValueError("a router and [moe] go together")
         return self
 
 
 @cache
 def families() -> Mapping[str, Family]:
     """All families by name, read from the package's TOML files and validated."""
+    folder = resources.files("ckptforensics.architectures") / "families"
     found: dict[str, Family] = {}
-    for file in sorted(
-        (resources.files("ckptforensics.architectures") / "families").iterdir(),
-        key=lambda f: f.name,
-    ):
+    claimed: dict[tuple[str, str], str] = {}
+    for file in sorted(folder.iterdir(), key=lambda f: f.name):
         if not file.name.endswith(".toml"):
             continue
-        family = Family.model_validate(tomllib.loads(file.read_text(encoding="utf-8")))
+        family = read_family(tomllib.loads(file.read_text(encoding="utf-8")))
         if file.name != f"{family.name}.toml":
             raise ValueError(f"{file.name} names the family {family.name!r}")
-        for other in found.values():
-            for mine, theirs in (
-                (family.model_types, other.model_types),
-                (family.gguf_architectures, other.gguf_architectures),
-            ):
-                if clash := set(mine) & set(theirs):
-                    raise ValueError(f"{family.name} and {other.name} both claim {clash}")
+        names = [("model_type", n) for n in family.model_types]
+        names += [("general.architecture", n) for n in family.gguf_architectures]
+        for key in names:
+            if key in claimed:
+                raise ValueError(f"{family.name} and {claimed[key]} both claim {key}")
+            claimed[key] = family.name
         found[family.name] = family
     return MappingProxyType(found)
+
+
+def read_family(fields: dict[str, Any]) -> Family:
+    """Validate one family; pydantic's ValidationError names the key that is wrong."""
+    return Family.model_validate(fields)

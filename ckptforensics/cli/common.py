@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from ckptforensics.errors import UsageError
+from ckptforensics.errors import OutputError, UsageError
 
 if TYPE_CHECKING:
+    from ckptforensics.checkpoint import Checkpoint
     from ckptforensics.linear import Fit
     from ckptforensics.progress import Progress
     from ckptforensics.results import Document
@@ -50,7 +51,7 @@ class Output:
 
         from ckptforensics.render import render
 
-        terminal = sys.stdout.isatty()
+        terminal = sys.stdout is not None and sys.stdout.isatty()
         text = render(
             document,
             self.form,
@@ -58,7 +59,12 @@ class Output:
             width=shutil.get_terminal_size().columns if terminal else None,
             color=terminal and not os.environ.get("NO_COLOR"),
         )
-        click.echo(text, nl=False)
+        try:
+            click.echo(text, nl=False)
+        except BrokenPipeError:
+            raise
+        except OSError as problem:
+            raise OutputError(f"cannot write to stdout: {problem.strerror}") from None
 
     def save(self, document: Document) -> None:
         """Write the document as JSON to the file of -o, if there is one."""
@@ -74,8 +80,13 @@ class Output:
             click.echo(text, err=True)
 
 
-def output_options(save_help: str | None) -> Callable[[Function], Function]:
-    """Add --format, -o (unless `save_help` is None), -q, -v and --no-progress."""
+def output_options(
+    save_help: str | None, *, with_arrays: bool = False
+) -> Callable[[Function], Function]:
+    """Add --format, -o (unless `save_help` is None), -q, -v and --no-progress.
+
+    `with_arrays` is for a result that may be saved as safetensors.
+    """
 
     def decorate(function: Function) -> Function:
         options = [
@@ -98,6 +109,7 @@ def output_options(save_help: str | None) -> Callable[[Function], Function]:
                     "-o",
                     "--output",
                     type=click.Path(dir_okay=False, path_type=Path),
+                    callback=None if with_arrays else _document_file,
                     help=save_help,
                 ),
             )
@@ -106,6 +118,28 @@ def output_options(save_help: str | None) -> Callable[[Function], Function]:
         return function
 
     return decorate
+
+
+def _document_file(
+    context: click.Context, parameter: click.Parameter, value: Path | None
+) -> Path | None:
+    """A name under which `ckpt show` would find something else than JSON is a mistake."""
+    if value is not None and value.suffix in (".safetensors", ".gguf"):
+        raise UsageError("this result is saved as JSON", path=value, hint="change -o")
+    return value
+
+
+def open_model(model: Path, config: Path | None, output: Path | None) -> Checkpoint:
+    """Open MODEL; UsageError if -o names one of its own files."""
+    from ckptforensics.checkpoint import open_checkpoint
+
+    checkpoint = open_checkpoint(model, config=config)
+    if output is not None and output.exists():
+        files = checkpoint.source.files
+        inputs = [model, config, *files, files[0].parent / "config.json"]
+        if any(file is not None and file.exists() and output.samefile(file) for file in inputs):
+            raise UsageError("-o would overwrite the checkpoint", path=output, hint="change -o")
+    return checkpoint
 
 
 def model_argument(function: Function) -> Function:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from ckptforensics.cli.common import Output, model_argument, output_options
+from ckptforensics.cli.common import Output, model_argument, open_model, output_options
 
 
 @click.command("inspect")
@@ -27,11 +27,10 @@ def command(
 
     Only headers are read. With -v every tensor is listed.
     """
-    from ckptforensics.checkpoint import open_checkpoint
     from ckptforensics.findings import inspect
 
     out = Output(form, output, quiet, verbose, not no_progress)
-    checkpoint = open_checkpoint(model, config=config)
+    checkpoint = open_model(model, config, output)
     document = inspect(checkpoint, digest=digest, progress=out.progress())
     out.save(document)
     out.emit(document)

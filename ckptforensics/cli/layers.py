@@ -11,6 +11,7 @@ from ckptforensics.cli.common import (
     fit_options,
     make_fit,
     model_argument,
+    open_model,
     output_options,
 )
 
@@ -37,11 +38,10 @@ def command(
     An explosion layer multiplies the norm of single tokens along one shared direction; a decay
     layer takes it away again. 'None found' is a result too.
     """
-    from ckptforensics.checkpoint import open_checkpoint
     from ckptforensics.findings import find_layers
 
     out = Output(form, output, quiet, verbose, not no_progress)
-    checkpoint = open_checkpoint(model, config=config)
+    checkpoint = open_model(model, config, output)
     width = checkpoint.architecture.sizes.hidden_size
     fit = make_fit(fit_kind, samples, seed, calibration, width)
     document = find_layers(checkpoint, fit=fit, progress=out.progress())

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from ckptforensics.errors import CkptError, exit_code
+from ckptforensics.errors import CkptError, exit_code, one_line
 from ckptforensics.version import __version__
 
 USAGE_EXIT_CODE = 4
@@ -62,7 +62,6 @@ def main(arguments: list[str] | None = None) -> int:
     """Run `ckpt` and return its exit code."""
     try:
         result: Any = cli.main(args=arguments, prog_name="ckpt", standalone_mode=False)
-        sys.stdout.flush()
         return result if isinstance(result, int) else 0
     except click.exceptions.Exit as stop:
         return stop.exit_code
@@ -76,9 +75,8 @@ def main(arguments: list[str] | None = None) -> int:
         return _fail("interrupted", _INTERRUPTED)
     except CkptError as problem:
         return _fail(str(problem), exit_code(problem))
-    except BrokenPipeError:
-        # The reader of a pipe has gone: nothing is left to say, and Python must not try.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except SystemExit:
+        # What click makes of a broken pipe. The reader has gone and nothing is left to say.
         return 0
     except MemoryError:
         return _fail("out of memory", _ANALYSIS_ERROR)
@@ -93,7 +91,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _fail(message: str, code: int) -> int:
-    click.echo("ckpt: error: " + " ".join(message.split()), err=True)
+    click.echo("ckpt: error: " + one_line(" ".join(message.split("\n"))), err=True)
     return code
 
 

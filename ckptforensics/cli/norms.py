@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from ckptforensics.cli.common import Output, model_argument, output_options
+from ckptforensics.cli.common import Output, model_argument, open_model, output_options
 from ckptforensics.errors import UsageError
 
 
@@ -50,12 +50,11 @@ def command(
     """
     if states != (output is not None and output.suffix == ".npz"):
         raise UsageError("--states and -o FILE.npz go together")
-    from ckptforensics.checkpoint import open_checkpoint
     from ckptforensics.findings import rollout
 
     out = Output(form, output, quiet, verbose, not no_progress)
     result = rollout(
-        open_checkpoint(model, config=config),
+        open_model(model, config, output),
         tokens=tokens,
         attention=not no_attention,
         random_embeddings=random_embeddings,

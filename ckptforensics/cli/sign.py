@@ -11,6 +11,7 @@ from ckptforensics.cli.common import (
     fit_options,
     make_fit,
     model_argument,
+    open_model,
     output_options,
 )
 from ckptforensics.errors import UsageError
@@ -20,7 +21,9 @@ from ckptforensics.errors import UsageError
 @model_argument
 @fit_options
 @click.option("--digest", is_flag=True, help="Also compute the SHA-256 of whole files.")
-@output_options("Save the signature: .safetensors with its arrays, or .json without.")
+@output_options(
+    "Save the signature: .safetensors with its arrays, or .json without.", with_arrays=True
+)
 def command(
     model: Path,
     config: Path | None,
@@ -44,11 +47,10 @@ def command(
         raise UsageError(
             "a signature is saved as .safetensors or .json", path=output, hint="change -o"
         )
-    from ckptforensics.checkpoint import open_checkpoint
     from ckptforensics.findings import sign
 
     out = Output(form, output, quiet, verbose, not no_progress)
-    checkpoint = open_checkpoint(model, config=config)
+    checkpoint = open_model(model, config, output)
     width = checkpoint.architecture.sizes.hidden_size
     fit = make_fit(fit_kind, samples, seed, calibration, width)
     signature = sign(checkpoint, fit=fit, digest=digest, progress=out.progress())

@@ -42,26 +42,35 @@ def inspect(
         )
         for name, info in store.tensors.items()
     )
-    down = architecture.layers[0]["down"]
-    down_shape = store.info(down.weight).shape
     sizes = architecture.sizes
     return InspectDocument(
         tool_version=__version__,
         model=model_record(checkpoint, digest=digest, progress=progress),
         description=architecture.family.description,
-        residual=architecture.family.residual,
+        residual=architecture.residual,
         norm=architecture.family.norm.kind,
         epsilon=architecture.eps,
         activation=architecture.activation,
         num_heads=sizes.num_heads,
         num_kv_heads=sizes.num_kv_heads,
         head_dim=sizes.head_dim,
-        ffn_width=down_shape[0] if down.transposed else down_shape[1],
+        ffn_width=_ffn_width(checkpoint),
+        num_experts=len(architecture.layers[-1].experts) or None,
         vocabulary_size=(
-            None if architecture.embedding is None else store.info(architecture.embedding).shape[0]
+            None
+            if architecture.embedding is None
+            else store.info(architecture.embedding.tokens).shape[0]
         ),
         bos_token_id=architecture.bos_token_id,
         parameters=sum(math.prod(info.shape) for info in store.tensors.values()),
         parameters_used=sum(math.prod(store.info(name).shape) for name in used),
         tensors=records,
     )
+
+
+def _ffn_width(checkpoint: Checkpoint) -> int:
+    """Hidden units of the first block's FFN, or of one of its experts."""
+    plan = checkpoint.architecture.layers[0]
+    down = plan.experts[0]["expert_down"] if plan.experts else plan.refs["down"]
+    shape = checkpoint.store.info(down.weight).shape
+    return shape[-2] if down.transposed else shape[-1]

@@ -92,7 +92,8 @@ def _explosion(m: LayerMeasurement, growth: float) -> tuple[list[_Criterion], li
 
 def _decay(m: LayerMeasurement, growth: float) -> tuple[list[_Criterion], list[_Criterion]]:
     assert m.before is not None and m.after is not None
-    taken = -m.response.plus / max(m.probe_size, np.finfo(np.float64).tiny)
+    plus = 0.0 if m.response is None else m.response.plus
+    taken = -plus / max(m.probe_size, np.finfo(np.float64).tiny)
     u_cosine = abs(float(m.spectrum.left[:, 0] @ m.before.direction))
     required = [
         _Criterion(
@@ -109,8 +110,7 @@ def _decay(m: LayerMeasurement, growth: float) -> tuple[list[_Criterion], list[_
     supporting = [
         _Criterion(
             m.probed_tokens and taken >= _TAKEN_OFF,
-            f"the block adds {m.response.plus:+.4g} along that direction at norm "
-            f"{m.probe_size:.4g}",
+            f"the block adds {plus:+.4g} along that direction at norm {m.probe_size:.4g}",
         ),
         _Criterion(u_cosine >= _ALIGNED, f"u1 of L is that direction (cosine {u_cosine:.2f})"),
     ]

@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ckptforensics.checkpoint import Checkpoint
 from ckptforensics.errors import NotFinite, NothingAnalysable
-from ckptforensics.layers import Block, Floats, embed, stream_blocks, vocabulary_size
-from ckptforensics.linear import BlockMap, Fit, ResidualMap, block_map
-from ckptforensics.probes import Response, Trigger, advance, response, start_tokens, trigger
+from ckptforensics.layers import Block, Ffn, Floats, Moe, stream_blocks
+from ckptforensics.linear import BlockMap, ExpertsMap, FfnMap, Fit, ResidualMap, block_map
+from ckptforensics.probes import (
+    Response,
+    Trigger,
+    advance,
+    embed,
+    response,
+    start_tokens,
+    trigger,
+    vocabulary_size,
+)
 from ckptforensics.progress import Progress, Silent
 from ckptforensics.results import Eigenvalue, Skipped
 from ckptforensics.spectra import Triplets, eigenpairs, singular_triplets
@@ -48,32 +57,43 @@ class TokenState:
 
 
 @dataclass(frozen=True)
+class ExpertMeasurement:
+    """One expert: its mean weight in F, the leading singular value of its own F, its trigger."""
+
+    name: str
+    weight: float
+    sigma: float
+    trigger: Trigger
+
+
+@dataclass(frozen=True)
 class LayerMeasurement:
     """All that is measured of one layer.
 
     Attributes
     ----------
-    layer, prefix, down_name : the layer, its tensors' prefix, its down projection's tensor
+    layer, prefix : the layer and its tensors' prefix
     spectrum : two leading singular triplets of L
     trigger_direction : (hidden_size,) v1 of F
     trigger : what the true FFN answers to it
     probe_direction, probe_size, probed_tokens : direction u and norm c of the response probe;
         whether u is the tokens' shared direction (else it is u1 of L)
-    response : what the true block adds along u at +-c u
+    response : what the true block adds along u at +-c u; None if its mixer is not analysed
+    experts : how each expert counts and answers; empty without experts
     eigenvalue : of R, nearest to u; None if not asked for or none converged
     before, after : the tokens around the block; None without token embeddings
     """
 
     layer: int
     prefix: str
-    down_name: str
     spectrum: Triplets
     trigger_direction: Float64
     trigger: Trigger
     probe_direction: Float64
     probe_size: float
     probed_tokens: bool
-    response: Response
+    response: Response | None
+    experts: tuple[ExpertMeasurement, ...]
     eigenvalue: Eigenvalue | None
     before: TokenState | None
     after: TokenState | None
@@ -118,6 +138,10 @@ def measure(
     try:
         for block in stream_blocks(checkpoint):
             after = None
+            if x is not None and block.attention is None:
+                x, before = None, None
+                reason = f"ends before layer {block.layer} ({block.prefix}): {block.mixer}"
+                skipped.append(Skipped(what="single-token rollout", reason=reason))
             if x is not None:
                 x = advance(block, x)
                 _require_finite_stream(x, block)
@@ -183,18 +207,40 @@ def _measure_layer(
     return LayerMeasurement(
         layer=block.layer,
         prefix=block.prefix,
-        down_name=block.ffn.down_name,
         spectrum=spectrum,
         trigger_direction=v1,
         trigger=trigger(block.ffn, v1),
         probe_direction=direction,
         probe_size=size,
         probed_tokens=probed_tokens,
-        response=response(block, direction, size),
+        response=None if block.attention is None else response(block, direction, size),
+        experts=_experts(block.ffn, operator.ffn, generator),
         eigenvalue=_nearest_eigenvalue(operator, direction) if with_eigenvalues else None,
         before=before,
         after=after,
     )
+
+
+def _experts(
+    ffn: Ffn | Moe, operator: FfnMap | ExpertsMap, generator: np.random.Generator
+) -> tuple[ExpertMeasurement, ...]:
+    if isinstance(ffn, Ffn) or isinstance(operator, FfnMap):
+        return ()
+    parts = [
+        (f"expert {i}", expert, own, weight)
+        for i, (expert, own, weight) in enumerate(
+            zip(ffn.experts, operator.experts, operator.weights, strict=True)
+        )
+    ]
+    if ffn.shared is not None and operator.shared is not None:
+        parts.append(("shared expert", ffn.shared, *operator.shared))
+    measured = []
+    for name, expert, own, weight in parts:
+        heavy = own.heaviest_columns(_HEAVY_NEURONS)
+        lead = singular_triplets(own, 1, start=heavy, generator=generator)
+        answer = trigger(replace(expert, norm=ffn.norm), lead.right[:, 0])
+        measured.append(ExpertMeasurement(name, weight, float(lead.values[0]), answer))
+    return tuple(measured)
 
 
 def _nearest_eigenvalue(operator: BlockMap, direction: Float64) -> Eigenvalue | None:

@@ -12,8 +12,14 @@ from numpy.typing import NDArray
 from ckptforensics.checkpoint import Checkpoint, open_checkpoint
 from ckptforensics.errors import UsageError
 from ckptforensics.findings.model import model_record
-from ckptforensics.layers import Floats, embed, embedding_name, stream_blocks, vocabulary_size
-from ckptforensics.probes import advance, start_tokens
+from ckptforensics.layers import Floats, stream_blocks
+from ckptforensics.probes import (
+    advance,
+    embed,
+    finish_embedding,
+    start_tokens,
+    vocabulary_size,
+)
 from ckptforensics.progress import Progress, Silent
 from ckptforensics.results import NormsDocument, Skipped, write_atomically
 from ckptforensics.version import __version__
@@ -177,12 +183,12 @@ def _in_vocabulary(token: int, vocabulary: int) -> int:
 def _random_embeddings(
     checkpoint: Checkpoint, count: int, generator: np.random.Generator
 ) -> Floats:
-    name = embedding_name(checkpoint)
+    refs = checkpoint.architecture.embedding
+    assert refs is not None
     rows = min(_SPREAD_ROWS, vocabulary_size(checkpoint))
-    spread = float(checkpoint.store.read_rows(name, 0, rows).std())
-    width = checkpoint.architecture.sizes.hidden_size
-    vectors: Floats = generator.standard_normal((count, width), dtype=np.float32)
-    return vectors * np.float32(spread)
+    seen = checkpoint.store.read_rows(refs.tokens, 0, rows)
+    vectors = generator.standard_normal((count, seen.shape[1]), dtype=np.float32)
+    return finish_embedding(checkpoint, vectors * np.float32(seen.std()))
 
 
 def _norms(x: Floats) -> NDArray[np.float64]:

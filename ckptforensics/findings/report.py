@@ -16,6 +16,7 @@ from ckptforensics.linear import Fit
 from ckptforensics.progress import Progress
 from ckptforensics.results import (
     Direction,
+    ExpertRecord,
     FitOptions,
     LayerEvidence,
     LayersDocument,
@@ -145,11 +146,10 @@ def _evidence(m: LayerMeasurement, found: Label) -> LayerEvidence:
         gap=_gap(m),
         trigger_norm=m.trigger.norm,
         rollout_ratio=ratio,
-        response=ResponseRecord(
-            direction="tokens" if m.probed_tokens else "u1",
-            size=m.probe_size,
-            plus=m.response.plus,
-            minus=m.response.minus,
+        response=_response(m),
+        experts=tuple(
+            ExpertRecord(name=e.name, weight=e.weight, sigma=e.sigma, trigger_norm=e.trigger.norm)
+            for e in m.experts
         ),
         eigenvalue=m.eigenvalue,
         label=found.name,
@@ -158,18 +158,33 @@ def _evidence(m: LayerMeasurement, found: Label) -> LayerEvidence:
     )
 
 
+def _response(m: LayerMeasurement) -> ResponseRecord | None:
+    if m.response is None:
+        return None
+    return ResponseRecord(
+        direction="tokens" if m.probed_tokens else "u1",
+        size=m.probe_size,
+        plus=m.response.plus,
+        minus=m.response.minus,
+    )
+
+
 def _super_weights(measured: Measurements) -> tuple[SuperWeightRecord, ...]:
-    records = [
-        SuperWeightRecord(
-            layer=m.layer,
-            tensor=m.down_name,
-            row=m.trigger.super_weight.row,
-            column=m.trigger.super_weight.column,
-            value=m.trigger.super_weight.value,
-            amplitude=m.trigger.super_weight.amplitude,
+    records = []
+    for m in measured.layers:
+        # In a layer of experts, each also answers its own trigger.
+        answers = [m.trigger, *(e.trigger for e in m.experts)]
+        best = max((t.super_weight for t in answers), key=lambda w: abs(w.amplitude))
+        records.append(
+            SuperWeightRecord(
+                layer=m.layer,
+                tensor=best.tensor,
+                row=best.row,
+                column=best.column,
+                value=best.value,
+                amplitude=best.amplitude,
+            )
         )
-        for m in measured.layers
-    ]
     return tuple(sorted(records, key=lambda r: -abs(r.amplitude)))
 
 

@@ -6,22 +6,26 @@ from ckptforensics.linear.moments import gaussian_moments
 from ckptforensics.linear.operators import (
     AttentionMap,
     BlockMap,
+    ExpertsMap,
     FfnMap,
     Operator,
     ResidualMap,
     block_map,
+    ffn_map,
 )
 
 __all__ = [
     "AttentionMap",
     "BlockMap",
     "Calibration",
+    "ExpertsMap",
     "FfnMap",
     "Fit",
     "Operator",
     "ResidualMap",
     "activation",
     "block_map",
+    "ffn_map",
     "fit_ffn",
     "gaussian_moments",
 ]

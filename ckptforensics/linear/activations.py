@@ -52,7 +52,8 @@ def activation(name: str) -> Activation:
         ) from None
 
 
-def _sigmoid(t: Array) -> Array:
+def sigmoid(t: Array) -> Array:
+    """1 / (1 + exp(-t)) without overflow."""
     # exp of a negative number only, so nothing overflows.
     e = np.exp(-np.abs(t))
     return np.where(t >= 0, 1, e) / (1 + e)
@@ -62,10 +63,10 @@ def _swish(beta: float) -> tuple[Callable[[Array], Array], Callable[[Array], Arr
     """t sigmoid(beta t) and its derivative."""
 
     def value(t: Array) -> Array:
-        return t * _sigmoid(beta * t)
+        return t * sigmoid(beta * t)
 
     def slope(t: Array) -> Array:
-        p = _sigmoid(beta * t)
+        p = sigmoid(beta * t)
         return p + beta * t * p * (1 - p)
 
     return value, slope
@@ -136,6 +137,7 @@ _SILU = Activation("silu", *_swish(1.0))
 _QUICK_GELU = Activation("quick_gelu", *_swish(1.702))
 _GELU = Activation("gelu", _gelu, _gelu_slope, closed_moments=_gelu_moments)
 _GELU_TANH = Activation("gelu_tanh", _gelu_tanh, _gelu_tanh_slope)
+_SIGMOID = Activation("sigmoid", sigmoid, lambda t: sigmoid(t) * (1 - sigmoid(t)), tail_degree=0)
 _RELU = Activation(
     "relu",
     lambda t: np.maximum(t, 0),
@@ -163,6 +165,7 @@ _BY_NAME = MappingProxyType(
         "gelu_accurate": _GELU_TANH,
         "quick_gelu": _QUICK_GELU,
         "relu": _RELU,
+        "sigmoid": _SIGMOID,
         "relu2": _RELU2,
     }
 )

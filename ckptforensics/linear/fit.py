@@ -16,8 +16,8 @@ import numpy as np
 
 from ckptforensics.errors import UsageError
 from ckptforensics.layers import Ffn, Floats, Linear, Norm
-from ckptforensics.linear.forward import ffn_hidden
-from ckptforensics.linear.moments import gaussian_moments
+from ckptforensics.linear.forward import CLAMP, ffn_hidden
+from ckptforensics.linear.moments import clamped_moments, gaussian_moments
 from ckptforensics.linear.norms import affine, fold_norm, normalise
 from ckptforensics.sources import Source
 from ckptforensics.tensors import open_store
@@ -142,18 +142,25 @@ def _fit_closed(ffn: Ffn, *, with_norm: bool) -> Floats:
         gate, gate_shift = _folded_rows(ffn.gate, ffn.norm, rows, with_norm)
         square = np.einsum("ij,ij->i", gate, gate).astype(np.float64)
         dot = np.einsum("ij,ij->i", gate, up).astype(np.float64)
-        value, slope, moment = gaussian_moments(ffn.activation, np.sqrt(square), gate_shift)
         rho = np.divide(dot, square, out=np.zeros_like(dot), where=square > 0)
-        f1[rows] = gate * (rho * moment + up_shift * slope)[:, None].astype(np.float32)
-        f1[rows] += up * value[:, None].astype(np.float32)
-    if not with_norm:
+        if ffn.clamped:
+            rest = np.einsum("ij,ij->i", up, up).astype(np.float64) - rho * dot
+            on_gate, on_up = clamped_moments(
+                np.sqrt(square), gate_shift, rho, np.sqrt(np.maximum(rest, 0)), up_shift, CLAMP
+            )
+        else:
+            value, slope, moment = gaussian_moments(ffn.activation, np.sqrt(square), gate_shift)
+            on_gate, on_up = rho * moment + up_shift * slope, value
+        f1[rows] = gate * on_gate[:, None].astype(np.float32)
+        f1[rows] += up * on_up[:, None].astype(np.float32)
+    if not with_norm and ffn.norm is not None:
         # The paper fits y on the norm's output and appends the gain to the map.
         f1 *= ffn.norm.gain
     return f1
 
 
 def _folded_rows(
-    linear: Linear, norm: Norm, rows: slice, with_norm: bool
+    linear: Linear, norm: Norm | None, rows: slice, with_norm: bool
 ) -> tuple[Floats, NDArray[np.float64]]:
     """Rows of the weight and the constant, with respect to the fit's Gaussian vector."""
     weight = linear.weight[rows]
@@ -161,7 +168,7 @@ def _folded_rows(
     if linear.bias is not None:
         shift += linear.bias[rows]
     if with_norm:
-        if norm.bias is not None:
+        if norm is not None and norm.bias is not None:
             shift += weight @ norm.bias
         weight = fold_norm(weight, norm)
     return weight, shift
@@ -169,13 +176,13 @@ def _folded_rows(
 
 def _fit_sampled(ffn: Ffn, fit: Fit, layer: int) -> Floats:
     """Least squares of the hidden activation on the normalised input, with intercept."""
-    hidden_size = ffn.norm.gain.size
+    hidden_size = ffn.up.weight.shape[1]
     count = 0
     sum_z = np.zeros(hidden_size)
     sum_y = np.zeros(ffn.up.weight.shape[0])
     gram = np.zeros((hidden_size, hidden_size))
     cross = np.zeros((hidden_size, sum_y.size))
-    for z in _sample_inputs(ffn.norm, fit, layer):
+    for z in _sample_inputs(ffn.norm, hidden_size, fit, layer):
         y = ffn_hidden(ffn, affine(z, ffn.norm)).astype(np.float64)
         z64 = z.astype(np.float64)
         count += z.shape[0]
@@ -198,18 +205,18 @@ def _fit_sampled(ffn: Ffn, fit: Fit, layer: int) -> Floats:
     return np.ascontiguousarray(solution)
 
 
-def _sample_inputs(norm: Norm, fit: Fit, layer: int) -> Iterator[Floats]:
+def _sample_inputs(norm: Norm | None, hidden_size: int, fit: Fit, layer: int) -> Iterator[Floats]:
     """Normalised vectors z, in blocks: drawn from a standard Gaussian, or the supplied ones."""
     if fit.calibration is not None:
         vectors = fit.calibration.vectors(layer)
         for begin in range(0, len(vectors), _SAMPLES_AT_ONCE):
             block = vectors[begin : begin + _SAMPLES_AT_ONCE]
-            yield normalise(block, norm.kind, norm.eps)
+            yield block if norm is None else normalise(block, norm.kind, norm.eps)
         return
     generator = np.random.default_rng([fit.seed, layer])
     for begin in range(0, fit.samples, _SAMPLES_AT_ONCE):
         count = min(_SAMPLES_AT_ONCE, fit.samples - begin)
-        z = generator.standard_normal((count, norm.gain.size), dtype=np.float32)
-        if norm.kind == "layer":
+        z = generator.standard_normal((count, hidden_size), dtype=np.float32)
+        if norm is not None and norm.kind == "layer":
             z -= z.mean(axis=1, keepdims=True)
         yield z

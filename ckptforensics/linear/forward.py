@@ -1,16 +1,22 @@
 """The true, nonlinear branches of a block applied to single tokens, one token a row.
 
 A single token attends to itself with weight 1 whatever its scores are, so attention is
-output(repeat(value(norm(x)))) exactly (DESIGN 2.2), without softmax or position encoding.
+output(repeat(value(norm(x)))) exactly (DESIGN 2.2), without softmax or position encoding. Learned
+sinks and output gates make it depend on x; they are computed, not ignored.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from ckptforensics.layers import Attention, Block, Ffn, Floats, Linear
-from ckptforensics.linear.activations import activation
+from ckptforensics.errors import NothingAnalysable
+from ckptforensics.layers import Attention, Block, Ffn, Floats, Linear, Moe, Sink
+from ckptforensics.linear.activations import activation, sigmoid
 from ckptforensics.linear.norms import apply_norm
+from ckptforensics.linear.routing import routing_weights
+
+# Clamps of gpt-oss's FFN, constants of its published implementation.
+CLAMP = 7.0
 
 
 def apply_linear(linear: Linear, rows: Floats) -> Floats:
@@ -23,32 +29,107 @@ def apply_linear(linear: Linear, rows: Floats) -> Floats:
 
 def attention_forward(attention: Attention, x: Floats) -> Floats:
     """What attention adds to each row of the residual stream, (N, hidden_size)."""
-    value = apply_linear(attention.value, apply_norm(x, attention.norm))
+    n = apply_norm(x, attention.norm)
+    compressed = n
+    if attention.latent is not None:
+        compressed = apply_norm(apply_linear(attention.latent, n), attention.latent_norm)
+    value = apply_linear(attention.value, compressed)
+    if attention.clip is not None:
+        np.clip(value, -attention.clip, attention.clip, out=value)
+    heads = value.reshape(len(value), -1, attention.head_dim)
     if attention.repeats > 1:
-        heads = value.reshape(len(value), -1, attention.head_dim)
-        value = np.repeat(heads, attention.repeats, axis=1).reshape(len(value), -1)
-    return apply_linear(attention.output, value)
+        heads = np.repeat(heads, attention.repeats, axis=1)
+    if attention.sink is not None:
+        heads = heads * sink_weights(attention.sink, n)[:, :, None]
+    value = heads.reshape(len(value), -1)
+    if attention.gate is not None:
+        value = value * sigmoid(apply_linear(attention.gate, n))
+    return _finish(attention, apply_linear(attention.output, value))
+
+
+def sink_weights(sink: Sink, n: Floats) -> Floats:
+    """Attention of each head to the token itself beside a learned sink, (N, num_heads).
+
+    exp(q.k / sqrt(width)) / (exp(q.k / sqrt(width)) + exp(sink)); rotary encodings cancel between
+    the query and the key of one position.
+    """
+    heads = sink.scores.size
+    query = apply_linear(sink.query, n).reshape(len(n), heads, -1)
+    key = apply_linear(sink.key, n).reshape(len(n), -1, query.shape[2])
+    key = np.repeat(key, heads // key.shape[1], axis=1)
+    score = np.sum(query * key, axis=2) / np.float32(np.sqrt(query.shape[2]))
+    return sigmoid(score - sink.scores)
 
 
 def ffn_hidden(ffn: Ffn, n: Floats) -> Floats:
     """The FFN's hidden activation for rows of normed input, (N, ffn_width)."""
-    s = activation(ffn.activation).value
     up = apply_linear(ffn.up, n)
     if ffn.gate is None:
-        return s(up)
-    up *= s(apply_linear(ffn.gate, n))
+        return activation(ffn.activation).value(up)
+    gate = apply_linear(ffn.gate, n)
+    if ffn.clamped:
+        np.minimum(gate, CLAMP, out=gate)
+        np.clip(up, -CLAMP, CLAMP, out=up)
+        up += 1
+        up *= activation("quick_gelu").value(gate)
+        return up
+    up *= activation(ffn.activation).value(gate)
     return up
 
 
-def ffn_forward(ffn: Ffn, x: Floats) -> Floats:
-    """What the FFN adds to each row of the residual stream, (N, hidden_size)."""
-    return apply_linear(ffn.down, ffn_hidden(ffn, apply_norm(x, ffn.norm)))
+def ffn_forward(ffn: Ffn | Moe, x: Floats) -> Floats:
+    """What the FFN or the experts add to each row of the residual stream, (N, hidden_size)."""
+    n = apply_norm(x, ffn.norm)
+    added = experts_forward(ffn, n) if isinstance(ffn, Moe) else _dense(ffn, n)
+    return _finish(ffn, added)
+
+
+def experts_forward(moe: Moe, n: Floats) -> Floats:
+    """Weighted sum of the experts' outputs for rows of normed input, (N, hidden_size)."""
+    weights = routing_weights(moe, n)
+    out = np.zeros((len(n), moe.experts[0].down.weight.shape[0]), np.float32)
+    for expert, weight in zip(moe.experts, weights.T, strict=True):
+        rows = np.flatnonzero(weight)
+        if rows.size == 0:
+            continue
+        share = weight[rows, None].astype(np.float32)
+        if moe.plan.routing == "sigmoid-input":
+            out[rows] += _dense(expert, n[rows] * share)
+        else:
+            out[rows] += _dense(expert, n[rows]) * share
+    if moe.shared is not None:
+        always = _dense(moe.shared, n)
+        if moe.shared_router is not None:
+            always = always * sigmoid(apply_linear(moe.shared_router, n))
+        out += always
+    return out
 
 
 def block_forward(block: Block, x: Floats, *, with_attention: bool = True) -> Floats:
-    """The residual stream after the block, (N, hidden_size)."""
-    attended = attention_forward(block.attention, x) if with_attention else np.float32(0)
+    """The residual stream after the block, (N, hidden_size).
+
+    Raises
+    ------
+    NothingAnalysable
+        if the block mixes tokens by something other than attention.
+    """
+    attention, ffn = block.attention, block.ffn
+    if attention is None:
+        raise NothingAnalysable(
+            f"layer {block.layer} ({block.prefix}) cannot be rolled through: {block.mixer}"
+        )
+    attended = attention_forward(attention, x) if with_attention else np.float32(0)
     if block.residual == "parallel":
-        return x + attended + ffn_forward(block.ffn, x)
-    x = x + attended
-    return x + ffn_forward(block.ffn, x)
+        return x + attended + ffn_forward(ffn, x)
+    x = apply_norm(x + attended, attention.after_norm)
+    return apply_norm(x + ffn_forward(ffn, x), ffn.after_norm)
+
+
+def _dense(ffn: Ffn, n: Floats) -> Floats:
+    return apply_linear(ffn.down, ffn_hidden(ffn, n))
+
+
+def _finish(branch: Attention | Ffn | Moe, added: Floats) -> Floats:
+    """The branch's own norm and factor, which come before its result is added."""
+    added = apply_norm(added, branch.post_norm)
+    return added if branch.scale is None else added * np.asarray(branch.scale, np.float32)

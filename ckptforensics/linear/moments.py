@@ -9,8 +9,9 @@ Closed formulas serve where the activation has them. Otherwise quadrature in two
 * sigma <= 4: the trapezoidal rule in U / sigma, which converges exponentially for analytic
   integrands; the step resolves the activation's nearest pole (sigmoid(1.702 t): 1.85 from the
   real axis) at this sigma.
-* sigma > 4: s = relu + r with r negligible beyond |t| = 40. The relu part is closed; r is smooth
-  on either side of 0 against a wide Gaussian, and Gauss-Legendre panels integrate it.
+* sigma > 4: s = relu + r (a sigmoid: step + r) with r negligible beyond |t| = 40. The relu part is
+  closed; r is smooth on either side of 0 against a wide Gaussian, and Gauss-Legendre panels
+  integrate it.
 
 Both are exact to about 1e-10 relative to the scale of the activation; tests compare them with
 adaptive quadrature.
@@ -86,7 +87,10 @@ def _trapezoid(s: Activation, sigma: Float64, mean: Float64) -> Float64:
 def _split(s: Activation, sigma: Float64, mean: Float64) -> Float64:
     relu_moments = activation("relu").closed_moments
     assert relu_moments is not None
-    total = np.stack(relu_moments(sigma, mean))
+    relu, step, edge = relu_moments(sigma, mean)
+    # The limit for large |t|: relu with slope 1 beyond 0, or a step with slope 0.
+    zero = np.zeros_like(step)
+    total = np.stack([relu, step, edge] if s.tail_degree == 1 else [step, zero, zero])
     t, weight, value, slope = _beyond_relu(s.name)
     u = t - mean[:, None]
     density = np.exp(-0.5 * (u / sigma[:, None]) ** 2) / (np.sqrt(2 * np.pi) * sigma[:, None])
@@ -107,4 +111,55 @@ def _beyond_relu(name: str) -> tuple[Float64, Float64, Float64, Float64]:
     weights = (half * w).ravel()
     t = np.concatenate([-positive[::-1], positive])
     weight = np.concatenate([weights[::-1], weights])
-    return t, weight, s.value(t) - np.maximum(t, 0), s.slope(t) - (t > 0)
+    if s.tail_degree == 1:
+        return t, weight, s.value(t) - np.maximum(t, 0), s.slope(t) - (t > 0)
+    return t, weight, s.value(t) - (t > 0), s.slope(t)
+
+
+def clamped_moments(
+    sigma: NDArray[Any],
+    mean: NDArray[Any],
+    slope: NDArray[Any],
+    spread: NDArray[Any],
+    up_mean: NDArray[Any],
+    clamp: float,
+) -> tuple[Float64, Float64]:
+    """Mean Jacobian coefficients of gpt-oss's clamped unit q(min(G, c)) (clip(V, -c, c) + 1).
+
+    G = U + m with U ~ N(0, sigma^2), and given U the other factor's argument V is Gaussian with
+    mean e + slope U and standard deviation `spread`; q is quick GELU.
+
+    Returns
+    -------
+    E[q'(G) 1{G < c} (clip(V) + 1)] and E[q(min(G, c)) 1{|V| < c}], each (units,)
+    """
+    from scipy.special import ndtr
+
+    q = activation("quick_gelu")
+    x, w = np.polynomial.legendre.leggauss(128)
+    sigma, mean = np.maximum(np.asarray(sigma, np.float64), 1e-12), np.asarray(mean, np.float64)
+    spread = np.maximum(np.asarray(spread, np.float64), 1e-12)
+    reach = _TRAPEZOID_REACH * sigma
+    # The integrand has a kink where G meets the clamp: integrate either side on its own.
+    kink = np.clip(clamp - mean, -reach, reach)
+    gate_part = np.zeros(sigma.size)
+    up_part = np.zeros(sigma.size)
+    for low, high in ((-reach, kink), (kink, reach)):
+        half = (high - low)[:, None] / 2
+        u = low[:, None] + half * (x + 1)
+        density = np.exp(-0.5 * (u / sigma[:, None]) ** 2) * (half * w)
+        density /= np.sqrt(2 * np.pi) * sigma[:, None]
+        g = u + mean[:, None]
+        centre = up_mean[:, None] + slope[:, None] * u
+        a, b = ((bound - centre) / spread[:, None] for bound in (-clamp, clamp))
+        inside = ndtr(b) - ndtr(a)
+        normal = np.exp(-0.5 * a * a) - np.exp(-0.5 * b * b)
+        clipped = (
+            centre * inside
+            + spread[:, None] * normal / np.sqrt(2 * np.pi)
+            + clamp * (ndtr(-b) - ndtr(a))
+        )
+        below = g < clamp
+        gate_part += np.sum(density * np.where(below, q.slope(g), 0) * (clipped + 1), axis=1)
+        up_part += np.sum(density * q.value(np.minimum(g, clamp)) * inside, axis=1)
+    return gate_part, up_part

@@ -18,19 +18,25 @@ def normalise(x: Floats, kind: Literal["rms", "layer"], eps: float) -> Floats:
     return x / np.sqrt(square + np.float32(eps))
 
 
-def apply_norm(x: Floats, norm: Norm) -> Floats:
-    """n = norm(x) for each row."""
+def apply_norm(x: Floats, norm: Norm | None) -> Floats:
+    """n = norm(x) for each row; x itself where there is no norm."""
+    if norm is None:
+        return x
     return affine(normalise(x, norm.kind, norm.eps), norm)
 
 
-def affine(z: Floats, norm: Norm) -> Floats:
+def affine(z: Floats, norm: Norm | None) -> Floats:
     """n = g z + b for rows z that are normalised already."""
+    if norm is None:
+        return z
     n = z * norm.gain
     return n if norm.bias is None else n + norm.bias
 
 
-def fold_norm(weight: Floats, norm: Norm) -> Floats:
+def fold_norm(weight: Floats, norm: Norm | None) -> Floats:
     """weight diag(g) for RMSNorm, weight diag(g) C for LayerNorm, C = I - 11'/d."""
+    if norm is None:
+        return weight
     folded = weight * norm.gain
     if norm.kind == "layer":
         folded -= folded.mean(axis=1, keepdims=True)

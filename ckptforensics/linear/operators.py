@@ -7,13 +7,19 @@ weights; a block of k vectors costs one pass over the weights whatever k is.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Literal
+from dataclasses import replace
 
 import numpy as np
 
-from ckptforensics.layers import Attention, Block, Floats
+from ckptforensics.layers import Attention, Block, Ffn, Floats, Linear, Moe, Norm
 from ckptforensics.linear.fit import Fit, fit_ffn
-from ckptforensics.linear.norms import fold_norm
+from ckptforensics.linear.forward import sink_weights
+from ckptforensics.linear.norms import affine, fold_norm
+from ckptforensics.linear.routing import expert_shares
+
+# Columns of the identity multiplied at once where a whole matrix's size is needed.
+_COLUMNS_AT_ONCE = 512
+_SINK_SAMPLES = 1024
 
 
 class Operator(ABC):
@@ -38,21 +44,32 @@ class Operator(ABC):
         """The matrix itself, for tests and small models."""
         return self.matmat(np.eye(self.shape[1], dtype=np.float32))
 
+    def frobenius(self) -> float:
+        """The Frobenius norm, exactly: the operator is applied to every unit vector once."""
+        columns = self.shape[1]
+        total = 0.0
+        for begin in range(0, columns, _COLUMNS_AT_ONCE):
+            count = min(_COLUMNS_AT_ONCE, columns - begin)
+            part = self.matmat(np.eye(columns, count, -begin, dtype=np.float32))
+            total += float(np.sum(np.square(part, dtype=np.float64)))
+        return float(np.sqrt(total))
+
 
 class AttentionMap(Operator):
     """A = W_O rep(W_V diag(g) [C]): what attention adds to a single token, without constants.
 
     Repeating a value head and multiplying by W_O is the same as multiplying by the sum of the
-    columns of W_O that meet its copies, so the operator keeps that smaller sum.
+    columns of W_O that meet its copies, so the operator keeps that smaller sum. MLA's inner norm
+    is linearised for isotropic input like a branch's own norm; an output gate is fitted like a
+    gated FFN; a sink scales each head by its mean weight over Gaussian input.
     """
 
     def __init__(self, attention: Attention, *, centred: bool = True) -> None:
         d, inner = attention.output.weight.shape
         self.shape = (d, d)
-        norm, value = attention.norm, attention.value.weight
-        self.value = fold_norm(value, norm) if centred else value * norm.gain
-        self.output = attention.output.weight
-        if attention.repeats > 1:
+        self.output: Floats = attention.output.weight
+        self.value: Floats = _value_map(attention, centred=centred)
+        if attention.gate is None and attention.sink is None and attention.repeats > 1:
             per_copy = self.output.reshape(d, -1, attention.repeats, attention.head_dim)
             summed: Floats = per_copy.sum(axis=2)
             self.output = summed.reshape(d, inner // attention.repeats)
@@ -88,49 +105,140 @@ class FfnMap(Operator):
         """The adjoint's product with each column of y."""
         return self.f1.T @ (self.down.T @ y)
 
+    def neuron_weights(self) -> Floats:
+        """|w_down,k| |row k of F1| of each neuron."""
+        return np.linalg.norm(self.down, axis=0) * np.linalg.norm(self.f1, axis=1)
+
     def heaviest_columns(self, count: int) -> Floats:
         """Columns of W_down of the `count` neurons with the largest |w_down,k| |row k of F1|.
 
         A few such neurons make the singular defect, so these columns nearly span its direction.
         """
-        weight = np.linalg.norm(self.down, axis=0) * np.linalg.norm(self.f1, axis=1)
-        heaviest = np.argsort(weight)[::-1][:count]
+        heaviest = np.argsort(self.neuron_weights())[::-1][:count]
         return self.down[:, heaviest]
 
 
-class BlockMap(Operator):
-    """L = (I + F)(I + A), or I + A + F for parallel branches."""
+class ExpertsMap(Operator):
+    """F of a layer of experts: the router-weighted mean of theirs, plus the shared expert's.
+
+    Attributes
+    ----------
+    experts : each routed expert's F, in their order
+    weights : its mean weight over Gaussian input
+    shared : the shared expert's F and its mean weight, or None
+    """
 
     def __init__(
         self,
-        attention: AttentionMap,
-        ffn: FfnMap,
-        residual: Literal["sequential", "parallel"] = "sequential",
+        experts: list[FfnMap],
+        weights: list[float],
+        shared: tuple[FfnMap, float] | None = None,
     ) -> None:
-        self.shape = attention.shape
-        self.attention = attention
-        self.ffn = ffn
-        self.residual = residual
+        self.shape = experts[0].shape
+        self.experts = experts
+        self.weights = weights
+        self.shared = shared
+        self._parts = list(zip(experts, weights, strict=True))
+        if shared is not None:
+            self._parts.append(shared)
 
     def matmat(self, x: Floats) -> Floats:
         """The product with each column of x."""
-        if self.residual == "parallel":
-            return x + self.attention.matmat(x) + self.ffn.matmat(x)
-        x = x + self.attention.matmat(x)
-        return x + self.ffn.matmat(x)
+        out = np.zeros((self.shape[0], x.shape[1]), np.float32)
+        for expert, weight in self._parts:
+            out += np.float32(weight) * expert.matmat(x)
+        return out
 
     def rmatmat(self, y: Floats) -> Floats:
         """The adjoint's product with each column of y."""
-        if self.residual == "parallel":
-            return y + self.attention.rmatmat(y) + self.ffn.rmatmat(y)
-        y = y + self.ffn.rmatmat(y)
-        return y + self.attention.rmatmat(y)
+        out = np.zeros((self.shape[1], y.shape[1]), np.float32)
+        for expert, weight in self._parts:
+            out += np.float32(weight) * expert.rmatmat(y)
+        return out
+
+    def heaviest_columns(self, count: int) -> Floats:
+        """Columns of the down maps of the heaviest neurons of all experts, by their weight."""
+        columns, weights = [], []
+        for expert, weight in self._parts:
+            strength = expert.neuron_weights()
+            heaviest = np.argsort(strength)[::-1][:count]
+            columns.append(expert.down[:, heaviest])
+            weights.append(weight * strength[heaviest])
+        order = np.argsort(np.concatenate(weights))[::-1][:count]
+        return np.concatenate(columns, axis=1)[:, order]
+
+
+class ScaledMap(Operator):
+    """diag(scale) [C] M: a branch with its own norm or factor behind it."""
+
+    def __init__(self, inner: Operator, scale: Floats, *, centre: bool = False) -> None:
+        self.shape = inner.shape
+        self.inner = inner
+        self.scale = scale[:, None]
+        self.centre = centre
+
+    def matmat(self, x: Floats) -> Floats:
+        """The product with each column of x."""
+        y = self.inner.matmat(x)
+        if self.centre:
+            y = y - y.mean(axis=0)
+        return self.scale * y
+
+    def rmatmat(self, y: Floats) -> Floats:
+        """The adjoint's product with each column of y."""
+        y = self.scale * y
+        if self.centre:
+            y = y - y.mean(axis=0)
+        return self.inner.rmatmat(y)
+
+
+class SumMap(Operator):
+    """I plus the sum of the branches that read the same residual stream."""
+
+    def __init__(self, branches: list[Operator]) -> None:
+        self.shape = branches[0].shape
+        self.branches = branches
+
+    def matmat(self, x: Floats) -> Floats:
+        """The product with each column of x."""
+        return sum((branch.matmat(x) for branch in self.branches), x)
+
+    def rmatmat(self, y: Floats) -> Floats:
+        """The adjoint's product with each column of y."""
+        return sum((branch.rmatmat(y) for branch in self.branches), y)
+
+
+class BlockMap(Operator):
+    """L: the product of a block's steps, (I + F)(I + A) or I + A + F.
+
+    Attributes
+    ----------
+    steps : in the order in which they act
+    ffn : F of the FFN or the experts, without a norm or factor behind it
+    """
+
+    def __init__(self, steps: list[Operator], ffn: FfnMap | ExpertsMap) -> None:
+        self.shape = steps[0].shape
+        self.steps = steps
+        self.ffn = ffn
+
+    def matmat(self, x: Floats) -> Floats:
+        """The product with each column of x."""
+        for step in self.steps:
+            x = step.matmat(x)
+        return x
+
+    def rmatmat(self, y: Floats) -> Floats:
+        """The adjoint's product with each column of y."""
+        for step in reversed(self.steps):
+            y = step.rmatmat(y)
+        return y
 
 
 class ResidualMap(Operator):
     """R = L - I, whose negative eigenvalues take a direction away again."""
 
-    def __init__(self, block: BlockMap) -> None:
+    def __init__(self, block: Operator) -> None:
         self.shape = block.shape
         self.block = block
 
@@ -146,6 +254,8 @@ class ResidualMap(Operator):
 def block_map(block: Block, fit: Fit) -> BlockMap:
     """The linear approximation L of a block under a fit.
 
+    A block whose mixer is not analysed has L = I + F.
+
     Raises
     ------
     NothingAnalysable
@@ -153,7 +263,115 @@ def block_map(block: Block, fit: Fit) -> BlockMap:
     UsageError
         if the sampled fit has too few vectors.
     """
+    ffn = ffn_map(block.ffn, fit, block.layer)
     # The paper's convention leaves LayerNorm's centring out of both branches.
-    attention = AttentionMap(block.attention, centred=fit.kind != "paper")
-    ffn = FfnMap(block.ffn.down.weight, fit_ffn(block.ffn, fit, block.layer))
-    return BlockMap(attention, ffn, block.residual)
+    centred = fit.kind != "paper"
+    f_branch = _behind(ffn, block.ffn, centred=centred)
+    if block.attention is None:
+        return BlockMap([SumMap([f_branch])], ffn)
+    a_branch = _behind(
+        AttentionMap(block.attention, centred=centred), block.attention, centred=centred
+    )
+    if block.residual == "parallel":
+        return BlockMap([SumMap([a_branch, f_branch])], ffn)
+    steps = [
+        _normed(SumMap([a_branch]), block.attention.after_norm, centred=centred),
+        _normed(SumMap([f_branch]), block.ffn.after_norm, centred=centred),
+    ]
+    return BlockMap(steps, ffn)
+
+
+def ffn_map(ffn: Ffn | Moe, fit: Fit, layer: int) -> FfnMap | ExpertsMap:
+    """F of an FFN or of a layer of experts under a fit; errors as `block_map`."""
+    if isinstance(ffn, Ffn):
+        return FfnMap(ffn.down.weight, fit_ffn(ffn, fit, layer))
+    shares, shared_share = expert_shares(ffn)
+    experts, weights = [], []
+    for expert, (weight, input_scale) in zip(ffn.experts, shares, strict=True):
+        own = _with_input_scale(replace(expert, norm=ffn.norm), input_scale)
+        experts.append(FfnMap(own.down.weight, fit_ffn(own, fit, layer)))
+        weights.append(weight)
+    shared = None
+    if ffn.shared is not None:
+        own = replace(ffn.shared, norm=ffn.norm)
+        shared = (FfnMap(own.down.weight, fit_ffn(own, fit, layer)), shared_share)
+    return ExpertsMap(experts, weights, shared)
+
+
+def _with_input_scale(expert: Ffn, factor: float) -> Ffn:
+    """The expert that reads its input times a factor."""
+    if factor == 1:
+        return expert
+
+    def scaled(linear: Linear) -> Linear:
+        return Linear(linear.weight * np.float32(factor), linear.bias)
+
+    gate = None if expert.gate is None else scaled(expert.gate)
+    return replace(expert, gate=gate, up=scaled(expert.up))
+
+
+def _value_map(attention: Attention, *, centred: bool) -> Floats:
+    """The linear map from the residual stream to the values that meet the output map."""
+
+    def folded(weight: Floats) -> Floats:
+        if centred or attention.norm is None:
+            return fold_norm(weight, attention.norm)
+        return weight * attention.norm.gain
+
+    if attention.latent is not None:
+        compressed = folded(attention.latent.weight)
+        rank = compressed.shape[0]
+        # Isotropic input gives the compressed vector a mean square of |C|_F^2 / rank.
+        size = float(np.linalg.norm(compressed)) / np.sqrt(rank)
+        inner = fold_norm(attention.value.weight, attention.latent_norm)
+        if attention.latent_norm is not None and size > 0:
+            inner = inner / np.float32(size)
+        value: Floats = inner @ compressed
+    else:
+        value = folded(attention.value.weight)
+    if attention.gate is None and attention.sink is None:
+        return value
+    if attention.gate is None:
+        value = _repeat_heads(value, attention)
+    else:
+        # sigmoid(g n) v n has the form of a gated unit: the same closed-form fit serves.
+        bias = attention.value.bias
+        up = Linear(
+            _repeat_heads(attention.value.weight, attention),
+            None if bias is None else _repeat_heads(bias, attention),
+        )
+        unit = Ffn(attention.norm, attention.gate, up, attention.output, "sigmoid", "")
+        value = fit_ffn(unit, Fit("canonical" if centred else "paper"), 0)
+    if attention.sink is not None:
+        generator = np.random.default_rng(0)
+        z = generator.standard_normal((_SINK_SAMPLES, value.shape[1]), dtype=np.float32)
+        weight = sink_weights(attention.sink, affine(z, attention.norm)).mean(axis=0)
+        value = value * np.repeat(weight, attention.head_dim)[:, None]
+    return value
+
+
+def _repeat_heads(rows: Floats, attention: Attention) -> Floats:
+    """Each value head's rows as often as query heads share it."""
+    heads = rows.reshape(-1, attention.head_dim, *rows.shape[1:])
+    repeated: Floats = np.repeat(heads, attention.repeats, axis=0)
+    return repeated.reshape(-1, *rows.shape[1:])
+
+
+def _behind(inner: Operator, branch: Attention | Ffn | Moe, *, centred: bool) -> Operator:
+    """The branch with its own norm and factor; the norm divides by the branch's own size."""
+    inner = _normed(inner, branch.post_norm, centred=centred)
+    if branch.scale is None:
+        return inner
+    scale = np.broadcast_to(np.asarray(branch.scale, np.float32), inner.shape[:1])
+    return ScaledMap(inner, scale)
+
+
+def _normed(inner: Operator, norm: Norm | None, *, centred: bool) -> Operator:
+    """norm(M x) for isotropic x: the mean square of M x is |M|_F^2 / rows."""
+    if norm is None:
+        return inner
+    centre = norm.kind == "layer" and centred
+    ones = np.ones(inner.shape[0], np.float32)
+    size = ScaledMap(inner, ones, centre=centre).frobenius() / np.sqrt(inner.shape[0])
+    factor = np.float32(1 / size if size > 0 else 0)
+    return ScaledMap(inner, norm.gain * factor, centre=centre)

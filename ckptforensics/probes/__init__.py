@@ -1,6 +1,7 @@
 """The true, nonlinear block applied to chosen vectors."""
 
-from ckptforensics.probes.response import Response, SuperWeight, Trigger, response, trigger
+from ckptforensics.probes.embedding import embed, finish_embedding, vocabulary_size
+from ckptforensics.probes.response import Response, SuperWeight, Trigger, experts, response, trigger
 from ckptforensics.probes.rollout import advance, start_tokens
 
 __all__ = [
@@ -8,7 +9,11 @@ __all__ = [
     "SuperWeight",
     "Trigger",
     "advance",
+    "embed",
+    "experts",
+    "finish_embedding",
     "response",
     "start_tokens",
     "trigger",
+    "vocabulary_size",
 ]

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ckptforensics.layers import Block, Ffn, Floats
-from ckptforensics.linear.forward import apply_linear, block_forward, ffn_hidden
+from ckptforensics.layers import Block, Ffn, Floats, Moe
+from ckptforensics.linear.forward import apply_linear, block_forward, ffn_forward, ffn_hidden
 from ckptforensics.linear.norms import apply_norm
 
 
@@ -30,11 +30,13 @@ class SuperWeight:
 
     Attributes
     ----------
+    tensor : name of the down projection
     row, column : residual coordinate and hidden unit, from 0
     value : W_down[row, column]
     amplitude : value times the hidden unit's activation at the trigger, what it adds to `row`
     """
 
+    tensor: str
     row: int
     column: int
     value: float
@@ -71,25 +73,43 @@ def response(block: Block, direction: NDArray[np.float64], size: float) -> Respo
     return Response(plus=float(added[0]), minus=float(added[1]))
 
 
-def trigger(ffn: Ffn, direction: NDArray[np.float64]) -> Trigger:
+def trigger(ffn: Ffn | Moe, direction: NDArray[np.float64]) -> Trigger:
     """Feed the true FFN +-v, v the leading right singular vector of its linear fit.
+
+    The vectors have a unit mean square, which matters only where no norm precedes the FFN. In a
+    layer of experts the output is that of the experts the router chooses, and the super weight
+    the strongest among all experts, each fed the vectors by itself.
 
     Parameters
     ----------
-    direction : (hidden_size,) unit vector v; the FFN's own norm sets its scale
+    direction : (hidden_size,) unit vector v
     """
-    v = direction.astype(np.float32)
-    hidden = ffn_hidden(ffn, apply_norm(np.stack([v, -v]), ffn.norm))
-    outputs = apply_linear(ffn.down, hidden)
+    v = direction.astype(np.float32) * np.float32(np.sqrt(direction.size))
+    x = np.stack([v, -v])
+    outputs = ffn_forward(ffn, x)
     norms = np.linalg.norm(outputs, axis=1)
     stronger = int(np.argmax(norms))
-    strongest = _super_weight(ffn.down.weight, hidden[stronger])
+    n = apply_norm(x, ffn.norm)
+    candidates = []
+    for expert in experts(ffn):
+        hidden = ffn_hidden(expert, n)
+        row = int(np.argmax(np.linalg.norm(apply_linear(expert.down, hidden), axis=1)))
+        candidates.append(_super_weight(expert, hidden[row]))
+    strongest = max(candidates, key=lambda weight: abs(weight.amplitude))
     return Trigger(float(norms[stronger]), outputs[stronger], strongest)
 
 
-def _super_weight(down: Floats, hidden: Floats) -> SuperWeight:
+def experts(ffn: Ffn | Moe) -> tuple[Ffn, ...]:
+    """The FFN itself, or the routed experts and then the shared one."""
+    if isinstance(ffn, Ffn):
+        return (ffn,)
+    return ffn.experts if ffn.shared is None else (*ffn.experts, ffn.shared)
+
+
+def _super_weight(ffn: Ffn, hidden: Floats) -> SuperWeight:
     """The entry of W_down with the largest |weight| times |activation|."""
+    down = ffn.down.weight
     column = int(np.argmax(np.abs(down).max(axis=0) * np.abs(hidden)))
     row = int(np.argmax(np.abs(down[:, column])))
     value = float(down[row, column])
-    return SuperWeight(row, column, value, value * float(hidden[column]))
+    return SuperWeight(ffn.down_name, row, column, value, value * float(hidden[column]))

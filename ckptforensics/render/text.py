@@ -102,10 +102,17 @@ def _layers(console: Console, document: LayersDocument, verbose: bool) -> None:
             soft_wrap=True,
         )
         lines = list(row.evidence)
-        lines.append(
-            f"true block at +-c u (u: {row.response.direction}, c = {_number(row.response.size)}): "
-            f"adds {row.response.plus:+.4g} and {row.response.minus:+.4g} along u"
-        )
+        if row.response is not None:
+            at = f"u: {row.response.direction}, c = {_number(row.response.size)}"
+            lines.append(
+                f"true block at +-c u ({at}): adds {row.response.plus:+.4g} and "
+                f"{row.response.minus:+.4g} along u"
+            )
+        for expert in sorted(row.experts, key=lambda e: -e.trigger_norm)[: None if verbose else 3]:
+            lines.append(
+                f"{expert.name}: mean weight {expert.weight:.3f}, s1 {_number(expert.sigma)}, "
+                f"answers its trigger with norm {_number(expert.trigger_norm)}"
+            )
         if row.eigenvalue is not None:
             imag = f" +- {row.eigenvalue.imag:.4g}i" if row.eigenvalue.imag else ""
             lines.append(

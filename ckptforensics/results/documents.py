@@ -10,9 +10,17 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+
+def _unicode(name: object) -> object:
+    """Bytes of a file name that are not UTF-8, which Python keeps as surrogates, as escapes."""
+    return name.encode("utf-8", "backslashreplace").decode() if isinstance(name, str) else name
+
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
+# A file name need not be Unicode; a document is.
+Name = Annotated[str, BeforeValidator(_unicode)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 IndexedValue = tuple[int, Finite]
 
@@ -24,7 +32,7 @@ class _Frozen(BaseModel):
 class FileRecord(_Frozen):
     """One weight file: its size and digests (`sha256` of the whole file only where known)."""
 
-    name: str
+    name: Name
     bytes: int
     header_sha256: Sha256
     sha256: Sha256 | None
@@ -33,7 +41,7 @@ class FileRecord(_Frozen):
 class ModelRecord(_Frozen):
     """What was analysed. `notes` says what was assumed because the checkpoint does not say it."""
 
-    path: str
+    path: Name
     family: str
     family_source: Literal["config", "gguf", "inferred"]
     hidden_size: int
@@ -129,6 +137,15 @@ class Eigenvalue(_Frozen):
     angle_deg: Finite
 
 
+class ExpertRecord(_Frozen):
+    """One expert of a layer: its mean weight in F, s1 of its own F, its answer to its trigger."""
+
+    name: str
+    weight: Finite
+    sigma: Finite
+    trigger_norm: Finite
+
+
 class LayerEvidence(_Frozen):
     """What is known of one layer, its label, and the evidence in words.
 
@@ -141,11 +158,12 @@ class LayerEvidence(_Frozen):
     gap: Finite
     trigger_norm: Finite
     rollout_ratio: Finite | None
-    response: ResponseRecord
+    response: ResponseRecord | None
     eigenvalue: Eigenvalue | None
     label: Literal["explosion", "decay"] | None
     strength: Finite | None
     evidence: tuple[str, ...]
+    experts: tuple[ExpertRecord, ...] = ()
 
 
 class SuperWeightRecord(_Frozen):
@@ -190,6 +208,15 @@ class NormsDocument(Document):
     median: tuple[Finite, ...]
     skipped: tuple[Skipped, ...] = ()
 
+    @model_validator(mode="after")
+    def _one_table(self) -> NormsDocument:
+        count = len(self.tokens)
+        if not count or len(self.norms) != count or len(self.embedding_norms) != count:
+            raise ValueError("tokens, norms and embedding_norms must have one entry a token")
+        if any(len(row) != len(self.median) for row in self.norms):
+            raise ValueError("norms and median must have one entry a layer")
+        return self
+
 
 class TensorRecord(_Frozen):
     """One tensor: its role, or the reason why it is not read."""
@@ -198,7 +225,7 @@ class TensorRecord(_Frozen):
     dtype: str
     shape: tuple[int, ...]
     bytes: int
-    file: str
+    file: Name
     role: str | None
     skipped: str | None
 
@@ -217,6 +244,7 @@ class InspectDocument(Document):
     num_kv_heads: int
     head_dim: int
     ffn_width: int
+    num_experts: int | None
     vocabulary_size: int | None
     bos_token_id: int | None
     parameters: int

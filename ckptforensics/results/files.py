@@ -59,6 +59,9 @@ def write_atomically(path: str | Path, write: Callable[[Path], None]) -> None:
     target = Path(path)
     temporary = None
     try:
+        if target.exists() and not target.is_file():
+            # Replacing a pipe or a device would take it away from everybody else.
+            raise OutputError("this is not a regular file", path=target, hint="choose another -o")
         handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
         os.close(handle)
         temporary = Path(name)
@@ -86,11 +89,12 @@ def save_document(document: Document, path: str | Path) -> None:
 
 def save_signature(signature: Signature, path: str | Path) -> None:
     """Write a signature's arrays and document as one safetensors file; OutputError on failure."""
-    from safetensors.numpy import save_file
+    from safetensors.numpy import save
 
     arrays = {name: getattr(signature, name) for name in ("u", "v", "sigma", "residual")}
     metadata = {_METADATA_KEY: signature.document.model_dump_json()}
-    write_atomically(path, lambda file: save_file(arrays, file, metadata=metadata))
+    data = save(arrays, metadata=metadata)
+    write_atomically(path, lambda file: _write_bytes(file, data))
 
 
 def load_result(path: str | Path) -> Document | Signature:
@@ -104,8 +108,11 @@ def load_result(path: str | Path) -> Document | Signature:
         if it is not a saved result, or one of another schema version.
     """
     file = Path(path)
-    if not file.is_file():
-        raise UsageError("no such file", path=file, hint="give a file written with -o")
+    try:
+        if not file.is_file():
+            raise UsageError("no such file", path=file, hint="give a file written with -o")
+    except OSError as problem:
+        raise UsageError(f"cannot read the file: {problem.strerror}", path=file) from None
     try:
         if file.suffix == ".safetensors":
             return _load_signature(file)
@@ -169,3 +176,7 @@ def _document(fields: dict[str, Any], file: Path) -> Document:
 
 def _write_text(file: Path, text: str) -> None:
     file.write_text(text, encoding="utf-8")
+
+
+def _write_bytes(file: Path, data: bytes) -> None:
+    file.write_bytes(data)

@@ -1,7 +1,7 @@
 """Where the bytes of a checkpoint come from; nothing here knows what a tensor is."""
 
 from ckptforensics.sources.digests import known_sha256, sha256_of_file
-from ckptforensics.sources.local import Source, locate
+from ckptforensics.sources.local import Source, locate, size_of_file
 from ckptforensics.sources.strictjson import parse_json_object, read_json_object
 
 __all__ = [
@@ -11,4 +11,5 @@ __all__ = [
     "parse_json_object",
     "read_json_object",
     "sha256_of_file",
+    "size_of_file",
 ]

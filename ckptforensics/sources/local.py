@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,6 +73,31 @@ def locate(model: str | Path, config: str | Path | None = None) -> Source:
         raise FormatError(
             "permission denied", path=problem.filename or path, hint="check who may read it"
         ) from None
+
+
+def size_of_file(path: Path) -> int:
+    """Bytes of a regular file.
+
+    Raises
+    ------
+    FormatError
+        if it is anything else: reading a named pipe, say, would wait for ever.
+    OSError
+        if there is no such file.
+    """
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise FormatError("this is not a regular file", path=path, hint="give the file itself")
+    return status.st_size
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except PermissionError:
+        raise
+    except OSError:  # a name longer than the file system allows
+        return False
 
 
 def _exists(path: Path) -> bool:
@@ -145,7 +171,7 @@ def _from_index(index: Path, named: Path, config: Mapping[str, Any] | None) -> S
             )
         files[name] = folder / name
     for name, file in files.items():
-        if not file.is_file():
+        if not _is_file(file):
             raise FormatError(
                 f"shard '{name}' named by {index.name} is missing",
                 path=file,

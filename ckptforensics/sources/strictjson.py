@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from reprlib import repr as short
 from typing import Any
 
 from ckptforensics.errors import CkptError, FormatError
@@ -20,7 +21,7 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result: dict[str, Any] = {}
     for key, value in pairs:
         if key in result:
-            raise _DuplicateKeyError(f"duplicate key {key!r}")
+            raise _DuplicateKeyError(f"duplicate key {short(key)}")
         result[key] = value
     return result
 
@@ -37,10 +38,15 @@ def parse_json_object(
     """
     try:
         value = json.loads(text.decode("utf-8"), object_pairs_hook=_unique_keys)
+        if b"\\u" in text:
+            # An escape can spell half a surrogate pair, which no encoding can write again.
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
     except _DuplicateKeyError as problem:
         raise error(f"{what} has a {problem}", path=path) from None
     except RecursionError:
         raise error(f"{what} is nested too deeply", path=path) from None
+    except UnicodeEncodeError:
+        raise error(f"{what} has half a surrogate pair in a string", path=path) from None
     except UnicodeDecodeError as problem:
         raise error(f"{what} is not UTF-8 text", path=path, offset=problem.start) from None
     except ValueError as problem:

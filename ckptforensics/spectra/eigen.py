@@ -86,7 +86,7 @@ def _arnoldi(
             maxiter=max(1, max_products // subspace),
         )
     except ArpackNoConvergence as stopped:
-        values, vectors = stopped.eigenvalues, stopped.eigenvectors
+        return np.asarray(stopped.eigenvalues), np.asarray(stopped.eigenvectors)
     return np.asarray(values), np.asarray(vectors)
 
 

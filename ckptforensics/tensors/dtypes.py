@@ -117,10 +117,14 @@ def _gguf_decoder(dtype: str, path: Path, tensor: str) -> Callable[[Bytes, Float
     kind = gguf.GGMLQuantizationType[dtype]
 
     def decode(raw: Bytes, out: Floats) -> None:
+        import numpy as np
+
         # Blocks do not span rows, so a range of rows is one long row of blocks; given as one, the
-        # package dequantizes it in one go instead of 16 rows at a time.
+        # package dequantizes it in one go instead of 16 rows at a time. What a damaged scale makes
+        # of its block is reported by the reader.
         try:
-            out[:] = gguf.quants.dequantize(raw.reshape(1, -1), kind).reshape(-1)
+            with np.errstate(all="ignore"):
+                out[:] = gguf.quants.dequantize(raw.reshape(1, -1), kind).reshape(-1)
         except NotImplementedError:
             raise _undecodable(dtype, path, tensor) from None
 
@@ -131,8 +135,9 @@ def _cast(code: str) -> Callable[[Bytes, Floats], None]:
     def decode(raw: Bytes, out: Floats) -> None:
         import numpy as np
 
-        # A float64 beyond the range of float32 becomes infinite and is reported by the reader.
-        with np.errstate(over="ignore"):
+        # A float64 beyond the range of float32 becomes infinite and is reported by the reader, as
+        # is a NaN of any kind.
+        with np.errstate(over="ignore", invalid="ignore"):
             out[:] = raw.view(code)
 
     return decode

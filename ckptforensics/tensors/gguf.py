@@ -17,8 +17,9 @@ from types import MappingProxyType
 from typing import Any
 
 from ckptforensics.errors import FormatError
+from ckptforensics.sources import size_of_file
 from ckptforensics.tensors.dtypes import gguf_type
-from ckptforensics.tensors.info import Container, TensorInfo
+from ckptforensics.tensors.info import Container, TensorInfo, element_count
 
 _SCALARS = MappingProxyType(
     {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
@@ -48,7 +49,7 @@ def read_gguf(path: Path) -> Container:
         if it holds quantized tensors and the `gguf` package is not installed.
     """
     try:
-        size = path.stat().st_size
+        size = size_of_file(path)
         if size < 24:
             raise FormatError(
                 "the file is empty" if size == 0 else "the file is too short for a GGUF header",
@@ -168,12 +169,13 @@ def _entry(cursor: _Cursor, name: str, alignment: int) -> tuple[str, tuple[int, 
     offset = cursor.scalar("Q")
     if offset % alignment:
         raise cursor.broken(f"offset {offset} is not a multiple of {alignment}", tensor=name)
-    elements = 1
-    for length in shape:
-        elements *= length
-    if elements and shape and shape[-1] % kind.block_elements:
+    elements = element_count(shape)
+    if elements is None:
+        raise cursor.broken(f"the shape {shape} is too large", tensor=name)
+    row = shape[-1] if shape else 1
+    if elements and row % kind.block_elements:
         raise cursor.broken(
-            f"rows of {shape[-1]} elements do not divide into {kind.name} blocks", tensor=name
+            f"rows of {row} elements do not divide into {kind.name} blocks", tensor=name
         )
     nbytes = elements // kind.block_elements * kind.block_bytes
     return kind.name, shape, offset, nbytes

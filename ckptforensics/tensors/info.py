@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+# What NumPy can hold: it counts the other axes even where one is empty.
+_MOST_DIMENSIONS = 32
+_MOST_ELEMENTS = 1 << 60
 
 
 @dataclass(frozen=True)
@@ -48,3 +52,15 @@ class Container:
     header_sha256: str
     tensors: Mapping[str, TensorInfo]
     metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
+def element_count(shape: Sequence[int]) -> int | None:
+    """Number of elements of a tensor of this shape, None if no array could have it."""
+    if len(shape) > _MOST_DIMENSIONS:
+        return None
+    counted = 1
+    for length in shape:
+        counted *= max(length, 1)
+        if counted > _MOST_ELEMENTS:
+            return None
+    return 0 if 0 in shape else counted

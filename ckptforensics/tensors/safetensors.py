@@ -9,15 +9,15 @@ the bytes lie, which streaming needs.
 from __future__ import annotations
 
 import hashlib
-import math
 import struct
 from pathlib import Path
+from reprlib import repr as short
 from typing import Any
 
 from ckptforensics.errors import FormatError
-from ckptforensics.sources import parse_json_object
+from ckptforensics.sources import parse_json_object, size_of_file
 from ckptforensics.tensors.dtypes import SAFETENSORS_BITS
-from ckptforensics.tensors.info import Container, TensorInfo
+from ckptforensics.tensors.info import Container, TensorInfo, element_count
 
 # Limit of the reference implementation.
 _LARGEST_HEADER = 100_000_000
@@ -33,7 +33,7 @@ def read_safetensors(path: Path) -> Container:
         duplicate keys, unknown element types, tensors that overlap, leave holes or lie outside.
     """
     try:
-        size = path.stat().st_size
+        size = size_of_file(path)
         with path.open("rb") as file:
             length_bytes = file.read(8)
             if len(length_bytes) < 8:
@@ -80,12 +80,15 @@ def _tensor(name: str, entry: Any, path: Path, buffer: int) -> TensorInfo:
         raise broken("the header entry must have exactly dtype, shape and data_offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in SAFETENSORS_BITS:
-        raise broken(f"unknown element type {dtype!r}")
+        raise broken(f"unknown element type {short(dtype)}")
     if not _naturals(shape):
-        raise broken(f"the shape {shape!r} is not a list of sizes")
+        raise broken(f"the shape {short(shape)} is not a list of sizes")
     if not _naturals(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
-        raise broken(f"data_offsets {offsets!r} are not a begin and an end")
-    bits = math.prod(shape) * SAFETENSORS_BITS[dtype]
+        raise broken(f"data_offsets {short(offsets)} are not a begin and an end")
+    elements = element_count(shape)
+    if elements is None:
+        raise broken(f"the shape {short(shape)} is too large")
+    bits = elements * SAFETENSORS_BITS[dtype]
     nbytes = offsets[1] - offsets[0]
     if bits != 8 * nbytes:
         raise broken(f"{nbytes:,} bytes stored where {dtype} of shape {shape} needs {bits // 8:,}")

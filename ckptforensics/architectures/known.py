@@ -1,0 +1,197 @@
+"""What `config.json` or GGUF metadata says, read with suspicion."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+from ckptforensics.architectures.schema import Choice, Family, Layout, Scalar, families
+from ckptforensics.errors import FormatError, NothingAnalysable
+from ckptforensics.tensors import TensorStore
+
+# Keys of config.json, and of GGUF metadata after the architecture's name, that hold one quantity.
+_KEYS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = MappingProxyType(
+    {
+        "hidden_size": (("hidden_size", "n_embd", "d_model"), ("embedding_length",)),
+        "num_layers": (
+            ("num_hidden_layers", "n_layer", "n_layers", "num_layers"),
+            ("block_count",),
+        ),
+        "num_heads": (("num_attention_heads", "n_head", "n_heads"), ("attention.head_count",)),
+        "eps": (
+            ("rms_norm_eps", "layer_norm_epsilon", "layer_norm_eps", "norm_eps", "norm_epsilon"),
+            ("attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon"),
+        ),
+        "activation": (
+            ("hidden_act", "hidden_activation", "activation_function", "hidden_act_fn"),
+            (),
+        ),
+        "latent_width": (("kv_lora_rank",), ("attention.kv_lora_rank",)),
+        "key_width": (("qk_nope_head_dim",), ()),
+    }
+)
+_LARGEST_COUNT = 1 << 24
+
+
+class Known:
+    """Configuration and metadata of one checkpoint.
+
+    Attributes
+    ----------
+    store : the tensors
+    gguf : the metadata is GGUF's
+    model_type : as the checkpoint names itself, None if it does not
+    notes : what was assumed so far because nothing says it
+    """
+
+    def __init__(self, store: TensorStore, config: Mapping[str, Any] | None) -> None:
+        self.store = store
+        self.config = dict(config or {})
+        # A multimodal configuration keeps the language model's one level down.
+        for inner in ("text_config", "language_config", "llm_config"):
+            if isinstance(text := self.config.get(inner), dict):
+                self.config = {**self.config, **text}
+        self.path = store.containers[0].path
+        self.gguf = self.path.suffix == ".gguf"
+        self.notes: list[str] = []
+        name = store.metadata.get("general.architecture") if self.gguf else None
+        self.model_type = name if self.gguf else self.config.get("model_type")
+
+    def family(self) -> Family | None:
+        """The family that claims the checkpoint's own name for itself."""
+        for family in families().values():
+            names = family.gguf_architectures if self.gguf else family.model_types
+            if self.model_type in names:
+                return family
+        return None
+
+    def layout(self, family: Family) -> Layout | None:
+        """The family's names in this container."""
+        return family.gguf if self.gguf else family.hf
+
+    def value(self, key: str | None, gguf_key: str | None = None) -> Any:
+        """The configured value, None if there is none; dots lead into nested objects."""
+        if self.gguf:
+            return self.store.metadata.get(f"{self.model_type}.{gguf_key}") if gguf_key else None
+        found: Any = self.config
+        for part in key.split(".") if key else ():
+            found = found.get(part) if isinstance(found, dict) else None
+        return found if key else None
+
+    def get(self, family: Family, quantity: str) -> Any:
+        """A quantity by the usual keys, or by the family's own."""
+        hf, gguf = _KEYS.get(quantity, ((), ()))
+        keys = family.config.get(quantity, hf)
+        if self.gguf:
+            found = (self.value(None, key) for key in gguf)
+        else:
+            found = (self.value(key) for key in keys)
+        return next((value for value in found if value is not None), None)
+
+    def count(self, family: Family, quantity: str) -> int | None:
+        """A quantity that is a positive number of things; FormatError if it is not."""
+        value = self.get(family, quantity)
+        if value is None:
+            return None
+        if type(value) is not int or not 0 < value < _LARGEST_COUNT:
+            raise FormatError(f"the configuration gives {quantity} as {value!r}", path=self.path)
+        return value
+
+    def first_count(self, keys: tuple[str, ...], gguf_key: str) -> int | None:
+        """The first of several keys that is configured, as a positive number of things."""
+        names = (gguf_key,) if self.gguf else keys
+        for name in names:
+            value = self.value(name, gguf_key)
+            if value is None:
+                continue
+            if type(value) is not int or not 0 < value < _LARGEST_COUNT:
+                raise FormatError(f"the configuration gives {name} as {value!r}", path=self.path)
+            return value
+        return None
+
+    def choice(self, setting: str | Choice) -> str:
+        """A setting that may depend on the configuration; FormatError for an unknown value."""
+        if isinstance(setting, str):
+            return setting
+        value = self.value(setting.key, setting.gguf_key)
+        if value is None:
+            return setting.default
+        written = value if isinstance(value, str) else json.dumps(value)
+        if written not in setting.values:
+            raise FormatError(
+                f"the configuration gives {setting.key} as {value!r}, "
+                f"known are {', '.join(setting.values)}",
+                path=self.path,
+            )
+        return setting.values[written]
+
+    def scalar(self, scalar: Scalar, hidden_size: int, num_layers: int) -> float:
+        """A configured factor; FormatError if it is not a finite number."""
+        value = self.value(scalar.key, scalar.gguf_key)
+        factor = scalar.default if value is None else value
+        if isinstance(factor, bool) or not isinstance(factor, int | float):
+            raise FormatError(f"the configuration gives {scalar.key} as {value!r}", path=self.path)
+        sizes = {
+            "sqrt(hidden_size)": math.sqrt(hidden_size),
+            "sqrt(num_layers)": math.sqrt(num_layers),
+            None: 1.0,
+        }
+        result = float(factor) * sizes[scalar.times] / sizes[scalar.over]
+        if not math.isfinite(result):
+            raise FormatError(f"the configuration gives {scalar.key} as {value!r}", path=self.path)
+        return result
+
+    def positive(self, key: str) -> float | None:
+        """A configured positive number, None if there is none; FormatError for anything else."""
+        value = self.value(key)
+        if value is None:
+            return None
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e30:
+            raise FormatError(f"the configuration gives {key} as {value!r}", path=self.path)
+        return float(value)
+
+    def activation(self, family: Family, *, inferred: bool) -> str:
+        """Name of the activation; the family's where nothing says it."""
+        value = self.get(family, "activation")
+        if value is None:
+            if inferred:
+                self.notes.append(f"activation assumed to be {family.activation}")
+            return family.activation
+        if not isinstance(value, str):
+            raise FormatError(f"the configuration gives activation as {value!r}", path=self.path)
+        return value
+
+    def eps(self, family: Family) -> float:
+        """Epsilon of the norms; the family's where nothing says it."""
+        value = self.get(family, "eps")
+        if value is None:
+            self.notes.append(f"norm epsilon assumed to be {family.norm.eps:g}")
+            return family.norm.eps
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1:
+            raise FormatError(f"the configuration gives epsilon as {value!r}", path=self.path)
+        return float(value)
+
+    def bos_token_id(self) -> int | None:
+        """The begin-of-sequence token, None if the checkpoint names none."""
+        if self.gguf:
+            value = self.store.metadata.get("tokenizer.ggml.bos_token_id")
+        else:
+            value = self.config.get("bos_token_id")
+        if isinstance(value, list) and value:
+            value = value[0]
+        return value if type(value) is int and value >= 0 else None
+
+    def refuse_quantized(self) -> None:
+        """NothingAnalysable if the weights are stored in an encoding that is not read."""
+        quantization = self.config.get("quantization_config")
+        if quantization and not self.gguf:
+            method = quantization.get("quant_method") if isinstance(quantization, dict) else None
+            raise NothingAnalysable(
+                f"the weights are quantized ({method or 'method not named'}), "
+                "which this version does not read",
+                path=self.path,
+                hint="dequantize it, or use a GGUF file of the model",
+            )
