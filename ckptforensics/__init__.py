@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from ckptforensics.checkpoint import Checkpoint, open_checkpoint
     from ckptforensics.errors import CkptError
     from ckptforensics.findings import (
+        Accumulated,
         Rollout,
+        accumulate,
         find_layers,
         fingerprint_distance,
         inspect,
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from ckptforensics.results import Signature, load_result
 
 __all__ = [
+    "Accumulated",
     "Calibration",
     "Checkpoint",
     "CkptError",
@@ -35,6 +38,7 @@ __all__ = [
     "Rollout",
     "Signature",
     "__version__",
+    "accumulate",
     "find_layers",
     "fingerprint_distance",
     "inspect",
@@ -46,12 +50,14 @@ __all__ = [
 
 _HOMES = MappingProxyType(
     {
+        "Accumulated": "ckptforensics.findings",
         "Calibration": "ckptforensics.linear",
         "Checkpoint": "ckptforensics.checkpoint",
         "CkptError": "ckptforensics.errors",
         "Fit": "ckptforensics.linear",
         "Rollout": "ckptforensics.findings",
         "Signature": "ckptforensics.results",
+        "accumulate": "ckptforensics.findings",
         "find_layers": "ckptforensics.findings",
         "fingerprint_distance": "ckptforensics.findings",
         "inspect": "ckptforensics.findings",

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ckptforensics.architectures import Architecture, resolve
-from ckptforensics.sources import Source, locate
+from ckptforensics.errors import UnknownFamily
+from ckptforensics.sources import Source, is_hub_id, locate, locate_on_hub
 from ckptforensics.tensors import TensorStore, open_store
 
 
@@ -26,14 +27,23 @@ class Checkpoint:
     architecture: Architecture
 
 
-def open_checkpoint(model: str | Path, *, config: str | Path | None = None) -> Checkpoint:
+def open_checkpoint(
+    model: str | Path,
+    *,
+    config: str | Path | None = None,
+    offline: bool = False,
+    strict: bool = False,
+) -> Checkpoint:
     """Open a checkpoint by reading its headers.
 
     Parameters
     ----------
-    model : directory with `config.json` and safetensors, one `.safetensors` or
-        `.safetensors.index.json` file, or a `.gguf` file
+    model : directory with `config.json` and weights, one `.safetensors`, `.bin`, `.pt`, `.pth` or
+        `.gguf` file, an index of shards (`.safetensors.index.json`, `.bin.index.json`), or
+        `org/name[@revision]` on the Hugging Face Hub, of which only the ranges needed are read
     config : a `config.json` to use in place of the one beside the weights
+    offline : look for a repository in the local cache only
+    strict : refuse a family that is only inferred from names and shapes
 
     Raises
     ------
@@ -41,6 +51,16 @@ def open_checkpoint(model: str | Path, *, config: str | Path | None = None) -> C
         `UsageError` if `model` does not exist or holds several models, `NothingAnalysable` if it
         holds none that is supported, `FormatError` or `TensorError` if it is damaged.
     """
-    source = locate(model, config)
+    if is_hub_id(model):
+        source = locate_on_hub(str(model), config, offline=offline)
+    else:
+        source = locate(model, config)
     store = open_store(source)
-    return Checkpoint(source, store, resolve(store, source.config))
+    architecture = resolve(store, source.config)
+    if strict and architecture.source == "inferred":
+        raise UnknownFamily(
+            f"the family '{architecture.family.name}' is only inferred, which --strict refuses",
+            path=source.path,
+            hint="leave --strict out to analyse it all the same",
+        )
+    return Checkpoint(source, store, architecture)

@@ -54,11 +54,13 @@ class Sink:
     ----------
     query, key : (num_heads * width, hidden_size), (num_kv_heads * width, hidden_size)
     scores : (num_heads,) the sinks
+    scale : factor on query times key, besides the usual one of their width
     """
 
     query: Linear
     key: Linear
     scores: Floats
+    scale: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,7 @@ class Ffn:
     down : (hidden_size, ffn_width)
     activation : name of s, as in the configuration
     down_name : name of the down projection's tensor, for reports
-    clamped : gpt-oss's variant: gate and up are clamped at 7, up + 1 multiplies
+    clamp : bound of gpt-oss's variant: gate and up are clamped, up + 1 multiplies; None for others
     post_norm, after_norm, scale : as in `Attention`
     """
 
@@ -118,7 +120,7 @@ class Ffn:
     down: Linear
     activation: str
     down_name: str
-    clamped: bool = False
+    clamp: float | None = None
     post_norm: Norm | None = None
     after_norm: Norm | None = None
     scale: Floats | float | None = None
@@ -133,6 +135,7 @@ class Moe:
     norm : before router and experts; the experts' own norm is None
     router : (num_experts, hidden_size)
     correction : (num_experts,) added to the scores for choosing experts only
+    expert_scale : (num_experts,) learned factor on each expert's weight
     plan : how scores become weights
     experts : the routed experts
     shared : the expert that always acts, None for none
@@ -146,6 +149,7 @@ class Moe:
     plan: RoutingPlan
     experts: tuple[Ffn, ...]
     shared: Ffn | None = None
+    expert_scale: Floats | None = None
     shared_router: Linear | None = None
     post_norm: Norm | None = None
     after_norm: Norm | None = None
@@ -185,6 +189,9 @@ def load_block(checkpoint: Checkpoint, layer: int) -> Block:
         if an element type cannot be decoded.
     """
     plan = checkpoint.architecture.layers[layer - 1]
+    parts = (ref for refs in (plan.refs, *plan.experts) for ref in refs.values())
+    names = {name for ref in parts for name in (ref.weight, ref.bias) if name is not None}
+    checkpoint.store.prefetch(sorted(names))
     reader = _BlockReader(checkpoint, plan)
     return Block(
         layer=layer,
@@ -229,7 +236,8 @@ class _BlockReader:
         sink = None
         if "sinks" in self.refs:
             scores = self.store.read(self.refs["sinks"].weight).reshape(-1)
-            sink = Sink(self.linear("query"), self.linear("key"), scores)
+            query, key = self.linear("query"), self.linear("key")
+            sink = Sink(query, key, scores, architecture.sink_scale)
         before, after = self.norms("attention")
         return Attention(
             norm=before,
@@ -238,7 +246,7 @@ class _BlockReader:
             head_dim=architecture.sizes.head_dim,
             repeats=1 if mla else architecture.sizes.num_heads // architecture.sizes.num_kv_heads,
             latent=self.optional("latent"),
-            latent_norm=self.norm("latent_norm"),
+            latent_norm=self.norm("latent_norm", architecture.latent_eps),
             gate=self.optional("attention_gate"),
             sink=sink,
             clip=architecture.value_clip,
@@ -257,7 +265,7 @@ class _BlockReader:
             down=self.linear("down"),
             activation=self.architecture.activation,
             down_name=self.refs["down"].weight,
-            clamped=self.architecture.family.ffn == "clamped",
+            clamp=self.architecture.ffn_clamp,
             post_norm=self.norm("ffn_post_norm"),
             after_norm=after,
             scale=self.scale("ffn_scale", self.architecture.ffn_scale),
@@ -267,14 +275,14 @@ class _BlockReader:
         """The branch of routed and shared experts."""
         assert self.architecture.routing is not None
         before, after = self.norms("ffn")
-        correction = self.refs.get("router_correction")
         shared = None
         if "shared_down" in self.refs:
             shared = self.expert(self.refs, "shared")
         return Moe(
             norm=before,
             router=self.linear("router"),
-            correction=None if correction is None else self.store.read(correction.weight),
+            correction=self.vector("router_correction"),
+            expert_scale=self.vector("router_scale"),
             plan=self.architecture.routing,
             experts=tuple(self.expert(refs, "expert") for refs in self.expert_refs),
             shared=shared,
@@ -301,7 +309,7 @@ class _BlockReader:
             down=self.read_linear(down),
             activation=self.architecture.activation,
             down_name=down.weight if down.expert is None else f"{down.weight}[{down.expert}]",
-            clamped=self.architecture.family.ffn == "clamped",
+            clamp=self.architecture.ffn_clamp,
         )
 
     def norms(self, branch: Literal["attention", "ffn"]) -> tuple[Norm | None, Norm | None]:
@@ -317,8 +325,8 @@ class _BlockReader:
             return None, norm
         return norm, after
 
-    def norm(self, role: Role) -> Norm | None:
-        """A norm, None where the block has none."""
+    def norm(self, role: Role, eps: float | None = None) -> Norm | None:
+        """A norm, None where the block has none; `eps` where it is not that of the others."""
         ref = self.refs.get(role)
         if ref is None:
             return None
@@ -328,7 +336,7 @@ class _BlockReader:
             kind=self.architecture.family.norm.kind,
             gain=gain + np.float32(offset) if offset else gain,
             bias=None if ref.bias is None else self.store.read(ref.bias).reshape(-1),
-            eps=self.architecture.eps,
+            eps=self.architecture.eps if eps is None else eps,
         )
 
     def scale(self, role: Role, factor: float) -> Floats | float | None:
@@ -337,6 +345,11 @@ class _BlockReader:
         if ref is None:
             return None if factor == 1 else factor
         return self.store.read(ref.weight).reshape(-1) * np.float32(factor)
+
+    def vector(self, role: Role) -> Floats | None:
+        """A vector, None where the block has none."""
+        ref = self.refs.get(role)
+        return None if ref is None else self.store.read(ref.weight).reshape(-1)
 
     def optional(self, role: Role) -> Linear | None:
         """A linear map, None where the block has none."""
@@ -349,16 +362,18 @@ class _BlockReader:
     def read_linear(self, ref: WeightRef) -> Linear:
         """A linear map as (out, in); see `WeightRef`."""
         store = self.store
-        shape = store.info(ref.weight).shape
         bias = None if ref.bias is None else store.read(ref.bias)
         if ref.expert is not None:
-            rows = shape[1]
-            weight = store.read_rows(ref.weight, ref.expert * rows, (ref.expert + 1) * rows)
-            bias = None if bias is None else bias.reshape(shape[0], -1)[ref.expert]
+            begin = ref.expert * ref.expert_rows
+            weight = store.read_rows(ref.weight, begin, begin + ref.expert_rows)
+            experts = self.architecture.routing.num_experts if self.architecture.routing else 1
+            bias = None if bias is None else bias.reshape(experts, -1)[ref.expert]
         elif ref.ranges is not None and not ref.transposed:
             weight = np.concatenate([store.read_rows(ref.weight, a, b) for a, b in ref.ranges])
         else:
             weight = store.read(ref.weight)
+        if ref.split_heads:
+            weight = weight.reshape(weight.shape[0], -1)
         whole = ref.expert is not None or ref.transposed or ref.ranges is None
         if ref.transposed:
             weight = weight.T

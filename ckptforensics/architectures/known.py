@@ -8,7 +8,14 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-from ckptforensics.architectures.schema import Choice, Family, Layout, Scalar, families
+from ckptforensics.architectures.schema import (
+    Choice,
+    Family,
+    Layout,
+    Scalar,
+    families,
+    unanalysable,
+)
 from ckptforensics.errors import FormatError, NothingAnalysable
 from ckptforensics.tensors import TensorStore
 
@@ -49,7 +56,7 @@ class Known:
 
     def __init__(self, store: TensorStore, config: Mapping[str, Any] | None) -> None:
         self.store = store
-        self.config = dict(config or {})
+        self.whole_config = self.config = dict(config or {})
         # A multimodal configuration keeps the language model's one level down.
         for inner in ("text_config", "language_config", "llm_config"):
             if isinstance(text := self.config.get(inner), dict):
@@ -61,12 +68,27 @@ class Known:
         self.model_type = name if self.gguf else self.config.get("model_type")
 
     def family(self) -> Family | None:
-        """The family that claims the checkpoint's own name for itself."""
-        for family in families().values():
-            names = family.gguf_architectures if self.gguf else family.model_types
-            if self.model_type in names:
-                return family
+        """The family that claims the checkpoint's own name for itself.
+
+        From then on the configuration is that of the family's part of a larger model.
+        """
+        # The part that the configuration was merged with, then the model as a whole.
+        for own_name in dict.fromkeys((self.model_type, self.whole_config.get("model_type"))):
+            for family in families().values():
+                names = family.gguf_architectures if self.gguf else family.model_types
+                if own_name in names and self._meant(family):
+                    part = self.whole_config.get(family.section or "")
+                    if isinstance(part, dict):
+                        self.config = {**self.whole_config, **part}
+                    return family
         return None
+
+    def _meant(self, family: Family) -> bool:
+        """The configuration has one of the values by which families share a model type."""
+        return all(
+            (value if isinstance(value := self.value(key), str) else json.dumps(value)) in values
+            for key, values in family.when.items()
+        )
 
     def layout(self, family: Family) -> Layout | None:
         """The family's names in this container."""
@@ -101,15 +123,15 @@ class Known:
         return value
 
     def first_count(self, keys: tuple[str, ...], gguf_key: str) -> int | None:
-        """The first of several keys that is configured, as a positive number of things."""
+        """The first of several keys that is configured, as a number of things; None for 0."""
         names = (gguf_key,) if self.gguf else keys
         for name in names:
             value = self.value(name, gguf_key)
             if value is None:
                 continue
-            if type(value) is not int or not 0 < value < _LARGEST_COUNT:
+            if type(value) is not int or not 0 <= value < _LARGEST_COUNT:
                 raise FormatError(f"the configuration gives {name} as {value!r}", path=self.path)
-            return value
+            return value or None
         return None
 
     def choice(self, setting: str | Choice) -> str:
@@ -118,7 +140,7 @@ class Known:
             return setting
         value = self.value(setting.key, setting.gguf_key)
         if value is None:
-            return setting.default
+            return (self.gguf and setting.gguf_default) or setting.default
         written = value if isinstance(value, str) else json.dumps(value)
         if written not in setting.values:
             raise FormatError(
@@ -128,10 +150,25 @@ class Known:
             )
         return setting.values[written]
 
+    def require_supported(self, family: Family) -> None:
+        """FormatError if the configuration asks for a block that the family does not describe."""
+        for key, supported in family.supported.items():
+            value = self.value(key)
+            written = value if isinstance(value, str) else json.dumps(value)
+            if value is not None and written not in supported:
+                raise FormatError(
+                    f"the configuration gives {key} as {value!r}, "
+                    f"which the family '{family.name}' does not describe",
+                    path=self.path,
+                )
+
     def scalar(self, scalar: Scalar, hidden_size: int, num_layers: int) -> float:
         """A configured factor; FormatError if it is not a finite number."""
         value = self.value(scalar.key, scalar.gguf_key)
-        factor = scalar.default if value is None else value
+        default = scalar.default
+        if self.gguf and scalar.gguf_default is not None:
+            default = scalar.gguf_default
+        factor = default if value is None else value
         if isinstance(factor, bool) or not isinstance(factor, int | float):
             raise FormatError(f"the configuration gives {scalar.key} as {value!r}", path=self.path)
         sizes = {
@@ -139,27 +176,56 @@ class Known:
             "sqrt(num_layers)": math.sqrt(num_layers),
             None: 1.0,
         }
-        result = float(factor) * sizes[scalar.times] / sizes[scalar.over]
+        result = float(factor)
+        if not (self.gguf and value is not None):
+            result *= sizes[scalar.times] / sizes[scalar.over]
         if not math.isfinite(result):
             raise FormatError(f"the configuration gives {scalar.key} as {value!r}", path=self.path)
         return result
 
-    def positive(self, key: str) -> float | None:
+    def positive(self, key: str, gguf_key: str | None = None) -> float | None:
         """A configured positive number, None if there is none; FormatError for anything else."""
-        value = self.value(key)
+        value = self.value(key, gguf_key)
         if value is None:
             return None
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e30:
             raise FormatError(f"the configuration gives {key} as {value!r}", path=self.path)
         return float(value)
 
+    def rotary_factor(self) -> float:
+        """What the rotary encoding multiplies queries and keys by, whatever the position."""
+        if self.gguf:
+            kind = self.value(None, "rope.scaling.type") or "none"
+            stretch = self.value(None, "rope.scaling.factor")
+            explicit, mscales = None, (None, None)
+            times = self.value(None, "rope.scaling.attn_factor") or 1.0
+        else:
+            rope = self.value("rope_parameters") or self.value("rope_scaling") or {}
+            kind = rope.get("rope_type", rope.get("type", "default"))
+            stretch, explicit = rope.get("factor"), rope.get("attention_factor")
+            mscales, times = (rope.get("mscale"), rope.get("mscale_all_dim")), 1.0
+        if kind in ("default", "none", "linear", "llama3", "dynamic"):
+            return float(times)
+        numbers = (stretch, explicit, *mscales, times)
+        if kind != "yarn" or not all(n is None or type(n) in (int, float) for n in numbers):
+            raise FormatError(f"the configuration gives rope scaling as {kind!r}", path=self.path)
+        if explicit is not None:
+            return float(explicit)
+
+        def factor(mscale: float) -> float:
+            return 0.1 * mscale * math.log(stretch) + 1 if stretch and stretch > 1 else 1.0
+
+        first, second = mscales
+        return float(times * (factor(first) / factor(second) if first and second else factor(1)))
+
     def activation(self, family: Family, *, inferred: bool) -> str:
         """Name of the activation; the family's where nothing says it."""
         value = self.get(family, "activation")
         if value is None:
+            own = self.choice(family.activation)
             if inferred:
-                self.notes.append(f"activation assumed to be {family.activation}")
-            return family.activation
+                self.notes.append(f"activation assumed to be {own}")
+            return own
         if not isinstance(value, str):
             raise FormatError(f"the configuration gives activation as {value!r}", path=self.path)
         return value
@@ -168,7 +234,9 @@ class Known:
         """Epsilon of the norms; the family's where nothing says it."""
         value = self.get(family, "eps")
         if value is None:
-            self.notes.append(f"norm epsilon assumed to be {family.norm.eps:g}")
+            # A family without a key for it has a constant.
+            if family.config.get("eps") != ():
+                self.notes.append(f"norm epsilon assumed to be {family.norm.eps:g}")
             return family.norm.eps
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1:
             raise FormatError(f"the configuration gives epsilon as {value!r}", path=self.path)
@@ -183,6 +251,12 @@ class Known:
         if isinstance(value, list) and value:
             value = value[0]
         return value if type(value) is int and value >= 0 else None
+
+    def refuse_unanalysable(self) -> None:
+        """NothingAnalysable if the model is known to have nothing this analysis speaks of."""
+        for reason, names in unanalysable().items():
+            if self.model_type in names:
+                raise NothingAnalysable(f"'{self.model_type}' {reason}", path=self.path)
 
     def refuse_quantized(self) -> None:
         """NothingAnalysable if the weights are stored in an encoding that is not read."""

@@ -6,12 +6,13 @@ Works on names, shapes and configuration only; no weight is read.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from types import MappingProxyType
 from typing import Any, Literal, cast
 
+from ckptforensics.architectures.infer import infer_family
 from ckptforensics.architectures.known import Known
 from ckptforensics.architectures.schema import (
     UNUSED_REASONS,
@@ -22,7 +23,6 @@ from ckptforensics.architectures.schema import (
     Role,
     Routing,
     TensorSpec,
-    families,
 )
 from ckptforensics.errors import FormatError, TensorError, UnknownFamily
 from ckptforensics.tensors import TensorInfo, TensorStore
@@ -43,7 +43,20 @@ _VECTORS = frozenset(
     }
 )
 _EXPERT_ROLES = frozenset({"expert_gate", "expert_up", "expert_down"})
-_ATTENTION_ROLES = frozenset({"value", "output"})
+_BRANCH_NORMS: tuple[Role, Role] = ("attention_norm", "ffn_norm")
+_ATTENTION_ROLES: tuple[Role, ...] = ("value", "output")
+_MIXING_ROLES = frozenset(
+    {"query", "key", "value", "output", "sinks", "latent", "latent_norm"},
+)
+_FFN_GROUPS: tuple[frozenset[Role], ...] = (
+    frozenset({"gate", "up", "down"}),
+    frozenset({"router", *_EXPERT_ROLES}),
+    frozenset({"shared_gate", "shared_up", "shared_down"}),
+)
+
+
+# Why a further block is not read.
+_BEYOND = "beyond the configured number of layers"
 
 
 @dataclass(frozen=True)
@@ -69,6 +82,8 @@ class WeightRef:
     step : 2 with `start` 0 or 1 takes every second output row
     start : see `step`
     expert : index on the first axis of a stacked tensor, None for tensors of their own
+    expert_rows : rows that the stacked tensor, seen as a matrix, holds for each expert
+    split_heads : the stored tensor's last two axes are one axis of the matrix
     """
 
     weight: str
@@ -78,6 +93,8 @@ class WeightRef:
     step: int = 1
     start: int = 0
     expert: int | None = None
+    expert_rows: int = 0
+    split_heads: bool = False
 
 
 @dataclass(frozen=True)
@@ -87,9 +104,11 @@ class RoutingPlan:
     routing: Routing
     num_experts: int
     top_k: int
+    renormalise: bool
     scale: float
     groups: int
     groups_kept: int
+    jitter: float
 
 
 @dataclass(frozen=True)
@@ -149,6 +168,9 @@ class Architecture:
     embedding : None where the files lack it
     embedding_scale, attention_scale, ffn_scale : factors, see `Family`
     value_clip : bound on the values' size, None for none
+    ffn_clamp : bound of gate and up in gpt-oss's kind of FFN, None for other kinds
+    latent_eps : epsilon of the norm inside MLA
+    sink_scale : factor on the scores that compete with a learned sink
     routing : of the experts, None without experts
     layers : the tensors of each block
     unused : tensor to the reason why it is not read
@@ -169,6 +191,9 @@ class Architecture:
     attention_scale: float
     ffn_scale: float
     value_clip: float | None
+    ffn_clamp: float | None
+    latent_eps: float
+    sink_scale: float
     routing: RoutingPlan | None
     layers: tuple[LayerPlan, ...]
     unused: Mapping[str, str]
@@ -213,46 +238,71 @@ def resolve(store: TensorStore, config: Mapping[str, Any] | None) -> Architectur
     """
     known = Known(store, config)
     known.refuse_quantized()
+    known.refuse_unanalysable()
     family = known.family()
     if family is not None and (layout := known.layout(family)) is not None:
+        layout = _as_old(layout, store)
         prefix = _prefix(layout, store)
         if prefix is None:
             example = next(iter(layout.tensors.values()))
             raise TensorError(
                 f"the configuration says '{family.name}' and no tensor is named like one",
                 path=known.path,
-                hint=f"expected for example '{layout.prefixes[0]}{layout.block.format(layer=0)}"
-                f"{example.name[0]}{example.suffix}'",
+                hint=f"expected for example '{layout.prefixes[0]}{layout.block}{example.name[0]}"
+                f"{example.suffix}'".replace("{layer}", "0"),
             )
         return _build(known, family, "gguf" if known.gguf else "config", layout, prefix)
-    return _infer(known)
+    family, layout = infer_family(known)
+    return _build(known, family, "inferred", layout, layout.prefixes[0])
 
 
-def _infer(known: Known) -> Architecture:
-    matches = []
-    for family in families().values():
-        layout = known.layout(family)
-        if (
-            family.inferable
-            and layout is not None
-            and (prefix := _prefix(layout, known.store)) is not None
-        ):
-            matches.append((family, layout, prefix))
-    if len(matches) != 1:
-        said = f"'{known.model_type}'" if known.model_type else "a model without configuration"
-        fits = ", ".join(family.name for family, _, _ in matches)
-        raise UnknownFamily(
-            f"no family is named {said}, and the tensor names fit "
-            + (f"several ({fits})" if matches else "none"),
-            path=known.path,
-            hint="see docs/families.md for the supported families and how to add one",
+def _as_old(layout: Layout, store: TensorStore) -> Layout:
+    """The layout with the old names of gains and biases, if the checkpoint has these."""
+    old = layout.old_norm_suffixes
+    if old is None or not any(name.endswith(old[0]) for name in store):
+        return layout
+    tensors = {
+        role: spec.model_copy(update={"suffix": old[0], "bias_suffix": old[1]})
+        if role.endswith("_norm")
+        else spec
+        for role, spec in layout.tensors.items()
+    }
+    update: dict[str, Any] = {"tensors": tensors}
+    if layout.embedding is not None:
+        suffixes = {"norm_suffix": old[0], "norm_bias_suffix": old[1]}
+        update["embedding"] = layout.embedding.model_copy(update=suffixes)
+    return layout.model_copy(update=update)
+
+
+def _at_layer(layout: Layout, layer: int | str) -> Layout:
+    """The layout with the layer's number in every name that stands for all layers."""
+    if "{layer}" in layout.block:
+        return layout.model_copy(update={"block": layout.block.replace("{layer}", str(layer))})
+    tensors = {
+        role: spec.model_copy(
+            update={"name": tuple(n.replace("{layer}", str(layer)) for n in spec.name)}
         )
-    return _build(known, matches[0][0], "inferred", *matches[0][1:])
+        for role, spec in layout.tensors.items()
+    }
+    return layout.model_copy(update={"tensors": tensors})
+
+
+def _block_prefixes(layout: Layout, prefix: str, layer: int) -> tuple[str, ...]:
+    """What the names of all tensors of a block begin with: one prefix, or several."""
+    if "{layer}" in layout.block:
+        return (prefix + layout.block.replace("{layer}", str(layer)),)
+    begins = (n.partition("{layer}")[0] for spec in layout.tensors.values() for n in spec.name)
+    return tuple(dict.fromkeys(f"{prefix}{layout.block}{begin}{layer}." for begin in begins))
 
 
 def _prefix(layout: Layout, store: TensorStore) -> str | None:
     """The first prefix under which some block has every weight the layout requires."""
     required = [spec for spec in layout.tensors.values() if not spec.optional]
+    if "{layer}" not in layout.block:
+        required = [s for s in _at_layer(layout, 0).tensors.values() if not s.optional]
+        blocks_at = {prefix: prefix + layout.block for prefix in layout.prefixes}
+        fit = (p for p, b in blocks_at.items() if any(_find(b, s, store) for s in required))
+        return next(fit, None)
     for prefix in layout.prefixes:
         begin, _, end = (prefix + layout.block).partition("{layer}")
         blocks = {
@@ -280,16 +330,21 @@ def _build(
     known: Known, family: Family, source: FamilySource, layout: Layout, prefix: str
 ) -> Architecture:
     store = known.store
+    known.require_supported(family)
     num_layers = known.count(family, "num_layers") or _count_layers(layout, prefix, store)
+    if known.gguf:  # the count includes the blocks that predict further tokens
+        num_layers -= known.first_count((), "nextn_predict_layers") or 0
     activation = known.activation(family, inferred=source == "inferred")
     eps = known.eps(family)
     routing = _routing(known, family, num_layers)
     sizes: Sizes | None = None
     layers = []
     for number in range(num_layers):  # stops at the first missing tensor, whatever num_layers says
-        block = prefix + layout.block.format(layer=number)
-        resolver = _BlockResolver(known, family, layout, block, num_layers, routing)
-        layers.append(resolver.plan())
+        numbered = _at_layer(layout, number)
+        block = prefix + numbered.block
+        resolver = _BlockResolver(known, family, numbered, block, num_layers, routing)
+        shown = _block_prefixes(layout, prefix, number)[0]
+        layers.append(replace(resolver.plan(), prefix=shown))
         sizes = sizes or resolver.sizes
     if sizes is None:
         raise UnknownFamily("no layer has attention that can be analysed", path=known.path)
@@ -297,12 +352,12 @@ def _build(
         known.scalar(scalar, sizes.hidden_size, num_layers)
         for scalar in (family.embedding_scale, family.attention_scale, family.ffn_scale)
     ]
-    embedding = _embedding(layout, prefix, sizes.hidden_size, store)
+    embedding = _embedding(known, layout, prefix, sizes)
     architecture = Architecture(
         family=family,
         source=source,
         sizes=sizes,
-        residual=cast(Residual, known.choice(family.residual)),
+        residual=_residual(known, family, layers),
         norm_position=cast(NormPosition, known.choice(family.norm.position)),
         eps=eps,
         activation=activation,
@@ -311,7 +366,14 @@ def _build(
         embedding_scale=scales[0],
         attention_scale=scales[1],
         ffn_scale=scales[2],
-        value_clip=None if family.value_clip is None else known.positive(family.value_clip),
+        value_clip=None
+        if family.value_clip is None
+        else known.positive(family.value_clip, "attention.clamp_kqv"),
+        ffn_clamp=known.scalar(family.ffn_clamp, sizes.hidden_size, num_layers)
+        if family.ffn == "clamped"
+        else None,
+        latent_eps=family.norm.latent_eps or eps,
+        sink_scale=known.rotary_factor() ** 2 if "sinks" in layout.tensors else 1.0,
         routing=routing,
         layers=tuple(layers),
         unused={},
@@ -319,12 +381,36 @@ def _build(
         notes=tuple(known.notes),
     )
     unused = _unused(store, layout, architecture, prefix)
-    return Architecture(**{**architecture.__dict__, "unused": unused})
+    if beyond := sum(reason == _BEYOND for reason in unused.values()):
+        known.notes.append(
+            f"{beyond} tensors belong to blocks beyond the configured {num_layers} layers"
+        )
+    return replace(architecture, unused=unused, notes=tuple(known.notes))
+
+
+def _residual(known: Known, family: Family, layers: list[LayerPlan]) -> Residual:
+    """How blocks add their branches; a norm that both read is only right in parallel blocks."""
+    configured = known.choice(family.residual)
+    # Norms by tensor name, of blocks that have both branches.
+    norms = [
+        [plan.refs[role].weight if role in plan.refs else None for role in _BRANCH_NORMS]
+        for plan in layers
+        if plan.mixer is None
+    ]
+    shared = [a is not None and a == b for a, b in norms]
+    if configured == "by-norms":
+        configured = "parallel" if all(shared) else "sequential"
+    if configured == "sequential" and any(shared):
+        plan = [plan for plan in layers if plan.mixer is None][shared.index(True)]
+        spec = (family.gguf if known.gguf else family.hf) or family.hf
+        name = spec.tensors["ffn_norm"]
+        known.store.info(plan.prefix + name.name[0] + name.suffix)  # raises, naming the tensor
+    return cast(Residual, configured)
 
 
 def _count_layers(layout: Layout, prefix: str, store: TensorStore) -> int:
     number = 0
-    while any(name.startswith(prefix + layout.block.format(layer=number)) for name in store):
+    while any(name.startswith(_block_prefixes(layout, prefix, number)) for name in store):
         number += 1
     return number
 
@@ -338,23 +424,26 @@ def _routing(known: Known, family: Family, num_layers: int) -> RoutingPlan | Non
     if experts is None or top_k is None:
         return None
     routing = cast(Routing, known.choice(moe.routing))
-    renormalise = known.value(moe.renormalise, "expert_weights_norm")
-    if routing == "softmax" and renormalise:
-        routing = "softmax-top"
-    groups = known.first_count((moe.groups,), "expert_group_count") if moe.groups else None
-    kept = (
-        known.first_count((moe.groups_kept,), "expert_group_used_count")
-        if (moe.groups_kept)
-        else None
-    )
+    groups = kept = None
+    if moe.groups and moe.groups_kept and known.choice(moe.grouped) == "yes":
+        groups = known.first_count((moe.groups,), "expert_group_count")
+        kept = known.first_count((moe.groups_kept,), "expert_group_used_count")
+    groups = top_k if routing == "softmax-groups" else groups or 1
+    if experts % groups or top_k > experts:
+        raise FormatError(
+            f"{experts} experts do not make {groups} groups, or {top_k} of them cannot be used",
+            path=known.path,
+        )
     hidden_size = known.count(family, "hidden_size") or 1
     return RoutingPlan(
         routing=routing,
         num_experts=experts,
-        top_k=min(top_k, experts),
+        top_k=top_k,
+        renormalise=known.choice(moe.renormalise) == "always",
         scale=known.scalar(moe.scale, hidden_size, num_layers),
-        groups=groups or 1,
-        groups_kept=kept or groups or 1,
+        groups=groups,
+        groups_kept=min(kept or groups, groups),
+        jitter=known.scalar(moe.jitter, hidden_size, num_layers),
     )
 
 
@@ -379,11 +468,12 @@ class _BlockResolver:
         """The block's tensors; TensorError if one is missing or misshapen."""
         present = self._present()
         mixer = None
-        if present >= _ATTENTION_ROLES:
+        if present & set(_ATTENTION_ROLES) or not self._has_mixer():
+            self._require(present, _ATTENTION_ROLES)
             self.sizes = self._sizes()
         else:
             mixer = UNUSED_REASONS["mixer"]
-            present -= {r for r in present if r.startswith("attention")} | _ATTENTION_ROLES
+            present -= {r for r in present if r.startswith("attention")} | _MIXING_ROLES
         hidden_size = self.sizes.hidden_size if self.sizes else self._hidden_size()
         refs: dict[Role, WeightRef] = {}
         width: dict[str, int] = {}
@@ -402,7 +492,34 @@ class _BlockResolver:
                 )
                 for expert in range(self.routing.num_experts)
             )
+        if "down" not in refs and not experts:
+            # A layer without routed experts whose shared one is all of its FFN.
+            shared: tuple[tuple[Role, Role], ...] = (
+                ("gate", "shared_gate"),
+                ("up", "shared_up"),
+                ("down", "shared_down"),
+            )
+            refs |= {role: refs.pop(other) for role, other in shared if other in refs}
         return LayerPlan(self.block, MappingProxyType(refs), experts, mixer)
+
+    def _has_mixer(self) -> bool:
+        """Whether a tensor of the block is known to mix tokens otherwise than by attention."""
+        patterns = [p for p, r in self.layout.unused.items() if r == "mixer"]
+        norm = self.layout.tensors.get("attention_norm")
+        own = tuple(self.block + name for name in norm.name) if norm else ()
+        return any(
+            fnmatchcase(name, pattern)
+            for name in (self.store if patterns else ())
+            if name.startswith(self.block) and not name.startswith(own)
+            for pattern in patterns
+        )
+
+    def _require(self, present: set[Role], roles: Iterable[Role]) -> None:
+        """TensorError naming the first of the roles the block lacks though the family has it."""
+        for role in roles:
+            spec = self.layout.tensors.get(role)
+            if spec is not None and role not in present:
+                self.store.info(f"{self.block}{spec.name[0]}{spec.suffix}".replace("{expert}", "0"))
 
     def _present(self) -> set[Role]:
         """Roles the block has; TensorError naming the tensor if a required one is missing."""
@@ -412,9 +529,13 @@ class _BlockResolver:
                 present.add(role)
             elif not spec.optional:
                 self.store.info(f"{self.block}{spec.name[0]}{spec.suffix}".replace("{expert}", "0"))
-        if "down" not in present and "router" not in present:
-            spec = self.layout.tensors.get("down") or self.layout.tensors["expert_down"]
-            self.store.info(f"{self.block}{spec.name[0]}{spec.suffix}".replace("{expert}", "0"))
+        if not present & {"down", "router", "shared_down"}:
+            self._require(present, ("down", "expert_down"))
+        # An FFN without one of its parts is not a smaller FFN.
+        for group in _FFN_GROUPS:
+            specs = [self.layout.tensors[role] for role in group if role in self.layout.tensors]
+            if present & group and all(spec.optional for spec in specs):
+                self._require(present, sorted(group))
         if "router" in present and self.routing is None:
             raise FormatError(
                 "the block has experts and the configuration does not say how many are used",
@@ -434,7 +555,13 @@ class _BlockResolver:
     def _matrix(self, role: Role, expert: int = 0) -> tuple[int, int]:
         """Output rows and input columns of a role's stored matrix, one expert's of a stack."""
         info, spec = self._info(role, expert), self.layout.tensors[role]
-        shape = info.shape[1:] if spec.stacked else info.shape
+        shape = info.shape[1:] if spec.stacked is True else info.shape
+        if spec.split_heads and len(shape) == 3:
+            shape = (shape[0], shape[1] * shape[2])
+        if spec.take == "latent:v" and len(shape) == 3:  # by heads
+            shape = (shape[0] * shape[1], shape[2])
+        if spec.stacked == "rows" and self.routing is not None and len(shape) == 2:
+            shape = (shape[0] // self.routing.num_experts, shape[1])
         if len(shape) != 2:
             raise _misshapen(info, "a stack of matrices" if spec.stacked else "a matrix")
         return (shape[1], shape[0]) if spec.transposed else (shape[0], shape[1])
@@ -502,7 +629,11 @@ class _BlockResolver:
             if bias is not None:
                 self._require_size(self.store.info(bias), hidden_size)
             return WeightRef(info.name, bias)
-        if role in ("sinks", "latent_norm", "router_correction"):
+        if role in ("router_correction", "router_scale") and self.routing is not None:
+            self._require_size(info, self.routing.num_experts)
+        if role == "sinks" and self.sizes is not None:
+            self._require_size(info, self.sizes.num_heads)
+        if role in ("sinks", "latent_norm", "router_correction", "router_scale"):
             return WeightRef(info.name, bias)
         rows, columns = self._matrix(role, expert or 0)
         ranges, step, start = self._share(spec, rows, info)
@@ -514,12 +645,18 @@ class _BlockResolver:
         if (taken, columns) != expected:
             raise _misshapen(info, f"{expected[0]} x {expected[1]} for the role '{role}'")
         if bias is not None:
-            experts = info.shape[0] if spec.stacked else 1
+            experts = self.routing.num_experts if spec.stacked and self.routing is not None else 1
             self._require_size(self.store.info(bias), rows * experts)
-        if spec.stacked and self.routing is not None and info.shape[0] != self.routing.num_experts:
-            raise _misshapen(info, f"{self.routing.num_experts} experts")
+        expert_rows = 0
+        if spec.stacked and self.routing is not None:
+            expert_rows = columns if spec.transposed else rows
+            if math.prod(info.shape[:-1]) != expert_rows * self.routing.num_experts:
+                raise _misshapen(info, f"{self.routing.num_experts} experts")
         index = expert if spec.stacked else None
-        return WeightRef(info.name, bias, spec.transposed, ranges, step, start, index)
+        split = spec.split_heads
+        return WeightRef(
+            info.name, bias, spec.transposed, ranges, step, start, index, expert_rows, split
+        )
 
     def _expected(
         self, role: Role, hidden_size: int, width: dict[str, int], rows: int, columns: int
@@ -571,7 +708,7 @@ class _BlockResolver:
             return ((0, rank),), 1, 0
         if take in ("latent:v", "query:q", "query:gate"):
             # A head's rows are [key or query, value or gate].
-            if rows % heads or rows // heads <= width:
+            if rows % heads or rows // heads < width:
                 raise _misshapen(info, f"more than {width} rows for each of {heads} heads")
             per_head = rows // heads
             first = take == "query:q"
@@ -581,6 +718,11 @@ class _BlockResolver:
             q, kv = heads * width, kv_heads * width
             begin = {"q": 0, "k": q, "v": q + kv}[take[-1]]
             return ((begin, begin + (q if take[-1] == "q" else kv)),), 1, 0
+        if take == "quarters:v":
+            part, odd = divmod(rows, 12)
+            if odd:
+                raise _misshapen(info, "rows that divide into four parts of q, v and k")
+            return tuple((part * (3 * n + 1), part * (3 * n + 2)) for n in range(4)), 1, 0
         queries = 1 if take == "heads:v" else heads // kv_heads
         groups = heads if take == "heads:v" else kv_heads
         ends = (width * (queries + 2) * (g + 1) for g in range(groups))
@@ -591,10 +733,10 @@ class _BlockResolver:
             raise _misshapen(info, f"{size} elements")
 
 
-def _embedding(
-    layout: Layout, prefix: str, hidden_size: int, store: TensorStore
-) -> EmbeddingRefs | None:
-    spec = layout.embedding
+def _embedding(known: Known, layout: Layout, prefix: str, sizes: Sizes) -> EmbeddingRefs | None:
+    spec, hidden_size, store = layout.embedding, sizes.hidden_size, known.store
+    if spec is None:
+        return None
 
     def tensor(name: str | None, suffix: str = ".weight") -> str | None:
         full = None if name is None else prefix + name + suffix
@@ -608,14 +750,15 @@ def _embedding(
     refs = EmbeddingRefs(
         tokens=tokens,
         positions=tensor(spec.positions),
-        position_row=spec.position_row,
+        position_row=spec.position_row
+        + int(known.scalar(spec.position_after, hidden_size, sizes.num_layers)),
         token_types=tensor(spec.token_types),
-        norm=tensor(spec.norm),
-        norm_bias=tensor(spec.norm, ".bias"),
+        norm=tensor(spec.norm, spec.norm_suffix),
+        norm_bias=tensor(spec.norm, spec.norm_bias_suffix),
         projection=projection,
     )
     for name, expected in (
-        (spec.positions, refs.positions),
+        (None if spec.positions_optional else spec.positions, refs.positions),
         (spec.token_types, refs.token_types),
         (spec.norm, refs.norm),
     ):
@@ -634,7 +777,9 @@ def _unused(
 ) -> Mapping[str, str]:
     """Why each unread tensor is not read; an unexplained one inside a block is an error."""
     used = architecture.used
-    blocks = tuple(plan.prefix for plan in architecture.layers)
+    numbers = range(len(architecture.layers))
+    blocks = tuple(begin for n in numbers for begin in _block_prefixes(layout, prefix, n))
+    any_block = tuple(begin.rpartition("0.")[0] for begin in _block_prefixes(layout, prefix, 0))
     unused = {}
     for name in store:
         if name in used:
@@ -650,6 +795,8 @@ def _unused(
                 tensor=name,
                 hint="the checkpoint belongs to another architecture; see docs/families.md",
             )
+        elif any(b and name.startswith(b) and name[len(b) :][:1].isdecimal() for b in any_block):
+            unused[name] = _BEYOND
         else:
             unused[name] = "outside the blocks" if name.startswith(prefix) else "another component"
     return MappingProxyType(unused)

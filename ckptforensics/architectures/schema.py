@@ -38,6 +38,7 @@ Role = Literal[
     "down",
     "router",
     "router_correction",
+    "router_scale",
     "expert_gate",
     "expert_up",
     "expert_down",
@@ -53,6 +54,7 @@ Take = Literal[
     "qkv:v",
     "heads:v",
     "groups:v",
+    "quarters:v",
     "half:1",
     "half:2",
     "even",
@@ -64,20 +66,24 @@ Take = Literal[
 ]
 Residual = Literal["sequential", "parallel"]
 NormPosition = Literal["before", "after"]
-Routing = Literal["softmax", "softmax-top", "top-softmax", "sigmoid", "sigmoid-input"]
+Routing = Literal[
+    "softmax", "top-softmax", "softmax-groups", "sigmoid", "sigmoid-input", "sparsemixer"
+]
 
 # Why a tensor the family knows is not read. A tensor it does not know stops the analysis.
 UNUSED_REASONS = MappingProxyType(
     {
         "scores": "attention scores only: a single token attends to itself with weight 1",
+        "before": "before the first block",
         "after": "after the last block",
         "buffer": "a constant, not a weight",
         "mixer": "not an attention layer: its mixer is not analysed",
         "prediction": "multi-token prediction, beside the main stack of blocks",
+        "asked": "added only where the input asks for it",
         "other": "another component of the model",
     }
 )
-Unused = Literal["scores", "after", "buffer", "mixer", "prediction", "other"]
+Unused = Literal["scores", "before", "after", "buffer", "mixer", "prediction", "asked", "other"]
 
 
 class _Frozen(BaseModel):
@@ -92,12 +98,14 @@ class Choice(_Frozen):
     key : of `config.json` (GGUF metadata after the architecture's name: see `gguf_key`)
     values : configured value, written as in JSON, to the setting
     default : where the configuration has no such key
+    gguf_default : the same for GGUF metadata, if it differs
     """
 
     key: str
     values: dict[str, str]
     default: str
     gguf_key: str | None = None
+    gguf_default: str | None = None
 
 
 class Scalar(_Frozen):
@@ -106,12 +114,14 @@ class Scalar(_Frozen):
     Attributes
     ----------
     key, gguf_key : where the number stands; none means `default` always
-    times, over : `sqrt(hidden_size)`, `sqrt(num_layers)`, ...
+    gguf_default : `default` in GGUF, where that differs
+    times, over : `sqrt(hidden_size)`, `sqrt(num_layers)`; a number from GGUF has been multiplied
     """
 
     key: str | None = None
     gguf_key: str | None = None
     default: float = 1.0
+    gguf_default: float | None = None
     times: Literal["sqrt(hidden_size)", "sqrt(num_layers)"] | None = None
     over: Literal["sqrt(hidden_size)", "sqrt(num_layers)"] | None = None
 
@@ -122,16 +132,21 @@ class TensorSpec(_Frozen):
     Attributes
     ----------
     name : tensor name after the block's prefix, without `.weight` or `.bias`; of several, the
-        first that exists. `{expert}` counts experts from 0
+        first that exists. `{expert}` counts experts from 0, `{layer}` layers where the block's
+        tensors have no prefix in common
     suffix, bias_suffix : what follows the name
     transposed : stored (in, out) instead of (out, in)
-    stacked : one tensor holds all experts, its first axis counts them
+    stacked : one tensor holds all experts, its first axis counts them; `rows`: a matrix that
+        holds them one below the other
     take : the share of a fused tensor's output rows that belongs to the role:
         `qkv:v` the values of q, k, v stacked by head counts; `heads:v` of [q, k, v] a head;
-        `groups:v` of [q ..., k, v] a key-value group; `half:1`, `half:2` of two equal halves;
+        `groups:v` of [q ..., k, v] a key-value group; `quarters:v` of [q, v, k] in each of four
+        equal parts; `half:1`, `half:2` of two equal halves;
         `even`, `odd` of interleaved rows; `latent:c` the compressed part of MLA's down map,
-        `latent:v` the values of its [key, value] a head; `query:q`, `query:gate` of a query
+        `latent:v` the values of its [key, value] a head (all of it, if there are no keys);
+        `query:q`, `query:gate` of a query
         projection that carries an output gate beside each head
+    split_heads : the axis of the heads' values is stored as two, heads and width
     optional : layers without it exist
     """
 
@@ -139,8 +154,9 @@ class TensorSpec(_Frozen):
     suffix: str = ".weight"
     bias_suffix: str = ".bias"
     transposed: bool = False
-    stacked: bool = False
+    stacked: bool | Literal["rows"] = False
     take: Take = "all"
+    split_heads: bool = False
     optional: bool = False
 
     @field_validator("name", mode="before")
@@ -156,16 +172,22 @@ class EmbeddingSpec(_Frozen):
     ----------
     tokens : token embeddings
     positions, position_row : learned position embeddings, and the row of the first position
+    position_after : a number added to that row, where the configuration sets it
+    positions_optional : models without them exist
     token_types : embeddings of segments, row 0 of which is added
-    norm : LayerNorm after the sum
+    norm, norm_suffix, norm_bias_suffix : LayerNorm after the sum
     projection : linear map from the embeddings' width to the residual width
     """
 
     tokens: str
     positions: str | None = None
     position_row: int = 0
+    position_after: Scalar = Scalar(default=0)
+    positions_optional: bool = False
     token_types: str | None = None
     norm: str | None = None
+    norm_suffix: str = ".weight"
+    norm_bias_suffix: str = ".bias"
     projection: str | None = None
 
 
@@ -175,17 +197,20 @@ class Layout(_Frozen):
     Attributes
     ----------
     prefixes : what may stand before every name, tried in this order
-    embedding : what makes the residual stream before the first block
-    block : prefix of a block, `{layer}` counts from 0
+    embedding : what makes the residual stream before the first block; none where that is not
+        tokens
+    block : prefix of a block, `{layer}` counts from 0; without `{layer}`, every name has it
     tensors : weights of a block by role
+    old_norm_suffixes : endings of the norms' gains and biases in older files
     unused : glob of a full tensor name to the key of its reason in UNUSED_REASONS
     gain_offset : added to every stored norm gain
     """
 
     prefixes: tuple[str, ...] = ("",)
-    embedding: EmbeddingSpec
+    embedding: EmbeddingSpec | None = None
     block: str
     tensors: dict[Role, TensorSpec]
+    old_norm_suffixes: tuple[str, str] | None = None
     unused: dict[str, Unused] = {}
     gain_offset: float = 0.0
 
@@ -201,12 +226,13 @@ class Layout(_Frozen):
             return {k: v if isinstance(v, dict) else {"name": v} for k, v in value.items()}
         return value
 
-    @field_validator("block")
-    @classmethod
-    def _block_counts(cls, value: str) -> str:
-        if value.count("{layer}") != 1:
-            raise ValueError("must contain {layer} once")
-        return value
+    @model_validator(mode="after")
+    def _layers_are_counted(self) -> Layout:
+        in_block = self.block.count("{layer}")
+        names = [name for spec in self.tensors.values() for name in spec.name]
+        if in_block > 1 or any(name.count("{layer}") != 1 - in_block for name in names):
+            raise ValueError("{layer} must stand once in the block, or else once in every name")
+        return self
 
     @model_validator(mode="after")
     def _has_an_ffn(self) -> Layout:
@@ -225,12 +251,14 @@ class NormSpec(_Frozen):
     affine : False for norms without parameters, before both branches
     position : `before` each branch, or `after` its result was added (the norms are then those of
         the roles attention_norm and ffn_norm all the same)
+    latent_eps : of the norm inside MLA, where it is not that of the others
     """
 
     kind: Literal["rms", "layer"]
     eps: float = Field(gt=0)
     affine: bool = True
     position: NormPosition | Choice = "before"
+    latent_eps: float | None = Field(default=None, gt=0)
 
 
 class MoeSpec(_Frozen):
@@ -238,22 +266,27 @@ class MoeSpec(_Frozen):
 
     Attributes
     ----------
-    routing : `softmax` over all experts, the top ones keep their share; `softmax-top` the same,
-        rescaled to sum 1; `top-softmax` softmax over the top logits; `sigmoid` of each logit,
-        rescaled to sum 1; `sigmoid-input` multiplies the expert's input instead of its output
-    renormalise : configuration key that says whether the top weights are rescaled to sum 1
+    routing : `softmax` over all experts, the top ones keep their share; `top-softmax` softmax over
+        the top logits; `softmax-groups` softmax over all experts, the best of each of top_k groups
+        keeps its share; `sigmoid` of each logit; `sigmoid-input` the same, multiplies the
+        expert's input instead of its output; `sparsemixer` of Phi-3.5-MoE
+    renormalise : `always` or `never`: whether the chosen weights are rescaled to sum 1
     top_k, num_experts : configuration keys
     groups, groups_kept : configuration keys of group-limited routing
+    grouped : `yes` or `no`: whether the groups are used
     scale : factor on the weights
+    jitter : sparsemixer's threshold
     """
 
     routing: Routing | Choice
-    renormalise: str | None = None
+    renormalise: Literal["always", "never"] | Choice = "never"
     top_k: tuple[str, ...] = ("num_experts_per_tok",)
     num_experts: tuple[str, ...] = ("num_experts", "num_local_experts", "n_routed_experts")
     groups: str | None = None
     groups_kept: str | None = None
+    grouped: Literal["yes", "no"] | Choice = "yes"
     scale: Scalar = Scalar()
+    jitter: Scalar = Scalar(default=0.01)
 
 
 class Family(_Frozen):
@@ -265,10 +298,17 @@ class Family(_Frozen):
     description : what belongs to it
     model_types : values of `model_type` in `config.json`
     gguf_architectures : values of `general.architecture` in GGUF
-    residual : `sequential` x + attention, then + FFN; `parallel` both from the same x
+    residual : `sequential` x + attention, then + FFN; `parallel` both from the same x; `by-norms`
+        parallel where both branches read one norm, sequential where each has its own
+    supported : configuration key to the values, written as in JSON, for which the block is as
+        described here; any other value is refused
     norm : the norms
+    when : configuration key to the values, written as in JSON, for which this is the family of its
+        model types; families that share a model type differ here
+    section : object of the configuration that describes this part of a larger model
     activation : where the configuration names none
     ffn : `standard`, or `clamped` for gpt-oss's swiglu: gate and up clamped, up + 1
+    ffn_clamp : bound of the clamped FFN
     config : quantity of `resolve.KEYS` to the configuration keys that hold it, where the usual
         ones do not
     embedding_scale, attention_scale, ffn_scale : factors on the embeddings and on what the
@@ -284,10 +324,14 @@ class Family(_Frozen):
     description: str
     model_types: tuple[str, ...] = ()
     gguf_architectures: tuple[str, ...] = ()
-    residual: Residual | Choice = "sequential"
+    residual: Residual | Literal["by-norms"] | Choice = "sequential"
+    supported: dict[str, tuple[str, ...]] = {}
+    when: dict[str, tuple[str, ...]] = {}
+    section: str | None = None
     norm: NormSpec
-    activation: str
+    activation: str | Choice
     ffn: Literal["standard", "clamped"] = "standard"
+    ffn_clamp: Scalar = Scalar(default=7.0)
     config: dict[str, tuple[str, ...]] = {}
     embedding_scale: Scalar = Scalar()
     attention_scale: Scalar = Scalar()
@@ -304,6 +348,8 @@ class Family(_Frozen):
         layouts = [layout for layout in (self.hf, self.gguf) if layout is not None]
         if any("router" in layout.tensors for layout in layouts) != (self.moe is not None):
             raise ValueError("a router and [moe] go together")
+        if any({"latent", "attention_gate"} <= set(layout.tensors) for layout in layouts):
+            raise ValueError("an output gate behind a latent is not implemented")
         return self
 
 
@@ -312,7 +358,7 @@ def families() -> Mapping[str, Family]:
     """All families by name, read from the package's TOML files and validated."""
     folder = resources.files("ckptforensics.architectures") / "families"
     found: dict[str, Family] = {}
-    claimed: dict[tuple[str, str], str] = {}
+    claimed: dict[tuple[str, str], Family] = {}
     for file in sorted(folder.iterdir(), key=lambda f: f.name):
         if not file.name.endswith(".toml"):
             continue
@@ -322,11 +368,25 @@ def families() -> Mapping[str, Family]:
         names = [("model_type", n) for n in family.model_types]
         names += [("general.architecture", n) for n in family.gguf_architectures]
         for key in names:
-            if key in claimed:
-                raise ValueError(f"{family.name} and {claimed[key]} both claim {key}")
-            claimed[key] = family.name
+            other = claimed.setdefault(key, family)
+            if other is not family and not _exclude(family, other):
+                raise ValueError(f"{family.name} and {other.name} both claim {key}")
         found[family.name] = family
     return MappingProxyType(found)
+
+
+@cache
+def unanalysable() -> Mapping[str, tuple[str, ...]]:
+    """Why models have nothing to analyse, to the names of their architectures."""
+    file = resources.files("ckptforensics.architectures") / "unanalysable.toml"
+    reasons = tomllib.loads(file.read_text(encoding="utf-8"))
+    return MappingProxyType({reason: tuple(names) for reason, names in reasons.items()})
+
+
+def _exclude(family: Family, other: Family) -> bool:
+    """No configuration belongs to both."""
+    shared = family.when.keys() & other.when.keys()
+    return any(not set(family.when[key]) & set(other.when[key]) for key in shared)
 
 
 def read_family(fields: dict[str, Any]) -> Family:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from ckptforensics.errors import OutputError, UsageError
+from ckptforensics.errors import CkptError, OutputError, UsageError
 
 if TYPE_CHECKING:
     from ckptforensics.checkpoint import Checkpoint
@@ -74,6 +74,26 @@ class Output:
             save_document(document, self.path)
             self.hint(f"saved to {self.path}; 'ckpt show {self.path}' renders it again")
 
+    def finish(self, checkpoint: Checkpoint, document: Document, strict: bool) -> None:
+        """Print the document, say what was transferred, and fail if --strict finds a gap.
+
+        Raises
+        ------
+        CkptError
+            with `strict`, if the document has a skipped row.
+        """
+        from ckptforensics.sources import RemoteFiles
+
+        self.emit(document)
+        remote = checkpoint.source.remote
+        if isinstance(remote, RemoteFiles):
+            moved = remote.transfer
+            self.hint(f"transferred {moved.fetched:,} of {moved.total:,} bytes")
+        skipped = getattr(document, "skipped", ())
+        if strict and skipped:
+            rest = "" if len(skipped) == 1 else f" (and {len(skipped) - 1} more)"
+            raise CkptError(f"--strict: {skipped[0].what} skipped: {skipped[0].reason}{rest}")
+
     def hint(self, text: str) -> None:
         """Tell the user something that is not a result."""
         if not self.quiet:
@@ -129,11 +149,13 @@ def _document_file(
     return value
 
 
-def open_model(model: Path, config: Path | None, output: Path | None) -> Checkpoint:
+def open_model(
+    model: Path, config: Path | None, output: Path | None, offline: bool, strict: bool
+) -> Checkpoint:
     """Open MODEL; UsageError if -o names one of its own files."""
     from ckptforensics.checkpoint import open_checkpoint
 
-    checkpoint = open_checkpoint(model, config=config)
+    checkpoint = open_checkpoint(model, config=config, offline=offline, strict=strict)
     if output is not None and output.exists():
         files = checkpoint.source.files
         inputs = [model, config, *files, files[0].parent / "config.json"]
@@ -143,7 +165,13 @@ def open_model(model: Path, config: Path | None, output: Path | None) -> Checkpo
 
 
 def model_argument(function: Function) -> Function:
-    """Add MODEL and --config."""
+    """Add MODEL, --config, --offline and --strict."""
+    function = click.option(
+        "--strict", is_flag=True, help="Fail where a family is only inferred or a part skipped."
+    )(function)
+    function = click.option(
+        "--offline", is_flag=True, help="Find org/name in the local cache only."
+    )(function)
     function = click.option(
         "--config",
         type=click.Path(exists=True, dir_okay=False, path_type=Path),

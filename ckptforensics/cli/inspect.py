@@ -16,6 +16,8 @@ from ckptforensics.cli.common import Output, model_argument, open_model, output_
 def command(
     model: Path,
     config: Path | None,
+    offline: bool,
+    strict: bool,
     digest: bool,
     form: str,
     output: Path | None,
@@ -30,7 +32,7 @@ def command(
     from ckptforensics.findings import inspect
 
     out = Output(form, output, quiet, verbose, not no_progress)
-    checkpoint = open_model(model, config, output)
+    checkpoint = open_model(model, config, output, offline, strict)
     document = inspect(checkpoint, digest=digest, progress=out.progress())
     out.save(document)
-    out.emit(document)
+    out.finish(checkpoint, document, strict)

@@ -19,14 +19,22 @@ from ckptforensics.cli.common import (
 @click.command("layers")
 @model_argument
 @fit_options
+@click.option(
+    "--accumulated",
+    is_flag=True,
+    help="Also the directions of the products of all layers so far (a second pass).",
+)
 @output_options("Save the result as JSON.")
 def command(
     model: Path,
     config: Path | None,
+    offline: bool,
+    strict: bool,
     fit_kind: str,
     samples: int | None,
     seed: int | None,
     calibration: Path | None,
+    accumulated: bool,
     form: str,
     output: Path | None,
     quiet: bool,
@@ -41,9 +49,9 @@ def command(
     from ckptforensics.findings import find_layers
 
     out = Output(form, output, quiet, verbose, not no_progress)
-    checkpoint = open_model(model, config, output)
+    checkpoint = open_model(model, config, output, offline, strict)
     width = checkpoint.architecture.sizes.hidden_size
     fit = make_fit(fit_kind, samples, seed, calibration, width)
-    document = find_layers(checkpoint, fit=fit, progress=out.progress())
+    document = find_layers(checkpoint, fit=fit, accumulated=accumulated, progress=out.progress())
     out.save(document)
-    out.emit(document)
+    out.finish(checkpoint, document, strict)

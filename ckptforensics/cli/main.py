@@ -24,6 +24,7 @@ _COMMANDS = MappingProxyType(
         "layers": "Find explosion and decay layers, each with its evidence.",
         "norms": "Roll single tokens through the network and show their norms.",
         "inspect": "Show family, shapes and files; what is read and what is not.",
+        "families": "List the supported families and how each was verified.",
         "show": "Render a saved result again.",
     }
 )
@@ -49,9 +50,9 @@ class _LazyGroup(click.Group):
 def cli() -> None:
     """Tell from a checkpoint's weights alone what a language model is.
 
-    MODEL is a directory with config.json and safetensors, one .safetensors or
-    .safetensors.index.json file, or a .gguf file. Results go to stdout, progress and hints to
-    stderr.
+    MODEL is a directory with config.json and weights, one .safetensors, .bin, .pt, .pth or .gguf
+    file, or an index of shards. Pickles are never executed. Results go to stdout, progress and
+    hints to stderr.
 
     Exit codes: 0 done, 1 findings at or above --fail-on, 2 analysis error, 3 nothing analysable,
     4 usage.

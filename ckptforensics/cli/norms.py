@@ -19,7 +19,7 @@ from ckptforensics.errors import UsageError
 @click.option("--no-attention", is_flag=True, help="FFNs only: the path of noninitial tokens.")
 @click.option(
     "--random-embeddings",
-    type=click.IntRange(0),
+    type=click.IntRange(0, 1_000_000),
     default=0,
     metavar="N",
     help="Add N Gaussian vectors with the embeddings' spread.",
@@ -32,6 +32,8 @@ from ckptforensics.errors import UsageError
 def command(
     model: Path,
     config: Path | None,
+    offline: bool,
+    strict: bool,
     tokens: str | None,
     no_attention: bool,
     random_embeddings: int,
@@ -53,8 +55,9 @@ def command(
     from ckptforensics.findings import rollout
 
     out = Output(form, output, quiet, verbose, not no_progress)
+    checkpoint = open_model(model, config, output, offline, strict)
     result = rollout(
-        open_model(model, config, output),
+        checkpoint,
         tokens=tokens,
         attention=not no_attention,
         random_embeddings=random_embeddings,
@@ -67,4 +70,4 @@ def command(
         out.hint(f"hidden states saved to {output}")
     else:
         out.save(result.document)
-    out.emit(result.document)
+    out.finish(checkpoint, result.document, strict)

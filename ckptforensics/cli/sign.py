@@ -27,6 +27,8 @@ from ckptforensics.errors import UsageError
 def command(
     model: Path,
     config: Path | None,
+    offline: bool,
+    strict: bool,
     fit_kind: str,
     samples: int | None,
     seed: int | None,
@@ -50,7 +52,7 @@ def command(
     from ckptforensics.findings import sign
 
     out = Output(form, output, quiet, verbose, not no_progress)
-    checkpoint = open_model(model, config, output)
+    checkpoint = open_model(model, config, output, offline, strict)
     width = checkpoint.architecture.sizes.hidden_size
     fit = make_fit(fit_kind, samples, seed, calibration, width)
     signature = sign(checkpoint, fit=fit, digest=digest, progress=out.progress())
@@ -59,4 +61,4 @@ def command(
         out.hint(f"saved to {output}; 'ckpt show {output}' renders it again")
     else:
         out.save(signature.document)
-    out.emit(signature.document)
+    out.finish(checkpoint, signature.document, strict)

@@ -5,8 +5,8 @@ diagonal: signs of u drop out, a layer without a gap (whose u1 is arbitrary) has
 and nothing jumps when a gap or the number of layers changes a little. Bit k is the sign of
 <H_k, P> for a fixed random H_k = sum_j a_kj b_kj' with Gaussian a and b. Given the a, the bits
 of two signatures differ with probability theta / pi, theta the angle between the stacked vectors
-P a_kj, which is close to the angle between the two P as matrices (docs/mathematics.md, 9).
-Random numbers come from the Philox counter generator's raw words, whose stream is fixed.
+P a_kj, which is close to the angle between the two P as matrices (docs/mathematics.md, section
+9). Random numbers come from the Philox counter generator's raw words, whose stream is fixed.
 """
 
 from __future__ import annotations

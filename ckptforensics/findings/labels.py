@@ -1,4 +1,4 @@
-"""Explosion and decay layers, decided from evidence that agrees (DESIGN 2.7).
+"""Explosion and decay layers, decided from evidence that agrees (docs/mathematics.md, section 8).
 
 Every criterion is a sentence with its numbers and whether it holds; some are required, and the
 share that holds is the label's strength. The thresholds are far from the values of real models on
@@ -94,12 +94,18 @@ def _decay(m: LayerMeasurement, growth: float) -> tuple[list[_Criterion], list[_
     assert m.before is not None and m.after is not None
     plus = 0.0 if m.response is None else m.response.plus
     taken = -plus / max(m.probe_size, np.finfo(np.float64).tiny)
+    rise = m.before.median / max(m.lowest or 0.0, np.finfo(np.float64).tiny)
+    shrinks = f"shrinks to {growth:.2f} ({m.before.median:.4g} to {m.after.median:.4g})"
     u_cosine = abs(float(m.spectrum.left[:, 0] @ m.before.direction))
     required = [
-        _Criterion(
-            True,
-            f"median norm of single tokens shrinks to {growth:.2f} "
-            f"({m.before.median:.4g} to {m.after.median:.4g})",
+        # Where nothing had grown, nothing decays: a block that ends in a norm sets its tokens'
+        # size by that norm's gain alone, to more in one layer and to less in the next.
+        _Criterion(True, f"median norm of single tokens {shrinks}")
+        if rise >= EXPLOSION_RATIO
+        else _Criterion(
+            False,
+            f"median norm of single tokens loses what it had gained: {shrinks}, "
+            f"having been {rise:.3g} times its lowest",
         ),
         _Criterion(
             m.before.concentration >= SHARED,

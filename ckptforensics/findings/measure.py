@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -82,6 +83,7 @@ class LayerMeasurement:
     experts : how each expert counts and answers; empty without experts
     eigenvalue : of R, nearest to u; None if not asked for or none converged
     before, after : the tokens around the block; None without token embeddings
+    lowest : smallest median norm of the tokens before the block, the embeddings' included
     """
 
     layer: int
@@ -97,6 +99,7 @@ class LayerMeasurement:
     eigenvalue: Eigenvalue | None
     before: TokenState | None
     after: TokenState | None
+    lowest: float | None = None
 
 
 @dataclass(frozen=True)
@@ -134,6 +137,7 @@ def measure(
     x = None if tokens is None else embed(checkpoint, tokens)
     before = None if x is None else token_state(x)
     measured = []
+    lowest = math.inf
     progress.start("layers", checkpoint.architecture.sizes.num_layers)
     try:
         for block in stream_blocks(checkpoint):
@@ -146,7 +150,11 @@ def measure(
                 x = advance(block, x)
                 _require_finite_stream(x, block)
                 after = token_state(x)
-            measured.append(_measure_layer(block, fit, before, after, with_eigenvalues, generator))
+            layer = _measure_layer(block, fit, before, after, with_eigenvalues, generator)
+            if before is not None:
+                lowest = min(lowest, before.median)
+                layer = replace(layer, lowest=lowest)
+            measured.append(layer)
             before = after
             progress.step(block.prefix)
     finally:

@@ -47,5 +47,6 @@ def model_record(
         hidden_size=architecture.sizes.hidden_size,
         num_layers=architecture.sizes.num_layers,
         files=tuple(files),
+        commit=checkpoint.source.commit,
         notes=architecture.notes,
     )

@@ -1,4 +1,4 @@
-"""Norms of single tokens after each layer, by exact rollout (DESIGN 2.6)."""
+"""Norms of single tokens after each layer, by exact rollout (docs/mathematics.md, section 7)."""
 
 from __future__ import annotations
 
@@ -163,15 +163,20 @@ def _token_ids(
                 )
         elif word == "all":
             ids.extend(range(vocabulary))
-        elif word.startswith("random:") and word[7:].isdecimal():
+        elif word.startswith("random:") and _is_count(word[7:]):
             ids.extend(start_tokens(vocabulary, int(word[7:]), generator))
-        elif word.isdecimal():
+        elif _is_count(word):
             ids.append(_in_vocabulary(int(word), vocabulary))
         else:
             raise UsageError(
                 f"cannot read the tokens {word!r}", hint="use bos, all, random:N or ids: 1,504,30"
             )
     return list(dict.fromkeys(ids)), tuple(skipped)
+
+
+def _is_count(word: str) -> bool:
+    """A natural number, short enough to be one that is meant."""
+    return word.isascii() and word.isdecimal() and len(word) <= 18
 
 
 def _in_vocabulary(token: int, vocabulary: int) -> int:

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ckptforensics.checkpoint import Checkpoint, open_checkpoint
+from ckptforensics.findings.accumulated import Accumulated, accumulate
 from ckptforensics.findings.fingerprint import fingerprint, layer_weights
 from ckptforensics.findings.labels import Label, label
 from ckptforensics.findings.measure import SHARED, LayerMeasurement, Measurements, measure
@@ -15,6 +16,7 @@ from ckptforensics.findings.model import model_record
 from ckptforensics.linear import Fit
 from ckptforensics.progress import Progress
 from ckptforensics.results import (
+    AccumulatedRecord,
     Direction,
     ExpertRecord,
     FitOptions,
@@ -96,6 +98,7 @@ def find_layers(
     model: Checkpoint | str | Path,
     *,
     fit: Fit | None = None,
+    accumulated: bool = False,
     progress: Progress | None = None,
 ) -> LayersDocument:
     """Explosion and decay layers, each with its evidence, and the super weights.
@@ -104,6 +107,7 @@ def find_layers(
     ----------
     model : an opened checkpoint or what `open_checkpoint` takes
     fit : of the FFN, `canonical` by default
+    accumulated : also the directions of the products L_i ... L_1, in a second pass
     progress : told of each layer
 
     Raises
@@ -114,6 +118,7 @@ def find_layers(
     checkpoint = _opened(model)
     fit = fit or Fit()
     measured = measure(checkpoint, fit, with_eigenvalues=True, progress=progress)
+    products = accumulate(checkpoint, fit=fit, progress=progress) if accumulated else ()
     labels = [label(m) for m in measured.layers]
     u = np.stack([m.spectrum.left[:, 0] for m in measured.layers]).astype(np.float32)
     sigma = np.stack([m.spectrum.values for m in measured.layers]).astype(np.float32)
@@ -127,6 +132,7 @@ def find_layers(
         decay=_labelled(measured, labels, "decay"),
         layers=tuple(_evidence(m, x) for m, x in zip(measured.layers, labels, strict=True)),
         super_weights=_super_weights(measured),
+        accumulated=tuple(_accumulated(a) for a in products),
         skipped=measured.skipped,
     )
 
@@ -155,6 +161,18 @@ def _evidence(m: LayerMeasurement, found: Label) -> LayerEvidence:
         label=found.name,
         strength=found.strength,
         evidence=found.evidence,
+    )
+
+
+def _accumulated(a: Accumulated) -> AccumulatedRecord:
+    return AccumulatedRecord(
+        layer=a.layer,
+        prefix=a.prefix,
+        log10_sigma=a.log10_sigma,
+        gap=a.gap,
+        residual=a.residual,
+        angle_deg=float(np.degrees(np.arccos(a.layer_cosine))),
+        direction_top=_top(a.direction),
     )
 
 

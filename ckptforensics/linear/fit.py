@@ -1,6 +1,6 @@
 """The FFN fitted linearly on Gaussian input: F = W_down F1.
 
-DESIGN: y(n) is the FFN's hidden activation for n = norm(x); F1 is the least-squares map from the
+y(n) is the FFN's hidden activation for n = norm(x); F1 is the least-squares map from the
 norm's input direction to y. For Gaussian input it is the mean Jacobian (Stein's lemma), which
 `canonical` and `paper` compute in closed form, row by row; `sampled` solves the least squares.
 docs/mathematics.md, equations 4 to 7.
@@ -16,7 +16,7 @@ import numpy as np
 
 from ckptforensics.errors import UsageError
 from ckptforensics.layers import Ffn, Floats, Linear, Norm
-from ckptforensics.linear.forward import CLAMP, ffn_hidden
+from ckptforensics.linear.forward import ffn_hidden
 from ckptforensics.linear.moments import clamped_moments, gaussian_moments
 from ckptforensics.linear.norms import affine, fold_norm, normalise
 from ckptforensics.sources import Source
@@ -143,10 +143,10 @@ def _fit_closed(ffn: Ffn, *, with_norm: bool) -> Floats:
         square = np.einsum("ij,ij->i", gate, gate).astype(np.float64)
         dot = np.einsum("ij,ij->i", gate, up).astype(np.float64)
         rho = np.divide(dot, square, out=np.zeros_like(dot), where=square > 0)
-        if ffn.clamped:
+        if ffn.clamp is not None:
             rest = np.einsum("ij,ij->i", up, up).astype(np.float64) - rho * dot
             on_gate, on_up = clamped_moments(
-                np.sqrt(square), gate_shift, rho, np.sqrt(np.maximum(rest, 0)), up_shift, CLAMP
+                np.sqrt(square), gate_shift, rho, np.sqrt(np.maximum(rest, 0)), up_shift, ffn.clamp
             )
         else:
             value, slope, moment = gaussian_moments(ffn.activation, np.sqrt(square), gate_shift)

@@ -1,8 +1,9 @@
 """The true, nonlinear branches of a block applied to single tokens, one token a row.
 
 A single token attends to itself with weight 1 whatever its scores are, so attention is
-output(repeat(value(norm(x)))) exactly (DESIGN 2.2), without softmax or position encoding. Learned
-sinks and output gates make it depend on x; they are computed, not ignored.
+output(repeat(value(norm(x)))) exactly (docs/mathematics.md, section 3), without softmax or
+position encoding. Learned sinks and output gates make it depend on x; they are computed, not
+ignored.
 """
 
 from __future__ import annotations
@@ -14,9 +15,6 @@ from ckptforensics.layers import Attention, Block, Ffn, Floats, Linear, Moe, Sin
 from ckptforensics.linear.activations import activation, sigmoid
 from ckptforensics.linear.norms import apply_norm
 from ckptforensics.linear.routing import routing_weights
-
-# Clamps of gpt-oss's FFN, constants of its published implementation.
-CLAMP = 7.0
 
 
 def apply_linear(linear: Linear, rows: Floats) -> Floats:
@@ -50,14 +48,14 @@ def attention_forward(attention: Attention, x: Floats) -> Floats:
 def sink_weights(sink: Sink, n: Floats) -> Floats:
     """Attention of each head to the token itself beside a learned sink, (N, num_heads).
 
-    exp(q.k / sqrt(width)) / (exp(q.k / sqrt(width)) + exp(sink)); rotary encodings cancel between
-    the query and the key of one position.
+    exp(s) / (exp(s) + exp(sink)) with s = scale q.k / sqrt(width); the rotation of a rotary encoding
+    cancels between the query and the key of one position, a factor on its cosines is in `scale`.
     """
     heads = sink.scores.size
     query = apply_linear(sink.query, n).reshape(len(n), heads, -1)
     key = apply_linear(sink.key, n).reshape(len(n), -1, query.shape[2])
     key = np.repeat(key, heads // key.shape[1], axis=1)
-    score = np.sum(query * key, axis=2) / np.float32(np.sqrt(query.shape[2]))
+    score = np.sum(query * key, axis=2) * np.float32(sink.scale / np.sqrt(query.shape[2]))
     return sigmoid(score - sink.scores)
 
 
@@ -67,9 +65,9 @@ def ffn_hidden(ffn: Ffn, n: Floats) -> Floats:
     if ffn.gate is None:
         return activation(ffn.activation).value(up)
     gate = apply_linear(ffn.gate, n)
-    if ffn.clamped:
-        np.minimum(gate, CLAMP, out=gate)
-        np.clip(up, -CLAMP, CLAMP, out=up)
+    if ffn.clamp is not None:
+        np.minimum(gate, ffn.clamp, out=gate)
+        np.clip(up, -ffn.clamp, ffn.clamp, out=up)
         up += 1
         up *= activation("quick_gelu").value(gate)
         return up

@@ -20,6 +20,7 @@ adaptive quadrature.
 from __future__ import annotations
 
 from functools import cache
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -36,6 +37,7 @@ _TAIL = 40.0  # exp(-40) = 4e-18: s equals relu beyond it
 _PANELS = (0.0, 1.0, 2.0, 4.0, 7.0, 12.0, 20.0, 40.0)
 _NODES_A_PANEL = 10
 _UNITS_AT_ONCE = 1024
+_NODES_AN_INTERVAL = 16
 
 
 def gaussian_moments(
@@ -136,15 +138,13 @@ def clamped_moments(
     from scipy.special import ndtr
 
     q = activation("quick_gelu")
-    x, w = np.polynomial.legendre.leggauss(128)
+    x, w = np.polynomial.legendre.leggauss(_NODES_AN_INTERVAL)
     sigma, mean = np.maximum(np.asarray(sigma, np.float64), 1e-12), np.asarray(mean, np.float64)
     spread = np.maximum(np.asarray(spread, np.float64), 1e-12)
-    reach = _TRAPEZOID_REACH * sigma
-    # The integrand has a kink where G meets the clamp: integrate either side on its own.
-    kink = np.clip(clamp - mean, -reach, reach)
+    ends = _clamped_intervals(sigma, mean, slope, spread, up_mean, clamp)
     gate_part = np.zeros(sigma.size)
     up_part = np.zeros(sigma.size)
-    for low, high in ((-reach, kink), (kink, reach)):
+    for low, high in pairwise(ends):
         half = (high - low)[:, None] / 2
         u = low[:, None] + half * (x + 1)
         density = np.exp(-0.5 * (u / sigma[:, None]) ** 2) * (half * w)
@@ -163,3 +163,25 @@ def clamped_moments(
         gate_part += np.sum(density * np.where(below, q.slope(g), 0) * (clipped + 1), axis=1)
         up_part += np.sum(density * q.value(np.minimum(g, clamp)) * inside, axis=1)
     return gate_part, up_part
+
+
+def _clamped_intervals(
+    sigma: Float64,
+    mean: Float64,
+    slope: NDArray[Any],
+    spread: Float64,
+    up_mean: NDArray[Any],
+    clamp: float,
+) -> Float64:
+    """Ends of intervals of U between which the clamped unit is smooth, (ends, units).
+
+    They part at the clamps of G, and of V as it follows U; and where q and the density bend.
+    """
+    reach = _TRAPEZOID_REACH * sigma
+    ends = [f * sigma for f in (-_TRAPEZOID_REACH, -3.0, 0.0, 3.0, _TRAPEZOID_REACH)]
+    ends += [g - mean for g in (-20.0, -8.0, -3.0, 0.0, 3.0, clamp)]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        for bound in (-clamp, clamp):
+            for beside in (-6.0, 0.0, 6.0):
+                ends.append(np.nan_to_num((bound + beside * spread - up_mean) / slope))
+    return np.sort(np.clip(np.stack(ends), -reach, reach), axis=0)

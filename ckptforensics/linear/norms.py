@@ -13,9 +13,9 @@ def normalise(x: Floats, kind: Literal["rms", "layer"], eps: float) -> Floats:
     """z = x / rms(x), or (x - mean x) / std(x), for each row; without gain and bias."""
     if kind == "layer":
         x = x - x.mean(axis=-1, keepdims=True)
-    # Rows of massive activations reach 1e5; their squares stay far inside float32.
-    square = np.mean(np.square(x), axis=-1, keepdims=True)
-    return x / np.sqrt(square + np.float32(eps))
+    # In float64, since the square of a large float32 may overflow, and a norm must not hide that.
+    square = np.einsum("ij,ij->i", x, x, dtype=np.float64) / x.shape[1]
+    return x / np.sqrt(square + eps).astype(np.float32)[:, None]
 
 
 def apply_norm(x: Floats, norm: Norm | None) -> Floats:

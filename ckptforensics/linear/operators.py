@@ -1,4 +1,4 @@
-"""A, F, L and R = L - I as matrix-free linear operators (DESIGN 2.4).
+"""A, F, L and R = L - I as matrix-free linear operators (docs/mathematics.md, section 5).
 
 Vectors are columns: an operator maps (columns, k) to (rows, k). Products are float32 like the
 weights; a block of k vectors costs one pass over the weights whatever k is.

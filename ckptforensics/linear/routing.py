@@ -23,16 +23,25 @@ def routing_weights(moe: Moe, n: Floats) -> Float64:
     if moe.router.bias is not None:
         logits += moe.router.bias
     if plan.routing == "top-softmax":
-        chosen = _top(logits, plan.top_k)
-        weights = _softmax(np.where(chosen, logits, -np.inf))
-        return weights * plan.scale
-    scores: Float64 = sigmoid(logits) if plan.routing.startswith("sigmoid") else _softmax(logits)
-    ranking: Float64 = scores if moe.correction is None else scores + moe.correction
-    if plan.groups > 1:
-        ranking = _keep_best_groups(ranking, plan.groups, plan.groups_kept, moe)
-    weights = np.where(_top(ranking, plan.top_k), scores, 0)
-    if plan.routing in ("softmax-top", "sigmoid"):
+        weights = _softmax(np.where(_top(logits, plan.top_k), logits, -np.inf))
+    elif plan.routing == "sparsemixer":
+        weights = _sparsemixer(logits, plan.jitter)
+    else:
+        score = sigmoid if plan.routing.startswith("sigmoid") else _softmax
+        scores: Float64 = score(logits)
+        ranking: Float64 = scores if moe.correction is None else scores + moe.correction
+        if plan.routing == "softmax-groups":
+            grouped = ranking.reshape(len(ranking), plan.groups, -1)
+            best = grouped.argmax(axis=2)[:, :, None] == np.arange(grouped.shape[2])
+            weights = np.where(best.reshape(scores.shape), scores, 0)
+        else:
+            if plan.groups > plan.groups_kept:
+                ranking = _keep_best_groups(ranking, plan.groups, plan.groups_kept, moe)
+            weights = np.where(_top(ranking, plan.top_k), scores, 0)
+    if plan.renormalise:
         weights = weights / np.maximum(weights.sum(axis=1, keepdims=True), 1e-20)
+    if moe.expert_scale is not None:
+        weights = weights * moe.expert_scale
     return weights * plan.scale
 
 
@@ -68,6 +77,26 @@ def expert_shares(moe: Moe) -> tuple[list[tuple[float, float]], float]:
 def _softmax(logits: Float64) -> Float64:
     e = np.exp(logits - logits.max(axis=1, keepdims=True))
     return e / e.sum(axis=1, keepdims=True)
+
+
+def _sparsemixer(logits: Float64, jitter: float) -> Float64:
+    """The two best experts, each weighed against those whose logits are nearly as large.
+
+    The best by softmax over all experts within 2 * jitter of it, relative to the logits' size; the
+    second the same way after the best is taken out. The weights do not sum to 1.
+    """
+    weights = np.zeros_like(logits)
+    rows = np.arange(len(logits))
+    remaining = logits.copy()
+    for _ in range(2):
+        best = remaining.argmax(axis=1)
+        top = remaining[rows, best][:, None]
+        size = np.maximum(np.abs(logits), top)
+        # Multiplied out: a size of 0 belongs to logits of 0.
+        near = top - logits <= 2 * jitter * size
+        weights[rows, best] = _softmax(np.where(near, remaining, -np.inf))[rows, best]
+        remaining[rows, best] = -np.inf
+    return weights
 
 
 def _top(scores: Float64, count: int) -> NDArray[np.bool_]:

@@ -63,6 +63,12 @@ def embedding_name(checkpoint: Checkpoint) -> str:
     """Name of the token embeddings; NothingAnalysable if the files hold none."""
     refs = checkpoint.architecture.embedding
     if refs is None:
+        family = checkpoint.architecture.family
+        if (family.gguf or family.hf).embedding is None:
+            raise NothingAnalysable(
+                f"models of the family '{family.name}' embed no tokens, so none can be rolled out",
+                path=checkpoint.source.path,
+            )
         raise NothingAnalysable(
             "the files hold no token embeddings, so no token can be rolled out",
             path=checkpoint.source.path,

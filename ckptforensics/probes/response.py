@@ -1,4 +1,4 @@
-"""Response of the true block to chosen directions (DESIGN 2.5).
+"""Response of the true block to chosen directions (docs/mathematics.md, section 7).
 
 The linear gain alone misleads: s1 is large at decay layers too, and a least-squares map keeps only
 the odd part of the FFN. What the real block does to +-v and +-c u decides.

@@ -1,4 +1,4 @@
-"""Single-token rollout: the initial token's exact path through the network (DESIGN 2.6)."""
+"""Single-token rollout: the initial token's exact path (docs/mathematics.md, section 7)."""
 
 from __future__ import annotations
 

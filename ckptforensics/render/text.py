@@ -9,12 +9,14 @@ from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
 from ckptforensics.results import (
     Direction,
     Document,
+    FamiliesDocument,
     InspectDocument,
     LayersDocument,
     ModelRecord,
@@ -83,7 +85,7 @@ def _signature(console: Console, document: SignatureDocument, verbose: bool) -> 
             _coordinates(row.direction_top[: 5 if verbose else 3]),
             style=marks.get(row.layer, ("", ""))[1],
         )
-    console.print(table)
+    _print_table(console, table)
     _skipped(console, document.skipped)
 
 
@@ -108,11 +110,12 @@ def _layers(console: Console, document: LayersDocument, verbose: bool) -> None:
                 f"true block at +-c u ({at}): adds {row.response.plus:+.4g} and "
                 f"{row.response.minus:+.4g} along u"
             )
-        for expert in sorted(row.experts, key=lambda e: -e.trigger_norm)[: None if verbose else 3]:
-            lines.append(
-                f"{expert.name}: mean weight {expert.weight:.3f}, s1 {_number(expert.sigma)}, "
-                f"answers its trigger with norm {_number(expert.trigger_norm)}"
-            )
+        strongest = sorted(row.experts, key=lambda e: -e.trigger_norm)
+        lines.extend(
+            f"{expert.name}: mean weight {expert.weight:.3f}, s1 {_number(expert.sigma)}, "
+            f"answers its trigger with norm {_number(expert.trigger_norm)}"
+            for expert in strongest[: None if verbose else 3]
+        )
         if row.eigenvalue is not None:
             imag = f" +- {row.eigenvalue.imag:.4g}i" if row.eigenvalue.imag else ""
             lines.append(
@@ -133,7 +136,19 @@ def _layers(console: Console, document: LayersDocument, verbose: bool) -> None:
             f"{weight.value:.4g}",
             _number(weight.amplitude),
         )
-    console.print(table)
+    _print_table(console, table)
+    if document.accumulated:
+        console.print("\naccumulated: u1 of the product of all layers so far")
+        table = _table("layer", "log10 s1", "gap", "to u1 of L", "u1: largest coordinates")
+        for product in document.accumulated:
+            table.add_row(
+                str(product.layer),
+                f"{product.log10_sigma:.3f}",
+                _number(product.gap),
+                f"{product.angle_deg:.1f} deg",
+                _coordinates(product.direction_top[: 5 if verbose else 3]),
+            )
+        _print_table(console, table)
     _skipped(console, document.skipped)
 
 
@@ -157,7 +172,7 @@ def _norms(console: Console, document: NormsDocument, verbose: bool) -> None:
             _number(min(column)),
             _number(max(column)),
         )
-    console.print(table)
+    _print_table(console, table)
     _skipped(console, document.skipped)
 
 
@@ -198,7 +213,7 @@ def _inspect(console: Console, document: InspectDocument, verbose: bool) -> None
         for t in document.tensors:
             use = t.role or f"not read: {t.skipped}"
             table.add_row(_plain(t.name), t.dtype, _shape(t.shape), use)
-        console.print(table)
+        _print_table(console, table)
         return
     table = _table("use", "tensors", "dtypes", "shapes", "bytes")
     groups: dict[tuple[bool, str], list[Any]] = {}
@@ -214,7 +229,20 @@ def _inspect(console: Console, document: InspectDocument, verbose: bool) -> None
             ", ".join(shapes[:3]) + (", ..." if len(shapes) > 3 else ""),
             f"{sum(t.bytes for t in members):,}",
         )
-    console.print(table)
+    _print_table(console, table)
+
+
+def _families(console: Console, document: FamiliesDocument, verbose: bool) -> None:
+    table = _table("family", "model_type", "GGUF", "verified with " + document.oracle)
+    for row in document.families:
+        verified = ", ".join(row.verified_by) if verbose else f"{len(row.verified_by)} cases"
+        table.add_row(
+            row.name,
+            ", ".join(row.model_types),
+            ", ".join(row.gguf_architectures),
+            verified if row.verified_by else "not verified",
+        )
+    _print_table(console, table)
 
 
 _TABLES: MappingProxyType[type[Document], Callable[[Console, Any, bool], None]] = MappingProxyType(
@@ -223,6 +251,7 @@ _TABLES: MappingProxyType[type[Document], Callable[[Console, Any, bool], None]] 
         LayersDocument: _layers,
         NormsDocument: _norms,
         InspectDocument: _inspect,
+        FamiliesDocument: _families,
     }
 )
 
@@ -264,15 +293,24 @@ def _skipped(console: Console, skipped: Iterable[Skipped]) -> None:
 
 def _table(*columns: str) -> Table:
     table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    words = {"prefix", "tensor", "use", "file", "dtype", "dtypes", "shape", "shapes",
-             "header SHA-256", "u1: largest coordinates"}  # fmt: skip
+    words = {
+        *("family", "model_type", "GGUF", "prefix", "tensor", "use", "file"),
+        *("dtype", "dtypes", "shape", "shapes", "header SHA-256", "u1: largest coordinates"),
+    }
     for name in columns:
         # Names fold rather than vanish in a narrow terminal; numbers must not.
-        if name in words:
+        if name in words or name.startswith("verified"):
             table.add_column(name, overflow="fold")
         else:
             table.add_column(name, justify="right", no_wrap=True)
     return table
+
+
+def _print_table(console: Console, table: Table) -> None:
+    """Print a table at least so wide that no number is cut; a narrow terminal wraps its lines."""
+    natural = Measurement.get(console, console.options.update(max_width=1000), table)
+    width = max(natural.minimum, min(natural.maximum, console.width))
+    console.print(table, width=width, crop=False, no_wrap=True, overflow="ignore", soft_wrap=True)
 
 
 def _marks(explosion: tuple[int, ...], decay: tuple[int, ...]) -> dict[int, tuple[str, str]]:

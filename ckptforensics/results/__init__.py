@@ -2,10 +2,13 @@
 
 from ckptforensics.results.documents import (
     DOCUMENTS,
+    AccumulatedRecord,
     Direction,
     Document,
     Eigenvalue,
     ExpertRecord,
+    FamiliesDocument,
+    FamilyRecord,
     FileRecord,
     FitOptions,
     InspectDocument,
@@ -30,10 +33,13 @@ from ckptforensics.results.files import (
 
 __all__ = [
     "DOCUMENTS",
+    "AccumulatedRecord",
     "Direction",
     "Document",
     "Eigenvalue",
     "ExpertRecord",
+    "FamiliesDocument",
+    "FamilyRecord",
     "FileRecord",
     "FitOptions",
     "InspectDocument",

@@ -39,7 +39,11 @@ class FileRecord(_Frozen):
 
 
 class ModelRecord(_Frozen):
-    """What was analysed. `notes` says what was assumed because the checkpoint does not say it."""
+    """What was analysed.
+
+    `commit` is that of a repository on the Hub; `notes` says what was
+    assumed because the checkpoint does not say it.
+    """
 
     path: Name
     family: str
@@ -47,6 +51,7 @@ class ModelRecord(_Frozen):
     hidden_size: int
     num_layers: int
     files: tuple[FileRecord, ...]
+    commit: str | None = None
     notes: tuple[str, ...] = ()
 
 
@@ -177,8 +182,27 @@ class SuperWeightRecord(_Frozen):
     amplitude: Finite
 
 
+class AccumulatedRecord(_Frozen):
+    """Leading left singular vector u1 of the product of this layer's L and all before it.
+
+    `log10_sigma` is log10 of its singular value, `angle_deg` the acute angle between it and u1 of
+    this layer's L alone; `gap`, `residual` and `direction_top` are as in a signature.
+    """
+
+    layer: int
+    prefix: str
+    log10_sigma: Finite
+    gap: Finite
+    residual: Finite
+    angle_deg: Finite
+    direction_top: tuple[IndexedValue, ...]
+
+
 class LayersDocument(Document):
-    """The result of `layers`. `super_weights` has the strongest entry of each layer, ranked."""
+    """The result of `layers`. `super_weights` has the strongest entry of each layer, ranked.
+
+    `accumulated` is empty if it was not asked for.
+    """
 
     kind: Literal["layers"] = "layers"
     model: ModelRecord
@@ -189,6 +213,7 @@ class LayersDocument(Document):
     decay: tuple[int, ...]
     layers: tuple[LayerEvidence, ...]
     super_weights: tuple[SuperWeightRecord, ...]
+    accumulated: tuple[AccumulatedRecord, ...] = ()
     skipped: tuple[Skipped, ...] = ()
 
 
@@ -252,11 +277,30 @@ class InspectDocument(Document):
     tensors: tuple[TensorRecord, ...]
 
 
+class FamilyRecord(_Frozen):
+    """A supported family; `verified_by` names the test cases, empty means not verified."""
+
+    name: str
+    description: str
+    model_types: tuple[str, ...]
+    gguf_architectures: tuple[str, ...]
+    verified_by: tuple[str, ...]
+
+
+class FamiliesDocument(Document):
+    """The result of `families`; `oracle` is the implementation the test cases compared with."""
+
+    kind: Literal["families"] = "families"
+    oracle: str
+    families: tuple[FamilyRecord, ...]
+
+
 DOCUMENTS: Mapping[str, type[Document]] = MappingProxyType(
     {
         "signature": SignatureDocument,
         "layers": LayersDocument,
         "norms": NormsDocument,
         "inspect": InspectDocument,
+        "families": FamiliesDocument,
     }
 )

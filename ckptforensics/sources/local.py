@@ -4,19 +4,51 @@ from __future__ import annotations
 
 import re
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from ckptforensics.errors import FormatError, NothingAnalysable, UsageError
 from ckptforensics.sources.strictjson import read_json_object
 
-_INDEX_SUFFIX = ".safetensors.index.json"
-_SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.safetensors")
-# Safetensors files that stand beside a model and are not one.
-_NOT_A_MODEL = frozenset({"adapter_model.safetensors", "training_args.safetensors"})
+ContainerName = Literal["safetensors", "torch", "gguf"]
+
+_SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<suffix>\.[a-z]+)")
+_EXPECTED = "a directory, a .safetensors, .bin, .pt, .pth or .gguf file, or a .index.json of these"
+# Files that stand beside a model and are not one: adapters and states of a training.
+_NOT_A_MODEL = re.compile(
+    r"(adapter_model|training_args|optimizer|scheduler|scaler|rng_state(_\d+)?)"
+    r"\.(safetensors|bin|pt|pth)"
+)
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """How a container's files are named in a directory of the Hugging Face layout."""
+
+    container: ContainerName
+    suffixes: tuple[str, ...]
+    single: str
+    index_suffix: str
+
+    @property
+    def index(self) -> str:
+        return self.single.partition(".")[0] + self.index_suffix
+
+
+_SAFETENSORS = _Layout(
+    "safetensors", (".safetensors",), "model.safetensors", ".safetensors.index.json"
+)
+_TORCH = _Layout("torch", (".bin", ".pt", ".pth"), "pytorch_model.bin", ".bin.index.json")
+
+
+class Fetcher(Protocol):
+    """Makes byte ranges (begin, count) of a sparse local file present."""
+
+    def fetch(self, path: Path, ranges: Iterable[tuple[int, int]]) -> None:
+        """Fetch what is missing of the ranges."""
 
 
 @dataclass(frozen=True)
@@ -30,13 +62,17 @@ class Source:
     files : weight files in the order of their names
     config : parsed `config.json`, None where there is none
     weight_map : tensor name to file, as promised by an index; None without an index
+    commit : of a repository on the Hub
+    remote : fetches byte ranges into `files`, where these are mirrors of remote files
     """
 
     path: Path
-    container: Literal["safetensors", "gguf"]
+    container: ContainerName
     files: tuple[Path, ...]
     config: Mapping[str, Any] | None
     weight_map: Mapping[str, Path] | None = None
+    commit: str | None = None
+    remote: Fetcher | None = None
 
 
 def locate(model: str | Path, config: str | Path | None = None) -> Source:
@@ -44,7 +80,7 @@ def locate(model: str | Path, config: str | Path | None = None) -> Source:
 
     Parameters
     ----------
-    model : directory, `.safetensors`, `.safetensors.index.json` or `.gguf` file
+    model : directory, `.safetensors`, `.bin`, `.pt`, `.pth` or `.gguf` file, or an index of shards
     config : a `config.json` to use in place of the one beside the weights
 
     Raises
@@ -58,10 +94,7 @@ def locate(model: str | Path, config: str | Path | None = None) -> Source:
     """
     path = Path(model)
     if not _exists(path):
-        hint = "give a directory, a .safetensors, .safetensors.index.json or .gguf file"
-        if re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w.-]+)?", str(model)):
-            hint += "; models on the Hugging Face Hub are not read in place: download it first"
-        raise UsageError("no such file or directory", path=path, hint=hint)
+        raise UsageError("no such file or directory", path=path, hint=f"give {_EXPECTED}")
     given_config = None if config is None else read_json_object(Path(config), what="configuration")
     try:
         return (
@@ -111,42 +144,29 @@ def _exists(path: Path) -> bool:
 
 
 def _locate_file(path: Path, config: Mapping[str, Any] | None) -> Source:
-    if path.name.endswith(_INDEX_SUFFIX):
-        return _from_index(path, path, config)
-    if path.suffix in (".safetensors", ".gguf"):
-        container: Literal["safetensors", "gguf"] = (
-            "gguf" if path.suffix == ".gguf" else "safetensors"
-        )
-        return Source(path, container, (path,), _config_beside(path.parent, config))
+    for layout in (_SAFETENSORS, _TORCH):
+        if path.name.endswith(layout.index_suffix):
+            return _from_index(path, path, layout, config)
+        if path.suffix in layout.suffixes:
+            return Source(path, layout.container, (path,), _config_beside(path.parent, config))
+    if path.suffix == ".gguf":
+        return Source(path, "gguf", (path,), _config_beside(path.parent, config))
     raise NothingAnalysable(
         f"cannot read a model from a '{path.suffix}' file",
         path=path,
-        hint="give a directory, a .safetensors, .safetensors.index.json or .gguf file",
+        hint=f"give {_EXPECTED}",
     )
 
 
 def _locate_directory(path: Path, config: Mapping[str, Any] | None) -> Source:
     names = sorted(entry.name for entry in path.iterdir() if not entry.name.startswith("."))
-    indexes = [n for n in names if n.endswith(_INDEX_SUFFIX)]
-    weights = [n for n in names if n.endswith(".safetensors") and n not in _NOT_A_MODEL]
+    if source := _in_layout(path, names, _SAFETENSORS, config):
+        return source
     ggufs = [n for n in names if n.endswith(".gguf")]
-
-    if "model" + _INDEX_SUFFIX in indexes:
-        return _from_index(path / ("model" + _INDEX_SUFFIX), path, config)
-    if "model.safetensors" in weights:
-        weights = ["model.safetensors"]
-    elif len(indexes) == 1:
-        return _from_index(path / indexes[0], path, config)
-    elif len(indexes) > 1:
-        raise _several(path, indexes)
-
-    if weights:
-        stems = {m["stem"] if (m := _SHARD.fullmatch(n)) else n for n in weights}
-        if len(stems) > 1:
-            raise _several(path, weights)
-        _require_all_shards(path, weights)
-        files = tuple(path / n for n in weights)
-        return Source(path, "safetensors", files, _config_beside(path, config))
+    # A .bin of another name than the model's may be anything; beside a GGUF it is not the model.
+    torch_names = [n for n in names if not ggufs or n.startswith("pytorch_model")]
+    if source := _in_layout(path, torch_names, _TORCH, config):
+        return source
     if len(ggufs) > 1:
         raise _several(path, ggufs)
     if ggufs:
@@ -154,7 +174,32 @@ def _locate_directory(path: Path, config: Mapping[str, Any] | None) -> Source:
     raise _nothing(path, names)
 
 
-def _from_index(index: Path, named: Path, config: Mapping[str, Any] | None) -> Source:
+def _in_layout(
+    path: Path, names: list[str], layout: _Layout, config: Mapping[str, Any] | None
+) -> Source | None:
+    indexes = [n for n in names if n.endswith(layout.index_suffix)]
+    weights = [n for n in names if n.endswith(layout.suffixes) and not _NOT_A_MODEL.fullmatch(n)]
+    if layout.index in indexes:
+        return _from_index(path / layout.index, path, layout, config)
+    if layout.single in weights:
+        weights = [layout.single]
+    elif len(indexes) == 1:
+        return _from_index(path / indexes[0], path, layout, config)
+    elif len(indexes) > 1:
+        raise _several(path, indexes)
+    if not weights:
+        return None
+    stems = {m["stem"] if (m := _SHARD.fullmatch(n)) else n for n in weights}
+    if len(stems) > 1:
+        raise _several(path, weights)
+    _require_all_shards(path, weights)
+    files = tuple(path / n for n in weights)
+    return Source(path, layout.container, files, _config_beside(path, config))
+
+
+def _from_index(
+    index: Path, named: Path, layout: _Layout, config: Mapping[str, Any] | None
+) -> Source:
     weight_map = read_json_object(index, what="index").get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise FormatError("the index has no 'weight_map'", path=index)
@@ -179,7 +224,7 @@ def _from_index(index: Path, named: Path, config: Mapping[str, Any] | None) -> S
             )
     return Source(
         named,
-        "safetensors",
+        layout.container,
         tuple(files[n] for n in sorted(files)),
         _config_beside(folder, config),
         MappingProxyType({tensor: files[name] for tensor, name in weight_map.items()}),
@@ -191,7 +236,7 @@ def _require_all_shards(path: Path, names: list[str]) -> None:
     if match is None:
         return
     for number in range(1, int(match["count"]) + 1):
-        name = f"{match['stem']}-{number:05d}-of-{match['count']}.safetensors"
+        name = f"{match['stem']}-{number:05d}-of-{match['count']}{match['suffix']}"
         if name not in names:
             raise FormatError(
                 "shard is missing", path=path / name, hint="download the missing file"
@@ -213,20 +258,14 @@ def _several(path: Path, names: list[str]) -> UsageError:
 
 
 def _nothing(path: Path, names: list[str]) -> NothingAnalysable:
-    if any(n in _NOT_A_MODEL for n in names):
+    if any(_NOT_A_MODEL.fullmatch(n) for n in names):
         return NothingAnalysable(
             "the directory holds an adapter or training state and no model",
             path=path,
             hint="merge the adapter into its base first",
         )
-    if any(n.endswith((".bin", ".pt", ".pth")) for n in names):
-        return NothingAnalysable(
-            "the directory holds PyTorch pickles, which this version does not read",
-            path=path,
-            hint="convert it to safetensors",
-        )
     return NothingAnalysable(
-        "the directory holds no .safetensors or .gguf file",
+        "the directory holds no .safetensors, .bin, .pt, .pth or .gguf file",
         path=path,
         hint="name the directory that holds config.json and the weights",
     )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from reprlib import repr as short
 from typing import Any
 
 from ckptforensics.errors import CkptError, FormatError
@@ -21,7 +20,7 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result: dict[str, Any] = {}
     for key, value in pairs:
         if key in result:
-            raise _DuplicateKeyError(f"duplicate key {short(key)}")
+            raise _DuplicateKeyError(f"duplicate key {key!r}")
         result[key] = value
     return result
 

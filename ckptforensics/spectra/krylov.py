@@ -15,6 +15,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from ckptforensics.errors import NotFinite
+
 Floats = NDArray[np.float32]
 Float64 = NDArray[np.float64]
 
@@ -74,6 +76,11 @@ def singular_triplets(
     Returns
     -------
     Triplets, with the sign of u and v such that the largest component of u is positive
+
+    Raises
+    ------
+    NotFinite
+        if a product overflows float32.
     """
     rows, columns = operator.shape
     count = min(count, rows, columns)
@@ -86,6 +93,9 @@ def singular_triplets(
     # The images M K of the basis, kept as their QR factorisation, which grows with them.
     q, r = np.zeros((rows, 0)), np.zeros((0, 0))
     fresh = _orthonormal(operator.rmatmat(_columns(_orthonormal(guess, None))), None)
+    if fresh.shape[1] == 0:  # the adjoint maps even random vectors to zero: the zero operator
+        left = np.eye(rows, count)
+        return Triplets(left, np.zeros(count), np.eye(columns, count), np.zeros(count), 0)
     rounds = 0
     while True:
         basis = np.hstack([basis, fresh])
@@ -94,6 +104,8 @@ def singular_triplets(
         u, s, vt = np.linalg.svd(r)
         left, values, right = q @ u[:, :block], s[:block], basis @ vt[:block].T
         back = np.asarray(operator.rmatmat(_columns(left)), np.float64)
+        if not np.isfinite(back).all():
+            raise NotFinite("the products with the layer's weights overflow float32")
         scale = max(float(values[0]), np.finfo(np.float64).tiny)
         errors = (back - right * values)[:, :count]
         residuals = np.linalg.norm(errors, axis=0) / scale
@@ -130,6 +142,8 @@ def _extend_qr(q: Float64, r: Float64, more: Float64) -> tuple[Float64, Float64]
 def _orthonormal(x: NDArray[Any], against: Float64 | None) -> Float64:
     """Orthonormal columns of x after removing its part in `against`; dependent ones are dropped."""
     y = np.asarray(x, np.float64)
+    if not np.isfinite(y).all():
+        raise NotFinite("the products with the layer's weights overflow float32")
     norms = np.linalg.norm(y, axis=0)
     y = y[:, norms > 0] / norms[norms > 0]
     for _ in range(2):  # twice is enough (Giraud et al. 2005)

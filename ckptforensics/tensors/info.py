@@ -24,6 +24,7 @@ class TensorInfo:
     path : file that holds it
     offset : first byte in the file
     nbytes : stored bytes
+    unreadable : why the elements cannot be read although the file is right, None if they can
     """
 
     name: str
@@ -32,6 +33,7 @@ class TensorInfo:
     path: Path
     offset: int
     nbytes: int
+    unreadable: str | None = None
 
 
 @dataclass(frozen=True)
@@ -42,9 +44,9 @@ class Container:
     ----------
     path : the file
     size : its bytes
-    header_sha256 : hex digest of everything before the tensor data
+    header_sha256 : hex digest of everything that describes the tensor data
     tensors : by name
-    metadata : key-value pairs of the header (strings in safetensors, scalars in GGUF)
+    metadata : key-value pairs of the header (strings in safetensors and PyTorch, scalars in GGUF)
     """
 
     path: Path

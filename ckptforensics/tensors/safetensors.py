@@ -20,7 +20,7 @@ from ckptforensics.tensors.dtypes import SAFETENSORS_BITS
 from ckptforensics.tensors.info import Container, TensorInfo, element_count
 
 # Limit of the reference implementation.
-_LARGEST_HEADER = 100_000_000
+LARGEST_HEADER = 100_000_000
 
 
 def read_safetensors(path: Path) -> Container:
@@ -43,7 +43,7 @@ def read_safetensors(path: Path) -> Container:
                     hint="download it again",
                 )
             (length,) = struct.unpack("<Q", length_bytes)
-            if length > _LARGEST_HEADER:
+            if length > LARGEST_HEADER:
                 raise FormatError(
                     f"the header claims {length:,} bytes, more than the format's 100 MB",
                     path=path,

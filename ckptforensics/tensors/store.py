@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import mmap
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from ckptforensics.errors import FormatError, NotFinite, TensorError
-from ckptforensics.sources import Source
+from ckptforensics.sources import Fetcher, Source
 from ckptforensics.tensors.gguf import read_gguf
 from ckptforensics.tensors.info import Container, TensorInfo
-from ckptforensics.tensors.safetensors import read_safetensors
+from ckptforensics.tensors.safetensors import LARGEST_HEADER, read_safetensors
+from ckptforensics.tensors.torchzip import read_torch
 
 if TYPE_CHECKING:
     import numpy as np
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 # Elements decoded at once: the dequantizers' temporaries stay near 4 MB each.
 _BLOCK_ELEMENTS = 1 << 20
+_GGUF_HEADER_STEP = 1 << 20
 
 
 def open_store(source: Source) -> TensorStore:
@@ -29,9 +31,17 @@ def open_store(source: Source) -> TensorStore:
     ------
     FormatError
         if a file breaks its format, or the files and the index contradict each other.
+    NothingAnalysable
+        if a PyTorch file is of a legacy format or holds no state dict.
     """
-    read = read_gguf if source.container == "gguf" else read_safetensors
-    return TensorStore([read(path) for path in source.files], source.weight_map)
+    read = {"safetensors": read_safetensors, "torch": read_torch, "gguf": read_gguf}[
+        source.container
+    ]
+    if source.remote is not None:
+        for path in source.files:
+            _fetch_header(source.remote, path)
+    containers = [read(path) for path in source.files]
+    return TensorStore(containers, source.weight_map, source.remote)
 
 
 class TensorStore:
@@ -45,7 +55,10 @@ class TensorStore:
     """
 
     def __init__(
-        self, containers: list[Container], weight_map: Mapping[str, Path] | None = None
+        self,
+        containers: list[Container],
+        weight_map: Mapping[str, Path] | None = None,
+        remote: Fetcher | None = None,
     ) -> None:
         self.containers = tuple(containers)
         self.metadata: Mapping[str, Any] = containers[0].metadata
@@ -68,6 +81,7 @@ class TensorStore:
                     hint="download the checkpoint again",
                 )
         self.tensors: Mapping[str, TensorInfo] = MappingProxyType(tensors)
+        self._remote = remote
         self._maps: dict[Path, mmap.mmap] = {}
 
     def __contains__(self, name: object) -> bool:
@@ -100,7 +114,7 @@ class TensorStore:
         Raises
         ------
         TensorError
-            if the tensor is missing, or its element type cannot be decoded.
+            if the tensor is missing, or its elements cannot be decoded or do not lie in order.
         NotFinite
             if an element is NaN or infinite; the message names its row and column.
         """
@@ -114,12 +128,17 @@ class TensorStore:
             raise TensorError(
                 f"rows {start} to {stop} of {rows} asked for", path=info.path, tensor=name
             )
+        if info.unreadable:
+            raise TensorError(info.unreadable, path=info.path, tensor=name)
         out = np.empty((stop - start, columns), np.float32)
         if out.size == 0:
             return out
         decode = decoder(info.dtype, path=info.path, tensor=name)
         row_bytes = info.nbytes // rows
         step = max(1, _BLOCK_ELEMENTS // columns)
+        if self._remote is not None:
+            begin = info.offset + start * row_bytes
+            self._remote.fetch(info.path, [(begin, (stop - start) * row_bytes)])
         for first in range(start, stop, step):
             last = min(first + step, stop)
             raw = self._bytes(info, first * row_bytes, (last - first) * row_bytes)
@@ -128,6 +147,17 @@ class TensorStore:
             _require_finite(block, info, first)
         self._release(info, start * row_bytes, (stop - start) * row_bytes)
         return out
+
+    def prefetch(self, names: Iterable[str]) -> None:
+        """Fetch whole tensors of remote files together; nothing to do for local ones."""
+        if self._remote is None:
+            return
+        ranges: dict[Path, list[tuple[int, int]]] = {}
+        for name in names:
+            info = self.info(name)
+            ranges.setdefault(info.path, []).append((info.offset, info.nbytes))
+        for path, wanted in ranges.items():
+            self._remote.fetch(path, wanted)
 
     def _bytes(self, info: TensorInfo, begin: int, count: int) -> NDArray[np.uint8]:
         import numpy as np
@@ -150,6 +180,29 @@ class TensorStore:
         first = (info.offset + begin) // mmap.PAGESIZE * mmap.PAGESIZE
         last = info.offset + begin + count
         self._map(info.path).madvise(mmap.MADV_DONTNEED, first, last - first)
+
+
+def _fetch_header(remote: Fetcher, path: Path) -> None:
+    """Make the header of a remote file's mirror present."""
+    if path.suffix == ".gguf":
+        size = path.stat().st_size
+        reach = _GGUF_HEADER_STEP
+        # A GGUF header does not say how long it is: read on until it parses.
+        while True:
+            remote.fetch(path, [(0, min(reach, size))])
+            try:
+                read_gguf(path)
+            except FormatError:
+                if reach >= size:
+                    return  # the reader reports what is wrong
+                reach *= 2
+            else:
+                return
+    remote.fetch(path, [(0, 8)])
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+    if length <= LARGEST_HEADER:  # the reader refuses a longer one
+        remote.fetch(path, [(8, length)])
 
 
 def _matrix_shape(info: TensorInfo) -> tuple[int, int]:

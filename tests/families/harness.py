@@ -8,6 +8,7 @@ rollout of the saved files.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from operator import attrgetter
@@ -16,6 +17,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
+
+State = dict[str, torch.Tensor]
+OnDisk = Callable[[Path], None]
 
 
 @dataclass(frozen=True)
@@ -33,6 +38,10 @@ class Case:
     tolerance : relative to each hidden state's norm; any other value than 1e-5 says why
     reason : why another tolerance
     gains_near : mean of the random norm gains (0 for families that store gain - 1)
+    extra_inputs : further arguments of the model's forward
+    build : makes the model from the configuration, where transformers has no implementation
+    on_disk : changes the saved folder to the names of the published files, where transformers
+        writes others
     """
 
     name: str
@@ -45,6 +54,8 @@ class Case:
     reason: str = ""
     gains_near: float = 1.0
     extra_inputs: dict[str, Any] = field(default_factory=dict)
+    build: Callable[[Any], torch.nn.Module] | None = None
+    on_disk: OnDisk | None = None
 
 
 def build_model(case: Case) -> torch.nn.Module:
@@ -55,22 +66,41 @@ def build_model(case: Case) -> torch.nn.Module:
     config = case.config()
     model_class = getattr(transformers, case.model)
     make = model_class.from_config if case.model.startswith("Auto") else model_class
-    model = make(config).to(torch.float32).eval()
+    model = (case.build or make)(config).to(torch.float32).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if parameter.ndim == 1 and "bias" not in name.rsplit(".", 1)[-1]:
+            if parameter.ndim < 2 and "bias" not in name.rsplit(".", 1)[-1]:
                 parameter.copy_(case.gains_near + 0.3 * torch.randn_like(parameter))
-            elif parameter.ndim == 1:
+            elif parameter.ndim < 2:
                 parameter.copy_(0.2 * torch.randn_like(parameter))
             else:
                 parameter.copy_(torch.randn_like(parameter) * parameter.shape[-1] ** -0.5)
+        for name, buffer in model.named_buffers():
+            if name.endswith("e_score_correction_bias"):
+                buffer.copy_(0.2 * torch.randn_like(buffer))
     return model
 
 
-def save_model(model: torch.nn.Module, folder: Path) -> Path:
-    """Write the model as `save_pretrained` does."""
+def save_model(model: torch.nn.Module, folder: Path, case: Case) -> Path:
+    """Write the model as `save_pretrained` does, or as published checkpoints of the case are."""
     model.save_pretrained(folder)
+    if case.on_disk is not None:
+        case.on_disk(folder)
     return folder
+
+
+def published(change: Callable[[State, dict[str, Any]], tuple[State, dict[str, Any]]]) -> OnDisk:
+    """For `on_disk`: change tensors and configuration together."""
+
+    def rewrite(folder: Path) -> None:
+        weights, settings = folder / "model.safetensors", folder / "config.json"
+        tensors, config = change(load_file(weights), json.loads(settings.read_text()))
+        # Copies: the tensors read share the file that is written.
+        copies = {name: tensor.clone().contiguous() for name, tensor in tensors.items()}
+        save_file(copies, weights, metadata={"format": "pt"})
+        settings.write_text(json.dumps(config))
+
+    return rewrite
 
 
 def hidden_states(model: torch.nn.Module, case: Case, tokens: list[int]) -> np.ndarray:
@@ -78,7 +108,7 @@ def hidden_states(model: torch.nn.Module, case: Case, tokens: list[int]) -> np.n
     outputs: list[torch.Tensor] = []
 
     def keep(_module: Any, _inputs: Any, output: Any) -> None:
-        outputs.append((output[0] if isinstance(output, tuple) else output).detach())
+        outputs.append((output[0] if isinstance(output, tuple | list) else output).detach())
 
     blocks = attrgetter(case.blocks)(model)
     hooks = [block.register_forward_hook(keep) for block in blocks]

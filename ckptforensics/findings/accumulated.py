@@ -1,0 +1,123 @@
+"""Accumulated singular defect directions: those of L_i ... L_1 (arXiv 2407.16826).
+
+The leading left singular vector of the product of the first i blocks is where the linear
+approximation of the network as far as block i drives a token, whatever it was. Of vision towers
+it is the direction of their high-norm patches.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ckptforensics.checkpoint import Checkpoint, open_checkpoint
+from ckptforensics.layers import stream_blocks
+from ckptforensics.linear import Fit, block_map
+from ckptforensics.progress import Progress, Silent
+from ckptforensics.spectra import singular_triplets
+
+Float64 = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Accumulated:
+    """Leading singular triplet of the product L_i ... L_1.
+
+    Attributes
+    ----------
+    layer, prefix : block i
+    direction : (hidden_size,) leading left singular vector u1, its largest component positive
+    log10_sigma : log10 of s1, which itself may be too large for a float
+    gap : s1/s2
+    residual : |M'u1 - s1 v1| / s1
+    layer_cosine : |cosine| between u1 and that of L_i alone
+    """
+
+    layer: int
+    prefix: str
+    direction: Float64
+    log10_sigma: float
+    gap: float
+    residual: float
+    layer_cosine: float
+
+
+def accumulate(
+    model: Checkpoint | str | Path,
+    *,
+    fit: Fit | None = None,
+    progress: Progress | None = None,
+) -> tuple[Accumulated, ...]:
+    """Accumulated singular defect directions, one for each layer.
+
+    The product is kept as a matrix in float64, divided by its s1 after every layer: 8 d^2 bytes.
+
+    Parameters
+    ----------
+    model : an opened checkpoint or what `open_checkpoint` takes
+    fit : of the FFN, `canonical` by default
+    progress : told of each layer
+
+    Raises
+    ------
+    CkptError
+        if the checkpoint cannot be opened, decoded or analysed; see `open_checkpoint`.
+    """
+    checkpoint = model if isinstance(model, Checkpoint) else open_checkpoint(model)
+    fit, progress = fit or Fit(), progress or Silent()
+    sizes = checkpoint.architecture.sizes
+    generator = np.random.default_rng(0)  # as for a signature: two runs give the same
+    product: Float64 = np.eye(sizes.hidden_size)
+    log10_scale = 0.0
+    leading: Float64 | None = None
+    found = []
+    progress.start("accumulated directions", sizes.num_layers)
+    try:
+        for block in stream_blocks(checkpoint):
+            own = block_map(block, fit)
+            dense = own.dense().astype(np.float64)
+            product = dense @ product
+            # The tokens' direction rarely turns much within one layer.
+            start = None if leading is None else dense @ leading
+            spectrum = singular_triplets(_Dense(product), 2, start=start, generator=generator)
+            alone = singular_triplets(_Dense(dense), 1, start=spectrum.left, generator=generator)
+            leading = spectrum.left
+            s1 = max(float(spectrum.values[0]), float(np.finfo(np.float64).tiny))
+            s2 = float(spectrum.values[1])
+            product /= s1
+            log10_scale += float(np.log10(s1))
+            found.append(
+                Accumulated(
+                    layer=block.layer,
+                    prefix=block.prefix,
+                    direction=leading[:, 0],
+                    log10_sigma=log10_scale,
+                    gap=s1 / s2 if s2 > 0 else 1.0,
+                    residual=float(spectrum.residuals[0]),
+                    layer_cosine=min(1.0, abs(float(alone.left[:, 0] @ leading[:, 0]))),
+                )
+            )
+            progress.step(block.prefix)
+    finally:
+        progress.finish()
+    return tuple(found)
+
+
+class _Dense:
+    """A matrix as the operator that `singular_triplets` takes."""
+
+    def __init__(self, matrix: Float64) -> None:
+        self.matrix = matrix
+        self.shape = (matrix.shape[0], matrix.shape[1])
+
+    def matmat(self, x: NDArray[Any]) -> Float64:
+        """The product with each column of x."""
+        return self.matrix @ x
+
+    def rmatmat(self, y: NDArray[Any]) -> Float64:
+        """The adjoint's product with each column of y."""
+        return self.matrix.T @ y

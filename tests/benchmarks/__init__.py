@@ -1,0 +1,1 @@
+"""Measurements that the documentation quotes; run as modules, never collected as tests."""

@@ -1,0 +1,117 @@
+"""Bidirectional encoders: the controls in which nothing explodes or decays."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from safetensors.numpy import load_file, save_file
+
+import ckptforensics
+from ckptforensics.render import render
+from tests.families.cases_encoders import CASES
+from tests.families.harness import Case, build_model, hidden_states, relative_errors, rollout_states
+
+TOKENS = [101, 0, 1, 2023, 7592, 29999]
+CONTROLS = [
+    case for case in CASES if case.name in ("bert", "roberta", "distilbert", "xlnet", "xlm")
+]
+
+
+@pytest.fixture(scope="module")
+def minilm() -> Path:
+    """all-MiniLM-L6-v2; without it CI fails and other machines skip, both with the reason."""
+    from fixtures.minilm import model_directory
+
+    try:
+        return model_directory()
+    except RuntimeError as problem:
+        if os.environ.get("CI"):
+            raise
+        pytest.skip(f"the real model is not available: {problem}")
+
+
+def test_rollout_of_minilm_equals_transformers(minilm: Path) -> None:
+    model = transformers.BertModel.from_pretrained(minilm, dtype=torch.float32).eval()
+    case = Case(name="minilm", family="bert", config=lambda: None, blocks="encoder.layer")
+    errors = relative_errors(rollout_states(minilm, TOKENS), hidden_states(model, case, TOKENS))
+    assert errors.max() < 1e-5
+
+
+def test_nothing_is_found_in_minilm(minilm: Path) -> None:
+    document = ckptforensics.find_layers(minilm)
+    assert document.model.family == "bert"
+    assert document.explosion == ()
+    assert document.decay == ()
+    assert [row.label for row in document.layers] == [None] * 6
+    assert "explosion     none found" in render(document)
+    assert "decay         none found" in render(document)
+    # The rollout was there to see something, had there been something.
+    assert all(row.rollout_ratio is not None for row in document.layers)
+
+
+@pytest.mark.parametrize("case", CONTROLS, ids=lambda case: case.name)
+def test_nothing_is_found_in_random_encoders(case: Case, tmp_path: Path) -> None:
+    build_model(case).save_pretrained(tmp_path)
+    document = ckptforensics.find_layers(tmp_path)
+    assert document.model.family == case.family
+    assert document.explosion == ()
+    assert document.decay == ()
+
+
+def test_tensors_that_are_not_read_have_reasons(minilm: Path) -> None:
+    reasons = {t.name: t.skipped for t in ckptforensics.inspect(minilm).tensors if t.role is None}
+    assert reasons["embeddings.position_ids"] == "a constant, not a weight"
+    assert reasons["pooler.dense.weight"] == "after the last block"
+    scores = "attention scores only: a single token attends to itself with weight 1"
+    assert reasons["encoder.layer.0.attention.self.query.weight"] == scores
+    roles = {t.name: t.role for t in ckptforensics.inspect(minilm).tensors if t.role is not None}
+    assert roles["embeddings.token_type_embeddings.weight"] == "token types"
+    assert roles["embeddings.LayerNorm.bias"] == "embedding norm"
+    assert roles["encoder.layer.5.output.LayerNorm.weight"] == "ffn_norm"
+
+
+def test_layers_of_an_encoder_without_common_prefix_are_named(tmp_path: Path) -> None:
+    case = next(case for case in CASES if case.name == "xlm")
+    build_model(case).save_pretrained(tmp_path)
+    document = ckptforensics.find_layers(tmp_path)
+    prefixes = [f"transformer.attentions.{i}" for i in range(3)]
+    assert [row.prefix for row in document.layers] == prefixes
+    tensors = load_file(tmp_path / "model.safetensors")
+    tensors["transformer.ffns.1.lin3.weight"] = np.zeros((2, 2), np.float32)
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ckptforensics.CkptError, match=r"no such tensor") as caught:
+        ckptforensics.open_checkpoint(tmp_path)
+    assert "transformer.ffns.1.lin3.weight" in str(caught.value)
+
+
+def test_old_names_of_gains_and_biases(tmp_path: Path) -> None:
+    """The first published BERT files call them gamma and beta."""
+    case = next(case for case in CASES if case.name == "bert")
+    model = build_model(case)
+    model.save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    renamed = {
+        name.replace("LayerNorm.weight", "LayerNorm.gamma").replace(
+            "LayerNorm.bias", "LayerNorm.beta"
+        ): values
+        for name, values in load_file(file).items()
+    }
+    save_file(renamed, file, metadata={"format": "pt"})
+    tokens = [3, 7, 42]
+    errors = relative_errors(rollout_states(tmp_path, tokens), hidden_states(model, case, tokens))
+    assert errors.max() < 1e-5
+
+
+def test_relative_positions_are_refused(tmp_path: Path) -> None:
+    case = next(case for case in CASES if case.name == "bert")
+    build_model(case).save_pretrained(tmp_path)
+    config = tmp_path / "config.json"
+    text = config.read_text().replace("{", '{"position_embedding_type": "relative_key",', 1)
+    config.write_text(text)
+    with pytest.raises(ckptforensics.CkptError, match="position_embedding_type"):
+        ckptforensics.open_checkpoint(tmp_path)

@@ -1,0 +1,131 @@
+"""Leading singular triplets against numpy's dense SVD."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from ckptforensics.spectra import Triplets, singular_triplets
+from tests.helpers_matrices import Dense, spectra, with_values
+from tests.helpers_models import angle
+
+MATRICES = spectra()
+# Products are float32: a residual below this is rounding.
+ROUNDING = 1e-6
+
+
+def triplets(matrix: np.ndarray, count: int = 2, **options) -> Triplets:
+    options.setdefault("generator", np.random.default_rng(0))
+    return singular_triplets(Dense(matrix), count, **options)
+
+
+def measured_residuals(matrix: np.ndarray, found: Triplets) -> tuple[np.ndarray, np.ndarray]:
+    """|M'u - s v| / s_1 and |M v - s u| / s_1 in float64."""
+    exact = np.asarray(np.float32(matrix), np.float64)
+    scale = max(found.values[0], np.finfo(float).tiny)
+    back = np.linalg.norm(exact.T @ found.left - found.right * found.values, axis=0)
+    forth = np.linalg.norm(exact @ found.right - found.left * found.values, axis=0)
+    return back / scale, forth / scale
+
+
+@pytest.mark.parametrize("name", MATRICES)
+def test_against_dense_svd(name: str):
+    matrix = MATRICES[name]
+    found = triplets(matrix)
+    u, s, vt = np.linalg.svd(np.asarray(np.float32(matrix), np.float64))
+    count = min(2, *matrix.shape)
+    assert found.values.shape == (count,)
+    assert found.left.shape == (matrix.shape[0], count)
+    assert found.right.shape == (matrix.shape[1], count)
+
+    # A residual r moves a value by r at most and, away from its neighbours, by r^2: the second
+    # value stops at 3e-4.
+    np.testing.assert_allclose(found.values[0], s[0], rtol=2e-6, atol=0)
+    np.testing.assert_allclose(found.values, s[:count], atol=3e-5 * s[0])
+    for i in range(count):
+        apart = np.min(np.abs(np.delete(s, i) - s[i]), initial=np.inf)
+        if s[i] > 0 and apart > 0.1 * s[0]:
+            # Davis and Kahan: the sine of the angle is at most the residual over the gap.
+            limit = np.degrees(10 * 4e-4 if i else 10 * 2e-5)
+            assert angle(found.left[:, i], u[:, i]) < limit
+            assert angle(found.right[:, i], vt[i]) < limit
+
+
+@pytest.mark.parametrize("name", MATRICES)
+def test_vectors_are_orthonormal_with_fixed_signs(name: str):
+    found = triplets(MATRICES[name])
+    for vectors in (found.left, found.right):
+        gram = vectors.T @ vectors
+        np.testing.assert_allclose(gram, np.eye(len(gram)), atol=1e-6)
+    largest = np.take_along_axis(found.left, np.abs(found.left).argmax(axis=0)[None], axis=0)
+    assert np.all(largest > 0)
+
+
+@pytest.mark.parametrize("max_rounds", [1, 2, 40])
+@pytest.mark.parametrize("name", MATRICES)
+def test_residuals_are_honest(name: str, max_rounds: int):
+    """What is reported is what is there, also when the iteration was stopped early."""
+    matrix = MATRICES[name]
+    found = triplets(matrix, max_rounds=max_rounds)
+    back, forth = measured_residuals(matrix, found)
+    np.testing.assert_allclose(found.residuals, back, rtol=0.05, atol=ROUNDING)
+    assert np.all(forth < ROUNDING)  # u is M v / s by construction
+    assert found.rounds <= max_rounds
+
+
+def test_early_stop_reports_a_large_residual():
+    matrix = MATRICES["clustered"]
+    found = triplets(matrix, max_rounds=1)
+    assert found.rounds == 1
+    # Values between 9.95 and 10 mix freely: u1 is any of them, and that is said.
+    assert found.residuals[0] > 1e-4
+    better = triplets(matrix, max_rounds=40)
+    assert better.residuals[0] < 1e-5 < found.residuals[0]
+    # A slowly falling spectrum without a gap: one round of 8 vectors does not come close.
+    assert triplets(MATRICES["random"], max_rounds=1).residuals[0] > 0.05
+
+
+def test_tolerance_is_kept():
+    for tolerance in (1e-2, 1e-4):
+        found = triplets(MATRICES["random"], tolerance=tolerance)
+        assert found.residuals[0] <= tolerance
+        assert found.residuals[1] <= 30 * tolerance
+    loose = triplets(MATRICES["random"], tolerance=1e-2)
+    assert loose.rounds < found.rounds
+
+
+@pytest.mark.parametrize("count", [1, 2, 5, 12])
+def test_counts(count: int):
+    matrix = with_values(np.geomspace(100, 0.01, 70), 90, 70, seed=9)
+    found = triplets(matrix, count)
+    s = np.linalg.svd(matrix, compute_uv=False)
+    np.testing.assert_allclose(found.values, s[:count], rtol=1e-5)
+    assert np.all(found.residuals < 30e-5)
+
+
+def test_good_start_saves_rounds():
+    matrix = MATRICES["planted rank one"]
+    u = np.linalg.svd(matrix)[0][:, :2]
+    assert triplets(matrix, start=u, tolerance=1e-4).rounds <= triplets(matrix).rounds
+    found = triplets(matrix, 1, start=u[:, :1])
+    assert found.rounds == 1
+
+
+@pytest.mark.parametrize("flaw", ["orthogonal", "zero", "repeated", "too many"])
+def test_bad_start_does_no_harm(flaw: str):
+    matrix = MATRICES["two planted"]
+    u, s, _ = np.linalg.svd(matrix)
+    start = {
+        "orthogonal": u[:, -3:],
+        "zero": np.zeros((120, 3)),
+        "repeated": np.repeat(u[:, 5:6], 6, axis=1),
+        "too many": np.random.default_rng(3).standard_normal((120, 50)),
+    }[flaw]
+    found = triplets(matrix, start=start)
+    np.testing.assert_allclose(found.values, s[:2], rtol=1e-6)
+
+
+def test_same_generator_same_answer():
+    one, other = (triplets(MATRICES["random"]) for _ in range(2))
+    np.testing.assert_array_equal(one.left, other.left)
+    np.testing.assert_array_equal(one.values, other.values)
