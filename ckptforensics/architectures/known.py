@@ -65,7 +65,8 @@ class Known:
         self.gguf = self.path.suffix == ".gguf"
         self.notes: list[str] = []
         name = store.metadata.get("general.architecture") if self.gguf else None
-        self.model_type = name if self.gguf else self.config.get("model_type")
+        name = name if self.gguf else self.config.get("model_type")
+        self.model_type = name if isinstance(name, str) else None
 
     def family(self) -> Family | None:
         """The family that claims the checkpoint's own name for itself.
@@ -116,6 +117,8 @@ class Known:
     def count(self, family: Family, quantity: str) -> int | None:
         """A quantity that is a positive number of things; FormatError if it is not."""
         value = self.get(family, quantity)
+        if value is None and quantity == "num_heads" and not self.gguf:
+            value = family.default_heads.get(str(self.model_type))
         if value is None:
             return None
         if type(value) is not int or not 0 < value < _LARGEST_COUNT:

@@ -42,7 +42,7 @@ _VECTORS = frozenset(
         "ffn_scale",
     }
 )
-_EXPERT_ROLES = frozenset({"expert_gate", "expert_up", "expert_down"})
+_EXPERT_ROLES: frozenset[Role] = frozenset({"expert_gate", "expert_up", "expert_down"})
 _BRANCH_NORMS: tuple[Role, Role] = ("attention_norm", "ffn_norm")
 _ATTENTION_ROLES: tuple[Role, ...] = ("value", "output")
 _MIXING_ROLES = frozenset(
@@ -573,7 +573,10 @@ class _BlockResolver:
         role: Role = (
             "output" if _find(self.block, self.layout.tensors["output"], self.store) else "down"
         )
-        return self._matrix(role)[0]
+        rows = self._matrix(role)[0]
+        if rows == 0:
+            raise _misshapen(self._info(role), "at least one row")
+        return rows
 
     def _sizes(self) -> Sizes:
         """Sizes of the heads from shapes; only their number needs the configuration."""

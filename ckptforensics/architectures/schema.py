@@ -311,6 +311,8 @@ class Family(_Frozen):
     ffn_clamp : bound of the clamped FFN
     config : quantity of `resolve.KEYS` to the configuration keys that hold it, where the usual
         ones do not
+    default_heads : model_type to the number of heads where the configuration leaves it out, as
+        those of multimodal models do with defaults
     embedding_scale, attention_scale, ffn_scale : factors on the embeddings and on what the
         branches add
     value_clip : configuration key of a bound on the values' size
@@ -333,6 +335,7 @@ class Family(_Frozen):
     ffn: Literal["standard", "clamped"] = "standard"
     ffn_clamp: Scalar = Scalar(default=7.0)
     config: dict[str, tuple[str, ...]] = {}
+    default_heads: dict[str, int] = {}
     embedding_scale: Scalar = Scalar()
     attention_scale: Scalar = Scalar()
     ffn_scale: Scalar = Scalar()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from ckptforensics.errors import NotFinite
 from ckptforensics.layers import Block, Floats
 from ckptforensics.linear.forward import block_forward
 
@@ -22,12 +23,25 @@ def advance(block: Block, x: Floats, *, with_attention: bool = True) -> Floats:
     Returns
     -------
     (tokens, hidden_size), a new array
+
+    Raises
+    ------
+    NotFinite
+        if the residual stream overflows float32.
     """
-    parts = [
-        block_forward(block, x[i : i + _TOKENS_AT_ONCE], with_attention=with_attention)
-        for i in range(0, len(x), _TOKENS_AT_ONCE)
-    ]
-    return np.concatenate(parts) if parts else x.copy()
+    with np.errstate(over="ignore", invalid="ignore"):
+        parts = [
+            block_forward(block, x[i : i + _TOKENS_AT_ONCE], with_attention=with_attention)
+            for i in range(0, len(x), _TOKENS_AT_ONCE)
+        ]
+    after = np.concatenate(parts) if parts else x.copy()
+    if not np.isfinite(after).all():
+        raise NotFinite(
+            f"the residual stream of a single token overflows float32 in layer {block.layer} "
+            f"({block.prefix})",
+            hint="the weights are damaged or not of this architecture",
+        )
+    return after
 
 
 def start_tokens(vocabulary: int, count: int, generator: np.random.Generator) -> list[int]:

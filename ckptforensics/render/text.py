@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
+from rich.console import Console, JustifyMethod
 from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
@@ -31,6 +31,8 @@ _SUPER_WEIGHTS_SHOWN = 5
 _TOKENS_SHOWN = 8
 # Width of tables written to a file or pipe, where nothing says how wide the reader's screen is.
 _PIPE_WIDTH = 100
+_NARROWEST_NAMES = 12
+_UNBOUNDED = 10_000
 
 
 def render(
@@ -295,20 +297,24 @@ def _table(*columns: str) -> Table:
     table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
     words = {
         *("family", "model_type", "GGUF", "prefix", "tensor", "use", "file"),
-        *("dtype", "dtypes", "shape", "shapes", "header SHA-256", "u1: largest coordinates"),
+        *("dtype", "dtypes", "shape", "shapes", "header SHA-256"),
     }
     for name in columns:
         # Names fold rather than vanish in a narrow terminal; numbers must not.
         if name in words or name.startswith("verified"):
             table.add_column(name, overflow="fold")
         else:
-            table.add_column(name, justify="right", no_wrap=True)
+            justify: JustifyMethod = "left" if ":" in name else "right"
+            table.add_column(name, justify=justify, no_wrap=True)
     return table
 
 
 def _print_table(console: Console, table: Table) -> None:
     """Print a table at least so wide that no number is cut; a narrow terminal wraps its lines."""
-    natural = Measurement.get(console, console.options.update(max_width=1000), table)
+    for column in table.columns:
+        longest = max(len(str(cell)) for cell in (column.header, *column.cells))
+        column.min_width = longest if column.no_wrap else min(longest, _NARROWEST_NAMES)
+    natural = Measurement.get(console, console.options.update(max_width=_UNBOUNDED), table)
     width = max(natural.minimum, min(natural.maximum, console.width))
     console.print(table, width=width, crop=False, no_wrap=True, overflow="ignore", soft_wrap=True)
 

@@ -64,7 +64,7 @@ def _arnoldi(
     tolerance: float,
     max_products: int,
 ) -> tuple[NDArray[Any], NDArray[Any]]:
-    from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigs
+    from scipy.sparse.linalg import ArpackError, ArpackNoConvergence, LinearOperator, eigs
 
     n = operator.shape[0]
 
@@ -74,7 +74,7 @@ def _arnoldi(
         return result
 
     subspace = min(n, max(2 * count + 1, 20))
-    v0 = np.ones(n) if start is None else np.asarray(start, np.float64)
+    v0 = np.ones(n) if start is None or not np.any(start) else np.asarray(start, np.float64)
     try:
         values, vectors = eigs(
             LinearOperator((n, n), matvec=product, dtype=np.float64),
@@ -87,6 +87,8 @@ def _arnoldi(
         )
     except ArpackNoConvergence as stopped:
         return np.asarray(stopped.eigenvalues), np.asarray(stopped.eigenvectors)
+    except ArpackError:  # no subspace to iterate on: the zero operator
+        return np.zeros(0), np.zeros((n, 0))
     return np.asarray(values), np.asarray(vectors)
 
 

@@ -20,6 +20,9 @@ from ckptforensics.errors import NotFinite
 Floats = NDArray[np.float32]
 Float64 = NDArray[np.float64]
 
+# Singular values below this share of the first are noise of the float32 products.
+_TINY = 1e-5
+
 
 class _Operator(Protocol):
     shape: tuple[int, int]
@@ -68,7 +71,7 @@ def singular_triplets(
     start : (rows, k) guesses of left singular vectors; random vectors fill the block up
     block : vectors multiplied at once, at least `count`
     tolerance : residual of the first triplet, relative to s_1, at which to stop; the others may
-        be 30 times worse, since their values are off by the square of it only
+        be 10 times worse, relative to their own value, which is off by the square of it only
     max_rounds : an operator whose leading values are clustered stops here, and its residuals say
         how far it came
     generator : of the random start vectors
@@ -109,7 +112,8 @@ def singular_triplets(
         scale = max(float(values[0]), np.finfo(np.float64).tiny)
         errors = (back - right * values)[:, :count]
         residuals = np.linalg.norm(errors, axis=0) / scale
-        done = residuals[0] <= tolerance and np.all(residuals <= 30 * tolerance)
+        own = residuals * scale <= 10 * tolerance * np.maximum(values[:count], _TINY * scale)
+        done = residuals[0] <= tolerance and bool(np.all(own))
         room = columns - basis.shape[1]
         if done or rounds >= max_rounds or room <= 0:
             break

@@ -45,6 +45,7 @@ class Published:
     sampling: float
     least_squares: float
     svd: float
+    cpu: float
     direction: np.ndarray
 
     @property
@@ -59,6 +60,7 @@ def published_layer(block: Block, samples: int, driver: str) -> Published:
     weight = torch.from_numpy
     width = ffn.norm.gain.size
 
+    cpu = time.process_time()
     begun = time.perf_counter()
     n = torch.randn(samples, width)
     y = torch.nn.functional.silu(n @ weight(ffn.gate.weight).T) * (n @ weight(ffn.up.weight).T)
@@ -75,7 +77,14 @@ def published_layer(block: Block, samples: int, driver: str) -> Published:
     torch.linalg.svd(f)
     u, _, _ = torch.linalg.svd(f @ a)
     done = time.perf_counter()
-    return Published(block.layer, sampled - begun, solved - sampled, done - solved, u[:, 0].numpy())
+    return Published(
+        layer=block.layer,
+        sampling=sampled - begun,
+        least_squares=solved - sampled,
+        svd=done - solved,
+        cpu=time.process_time() - cpu,
+        direction=u[:, 0].numpy(),
+    )
 
 
 def process_seconds(command: list[str]) -> float:
@@ -83,6 +92,17 @@ def process_seconds(command: list[str]) -> float:
     begun = time.perf_counter()
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     return time.perf_counter() - begun
+
+
+def children_cpu() -> float:
+    """Processor time of all ended child processes, in seconds."""
+    times = os.times()
+    return times.children_user + times.children_system
+
+
+def load() -> str:
+    """Average number of runnable processes of the last minute, where it is known."""
+    return f"{os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else "unknown"
 
 
 def blas_threads() -> str:
@@ -139,18 +159,26 @@ def main() -> None:
         ckpt = [str(script)]
 
     torch.manual_seed(0)
+    load_before = load()
     sign = [*ckpt, "sign", str(model), "--quiet"]
     process_seconds(sign)  # fills the page cache and Python's bytecode cache
     published: list[Published] = []
     signed: list[float] = []
+    signed_cpu: list[float] = []
+
+    def sign_once() -> None:
+        cpu = children_cpu()
+        signed.append(process_seconds(sign))
+        signed_cpu.append(children_cpu() - cpu)
+
     for number, layer in enumerate(layers):
         if number < options.sign_runs:
-            signed.append(process_seconds(sign))
+            sign_once()
         published.append(
             published_layer(load_block(checkpoint, layer), options.samples, options.driver)
         )
     while len(signed) < options.sign_runs:
-        signed.append(process_seconds(sign))
+        sign_once()
 
     helps, bare = [], []
     for _ in range(options.start_runs):
@@ -168,6 +196,8 @@ def main() -> None:
 
     ours = statistics.median(signed)
     theirs = sum(p.seconds for p in published) * total / len(published)
+    ours_cpu = statistics.median(signed_cpu)
+    theirs_cpu = sum(p.cpu for p in published) * total / len(published)
     part = {
         name: statistics.median(getattr(p, name) for p in published)
         for name in ("sampling", "least_squares", "svd")
@@ -181,6 +211,7 @@ def main() -> None:
             f"Python {platform.python_version()}, NumPy {np.__version__}, "
             f"torch {torch.__version__}",
         ),
+        ("load average, start and end", f"{load_before}, {load()}"),
         ("threads", f"NumPy's BLAS {blas_threads()}; torch {torch.get_num_threads()}"),
         ("model", f"{model.name}, {total} layers"),
         (
@@ -198,6 +229,10 @@ def main() -> None:
             f"{theirs:.0f} s" + ("" if len(layers) == total else " (scaled by the layer count)"),
         ),
         ("**ratio, published to `ckpt sign`**", f"**{theirs / ours:.0f}**"),
+        (
+            "ratio of processor times, all threads",
+            f"{theirs_cpu / ours_cpu:.0f} ({theirs_cpu:.0f} s to {ours_cpu:.2f} s)",
+        ),
         (
             "angle between its u1 and that of `--fit paper`",
             ", ".join(f"layer {p.layer}: {a:.2f}°" for p, a in zip(published, angles, strict=True)),

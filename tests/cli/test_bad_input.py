@@ -254,7 +254,7 @@ DAMAGE: dict[str, tuple[Damage, int, tuple[str, ...]]] = {
         ("model.embed_tokens.weight", "10 x 9"),
     ),
     "zero-byte file": (empty_file, 2, ("empty",)),
-    "no model": (no_model, 3, ("no .safetensors or .gguf file",)),
+    "no model": (no_model, 3, ("holds no .safetensors",)),
     "directory in place of file": (directory_in_place, 2, ("model.safetensors",)),
     "unknown family, unknown names": (
         lambda m: (change(rename_all)(m), with_config(model_type="mystery")(m)), 3, ("'mystery'",),
@@ -379,7 +379,9 @@ def test_an_unsupported_activation(model, capsys):
         fails(capsys, command, model.path, 3, "activation", r"\x1b[31msnake\n")
 
 
-@pytest.mark.parametrize("name", ["x.safetensors", "x.gguf", "x.safetensors.index.json"])
+@pytest.mark.parametrize(
+    "name", ["x.safetensors", "x.gguf", "x.bin", "x.safetensors.index.json", "x.bin.index.json"]
+)
 def test_a_zero_byte_file(name, tmp_path, capsys):
     (tmp_path / name).write_bytes(b"")
     for command in COMMANDS:
@@ -388,7 +390,7 @@ def test_a_zero_byte_file(name, tmp_path, capsys):
 
 @pytest.mark.parametrize(
     ("name", "code", "word"),
-    [("pytorch_model.bin", 3, "pickles"), ("adapter_model.safetensors", 3, "adapter")],
+    [("pytorch_model.bin", 2, "not a zip"), ("adapter_model.safetensors", 3, "adapter")],
 )
 def test_a_directory_with_something_else(name, code, word, tmp_path, capsys):
     folder = tmp_path / "model"
@@ -640,10 +642,6 @@ def test_any_shape_is_refused_or_used(tensor, shape, drop_config, capsys, tmp_pa
 
 
 # Weights without a single singular direction, or whose products leave float32.
-DEGENERATE = pytest.mark.xfail(reason="the spectra of such a model end in an internal error")
-
-
-@DEGENERATE
 def test_a_model_of_empty_tensors(tmp_path, capsys):
     """Width zero, without a configuration that says otherwise."""
     arrays = {n: np.zeros([0] * a.ndim, np.float32) for n, a in llama_arrays().items()}
@@ -652,7 +650,6 @@ def test_a_model_of_empty_tensors(tmp_path, capsys):
         behaves(capsys, command, tmp_path / "model", "-q")
 
 
-@DEGENERATE
 def test_a_model_of_zeros(tmp_path, capsys):
     arrays = {n: np.zeros_like(a) for n, a in llama_arrays().items()}
     Model(tmp_path / "model", arrays, LLAMA_CONFIG)
@@ -660,7 +657,6 @@ def test_a_model_of_zeros(tmp_path, capsys):
         behaves(capsys, command, tmp_path / "model", "-q")
 
 
-@DEGENERATE
 @pytest.mark.parametrize("scale", [1e10, 1e30])
 def test_a_model_whose_computation_overflows(scale, tmp_path, capsys):
     arrays = {n: a * np.float32(scale) for n, a in llama_arrays().items()}

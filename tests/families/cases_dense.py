@@ -180,6 +180,12 @@ def _as(model_type: str) -> OnDisk:
     return published(publish)
 
 
+def _without_heads(tensors: State, config: Config) -> Published:
+    """As in multimodal models whose text part has the default number of heads."""
+    del config["text_config"]["num_attention_heads"]
+    return tensors, config
+
+
 class Phi3SmallBlock(nn.Module):
     """Phi-3-small's block for single tokens, whose attention to themselves is 1."""
 
@@ -375,6 +381,34 @@ CASES = [
         ),
         model="Mistral3ForConditionalGeneration",
         blocks="model.language_model.layers",
+    ),
+    Case(
+        "llava-mistral-default-heads",
+        "mistral",
+        lambda: transformers.LlavaConfig(
+            text_config=transformers.MistralConfig(
+                **SIZES | {"num_attention_heads": 32, "num_key_value_heads": 8}, head_dim=2
+            ),
+            vision_config=VISION | {"model_type": "clip_vision_model", "projection_dim": 16},
+        ),
+        model="LlavaForConditionalGeneration",
+        blocks="model.language_model.layers",
+        on_disk=published(_without_heads),
+    ),
+    Case(
+        "gemma3-vision-default-heads",
+        "gemma3",
+        lambda: transformers.Gemma3Config(
+            text_config=transformers.Gemma3TextConfig(
+                **SIZES | {"num_attention_heads": 8}, head_dim=10
+            ),
+            vision_config=VISION,
+            mm_tokens_per_image=4,
+        ),
+        model="Gemma3ForConditionalGeneration",
+        blocks="model.language_model.layers",
+        gains_near=0.0,
+        on_disk=published(_without_heads),
     ),
     # A third of the values lie beyond this bound.
     Case("olmo-clip", "olmo", lambda: transformers.OlmoConfig(**SIZES, **UNTIED, clip_qkv=1.0)),

@@ -158,6 +158,11 @@ CASES = [
         ),
     ),
     Case(
+        name="qwen2-moe",
+        family="qwen2_moe",
+        config=lambda: transformers.Qwen2MoeConfig(**experts(shared_expert_intermediate_size=34)),
+    ),
+    Case(
         name="qwen2-moe-normalised",
         family="qwen2_moe",
         config=lambda: transformers.Qwen2MoeConfig(
@@ -168,13 +173,13 @@ CASES = [
         name="qwen3-moe",
         family="qwen3_moe",
         config=lambda: transformers.Qwen3MoeConfig(
-            **experts(norm_topk_prob=True, mlp_only_layers=[1], attention_bias=True)
+            **experts(norm_topk_prob=True, attention_bias=True)
         ),
     ),
     Case(
         name="qwen3-moe-plain-weights",
         family="qwen3_moe",
-        config=lambda: transformers.Qwen3MoeConfig(**experts(norm_topk_prob=False)),
+        config=lambda: transformers.Qwen3MoeConfig(**experts(mlp_only_layers=[1])),
     ),
     Case(
         name="olmoe-clipped",
@@ -357,9 +362,7 @@ CASES = [
         name="granitemoehybrid-attention-only",
         family="granitemoehybrid",
         config=lambda: transformers.GraniteMoeHybridConfig(
-            **granite(
-                shared_intermediate_size=34, layer_types=["attention"] * 3, mamba_n_heads=6
-            )
+            **granite(shared_intermediate_size=34, layer_types=["attention"] * 3, mamba_n_heads=6)
         ),
     ),
     Case(

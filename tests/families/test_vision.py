@@ -124,6 +124,16 @@ TOWERS = [
         "SiglipModel",
         "vision_model.encoder.layers",
     ),
+    Tower(
+        "siglip2",
+        "siglip_vision",
+        lambda: transformers.Siglip2Config(
+            vision_config={k: v for k, v in _TOWER.items() if k != "image_size"},
+            text_config=_TEXT,
+        ),
+        "Siglip2Model",
+        "vision_model.encoder.layers",
+    ),
 ]
 
 

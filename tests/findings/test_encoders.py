@@ -17,9 +17,8 @@ from tests.families.cases_encoders import CASES
 from tests.families.harness import Case, build_model, hidden_states, relative_errors, rollout_states
 
 TOKENS = [101, 0, 1, 2023, 7592, 29999]
-CONTROLS = [
-    case for case in CASES if case.name in ("bert", "roberta", "distilbert", "xlnet", "xlm")
-]
+_NAMES = ("bert", "roberta", "distilbert", "xlnet", "xlm")
+CONTROLS = [case for case in CASES if case.name in _NAMES]
 
 
 @pytest.fixture(scope="module")
@@ -115,3 +114,29 @@ def test_relative_positions_are_refused(tmp_path: Path) -> None:
     config.write_text(text)
     with pytest.raises(ckptforensics.CkptError, match="position_embedding_type"):
         ckptforensics.open_checkpoint(tmp_path)
+
+
+class _NoCaches(list[None]):
+    """What FlauBERT's pre-norm blocks need to run: transformers indexes the cache by block."""
+
+    def get_seq_length(self) -> int:
+        return 0
+
+
+def test_flaubert_with_norms_before_the_branches(tmp_path: Path) -> None:
+    case = Case(
+        name="flaubert-pre-norm",
+        family="xlm",
+        config=lambda: transformers.FlaubertConfig(
+            emb_dim=48, n_layers=3, n_heads=4, vocab_size=61, pre_norm=True
+        ),
+        model="FlaubertModel",
+    )
+    model = build_model(case)
+    model.save_pretrained(tmp_path)
+    tokens = [3, 7, 42]
+    with torch.no_grad():
+        ids = torch.tensor(tokens)[:, None]
+        out = model(ids, cache=_NoCaches([None] * 3), output_hidden_states=True)
+    theirs = torch.stack([h[:, 0] for h in out.hidden_states[1:]], dim=1).double().numpy()
+    assert relative_errors(rollout_states(tmp_path, tokens), theirs).max() < 1e-5

@@ -15,7 +15,8 @@ import ckptforensics
 from ckptforensics.findings import fingerprint, fingerprint_distance
 
 BITS = 128
-HIDDEN = 576
+# Small, so that thousands of fingerprints are quick.
+HIDDEN = 96
 
 
 # --- The function itself, on made-up directions ---------------------------------------------
@@ -108,13 +109,13 @@ def test_a_model_without_any_gap_is_not_an_error():
 
 @pytest.mark.parametrize("layers", [1, 4, 30])
 def test_unrelated_directions_share_half_the_bits(layers: int):
-    """Over 100 pairs of independent models the share is 1/2 to within its binomial error."""
+    """Over 60 pairs of independent models the share is 1/2 to within its binomial error."""
     random = np.random.default_rng([5, layers])
-    marks = [fingerprint(_units(layers, random), _spectrum(layers, random)) for _ in range(200)]
+    marks = [fingerprint(_units(layers, random), _spectrum(layers, random)) for _ in range(120)]
     distances = [fingerprint_distance(*pair) for pair in zip(marks[::2], marks[1::2], strict=True)]
     error = np.sqrt(0.25 / BITS / len(distances))
     assert np.mean(distances) / BITS == pytest.approx(0.5, abs=4 * error)
-    # Single pairs scatter like 128 coins: standard deviation 5.7, known to 7% from 100 pairs.
+    # Single pairs scatter like 128 coins: standard deviation 5.7, known to 9% from 60 pairs.
     assert np.std(distances) == pytest.approx(np.sqrt(BITS) / 2, rel=0.3)
     assert min(distances) > 40
 
@@ -122,7 +123,7 @@ def test_unrelated_directions_share_half_the_bits(layers: int):
 def test_unrelated_axes_share_half_the_bits():
     """Directions of real models lie near coordinate axes: other axes, other bits."""
     random = np.random.default_rng(6)
-    axes = random.permutation(HIDDEN)[:200]
+    axes = random.permutation(HIDDEN)
     marks = []
     for axis in axes:
         u = np.eye(HIDDEN)[[axis] * 12]
@@ -145,30 +146,29 @@ def _distance_at(degrees: float, layers: int, pairs: int) -> tuple[float, float,
     return float(np.mean(shares)), np.sqrt(mean * (1 - mean) / BITS / pairs), mean
 
 
-@pytest.mark.parametrize("layers", [1, 12])
-@pytest.mark.parametrize("degrees", [3, 10, 30, 60])
+@pytest.mark.parametrize(("degrees", "layers"), [(3, 12), (10, 4), (30, 12), (60, 12)])
 def test_distance_tells_the_angle(degrees: float, layers: int):
     """The share of differing bits is the angle between the P as matrices, over pi."""
-    share, error, predicted = _distance_at(degrees, layers, pairs=60)
+    share, error, predicted = _distance_at(degrees, layers, pairs=40)
     # Documented as close: the angle is seen through 8 random vectors, which adds some percent.
     assert share == pytest.approx(predicted, abs=4 * error + 0.05 * predicted)
 
 
 def test_single_direction_formula():
     """One direction turned by phi: cos theta = (cos^2 phi - 1/d) / (1 - 1/d)."""
-    for degrees in (5, 20, 45, 70):
+    for degrees in (10, 45):
         cosine = (np.cos(np.radians(degrees)) ** 2 - 1 / HIDDEN) / (1 - 1 / HIDDEN)
-        share, error, _ = _distance_at(degrees, layers=1, pairs=60)
+        share, error, _ = _distance_at(degrees, layers=1, pairs=40)
         theta = np.arccos(cosine) / np.pi
         assert share == pytest.approx(theta, abs=4 * error + 0.05 * theta)
 
 
 def test_few_degrees_are_few_bits():
     """Three degrees in every layer: the angle of P is sqrt 2 as large, 128 * 4.2 / 180 bits."""
-    share, _, _ = _distance_at(3, layers=12, pairs=60)
+    share, _, _ = _distance_at(3, layers=12, pairs=40)
     assert 1.5 < BITS * share < 5
     # And it grows with the angle, step by step.
-    steps = [_distance_at(d, layers=12, pairs=30)[0] for d in (1, 4, 12, 30, 60, 90)]
+    steps = [_distance_at(d, layers=12, pairs=12)[0] for d in (1, 5, 15, 40, 80)]
     assert steps == sorted(steps)
 
 
@@ -272,13 +272,6 @@ def test_copies_are_few_bits_away(smollm2_gguf: Path, mark: str, change, limit: 
     assert distance <= limit
     # An unrelated model would be this near with probability below 1e-14.
     assert distance <= 20
-
-
-def test_copy_without_change_is_the_same(smollm2_gguf: Path, mark: str, tmp_path: Path):
-    """The copying itself does nothing: what moves bits above is the rounding."""
-    kind = gguf.GGMLQuantizationType.F32
-    copy = _copy(smollm2_gguf, tmp_path / "copy.gguf", lambda values: (values, kind))
-    assert ckptforensics.sign(copy).document.fingerprint == mark
 
 
 def test_another_model_is_far_away(planted: Path, mark: str):

@@ -160,7 +160,7 @@ def test_order_of_super_weights_in_the_paper_fit(smollm2_gguf: Path, signatures)
 
 
 def test_super_weights_carry_the_explosion(smollm2_f32: Path):
-    """Without the strongest weight of layer 12 most of the explosion there is gone, in transformers."""
+    """Without the strongest weight of layer 12 most of its explosion is gone in transformers."""
     model = models.load(smollm2_f32)
     before = np.linalg.norm(models.initial_states(model, [504])[0, 11])
     model.model.layers[11].mlp.down_proj.weight.data[507, 1229] = 0

@@ -72,6 +72,46 @@ def test_safetensors_win_over_gguf_and_training_state_is_no_model(tmp_path):
     assert names(locate(tmp_path)) == ["model.safetensors"]
 
 
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "consolidated.00.pth"])
+def test_pytorch_files(tmp_path, name):
+    touch(tmp_path, name, "training_args.bin", "optimizer.pt", "scheduler.pt", "rng_state_0.pth")
+    for model in (tmp_path, tmp_path / name):
+        source = locate(model)
+        assert source.container == "torch"
+        assert names(source) == [name]
+
+
+def test_pytorch_shards_with_and_without_their_index(tmp_path):
+    shards = [f"pytorch_model-0000{i}-of-00002.bin" for i in (1, 2)]
+    source = locate(touch(tmp_path, *shards, "adapter_model.bin"))
+    assert (source.container, names(source), source.weight_map) == ("torch", shards, None)
+    index = write_index(
+        tmp_path, {"weight_map": {"a": shards[1], "b": shards[0]}}, "pytorch_model.bin.index.json"
+    )
+    for model in (tmp_path, index):
+        source = locate(model)
+        assert (source.container, names(source)) == ("torch", shards)
+        assert source.weight_map == {"a": tmp_path / shards[1], "b": tmp_path / shards[0]}
+    (tmp_path / shards[0]).unlink()
+    with pytest.raises(FormatError, match="is missing"):
+        locate(tmp_path)
+    index.unlink()
+    with pytest.raises(FormatError, match="shard is missing"):
+        locate(tmp_path)
+
+
+def test_which_container_wins(tmp_path):
+    """The weights as published: safetensors, then pytorch_model.bin, then GGUF, then any .bin."""
+    touch(tmp_path, "other.bin")
+    assert names(locate(tmp_path)) == ["other.bin"]
+    touch(tmp_path, "a.gguf")
+    assert names(locate(tmp_path)) == ["a.gguf"]
+    touch(tmp_path, "pytorch_model.bin")
+    assert names(locate(tmp_path)) == ["pytorch_model.bin"]
+    touch(tmp_path, "model.safetensors")
+    assert names(locate(tmp_path)) == ["model.safetensors"]
+
+
 def test_shards_by_their_index_in_order_of_name(tmp_path):
     touch(tmp_path, "model-2.safetensors", "model-1.safetensors", "consolidated.safetensors")
     index = write_index(
@@ -172,6 +212,8 @@ def test_a_broken_index(tmp_path, content, match):
         ("a.safetensors", "b.safetensors"),
         ("a-00001-of-00001.safetensors", "b-00001-of-00001.safetensors"),
         ("a.safetensors.index.json", "b.safetensors.index.json"),
+        ("a.bin", "b.pth"),
+        ("a.bin.index.json", "b.bin.index.json"),
     ],
 )
 def test_several_models_must_be_told_apart_by_the_user(tmp_path, files):
@@ -182,11 +224,12 @@ def test_several_models_must_be_told_apart_by_the_user(tmp_path, files):
 @pytest.mark.parametrize(
     ("files", "match"),
     [
-        ((), "no .safetensors or .gguf file"),
-        (("config.json.bak", "README.md"), "no .safetensors or .gguf file"),
-        (("pytorch_model.bin",), "pickles"),
+        ((), r"no \.safetensors, \.bin, .* file"),
+        (("config.json.bak", "README.md", "pytorch_model.bin.bak"), r"no \.safetensors, \.bin"),
+        (("adapter_model.bin", "optimizer.pt", "scheduler.pt", "rng_state.pth"), "adapter"),
+        (("training_args.bin", "rng_state_0.pth", "rng_state_12.pth"), "training state"),
         (("adapter_model.safetensors",), "adapter"),
-        ((".model.safetensors",), "no .safetensors or .gguf file"),
+        ((".model.safetensors", ".pytorch_model.bin"), r"no \.safetensors, \.bin"),
     ],
 )
 def test_a_directory_without_a_model(tmp_path, files, match):
@@ -195,7 +238,7 @@ def test_a_directory_without_a_model(tmp_path, files, match):
     assert exit_code(caught.value) == 3
 
 
-@pytest.mark.parametrize("name", ["model.bin", "model", "config.json", "model.SAFETENSORS"])
+@pytest.mark.parametrize("name", ["model.tar", "model", "config.json", "model.SAFETENSORS"])
 def test_a_file_of_another_kind(tmp_path, name):
     touch(tmp_path, name)
     with pytest.raises(NothingAnalysable, match="cannot read a model from"):
@@ -219,14 +262,6 @@ def test_a_link_to_itself(tmp_path):
     (tmp_path / "model.safetensors").symlink_to(tmp_path / "model.safetensors")
     with pytest.raises(CkptError):
         locate(tmp_path / "model.safetensors")
-
-
-def test_a_hub_name_says_that_it_must_be_downloaded(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(UsageError, match="download"):
-        locate("org/name")
-    with pytest.raises(UsageError, match="download"):
-        locate("org/name@main")
 
 
 def test_a_directory_that_may_not_be_listed(tmp_path, monkeypatch):

@@ -244,7 +244,8 @@ def test_what_is_not_a_tensor_is_left_out(file):
     leaves = {
         "size": torch.Size([2, 3]), "dtype": torch.bfloat16, "list": [1, [2, {3: (4,)}]],
         "none": None, "big": 1 << 90, "negative": -5, "float": -0.5, "text": "ж☃",
-        "long": "x" * 300, "tuple": tuple(range(1500)), "many": list(range(3000)), "nested": {"a": torch.ones(1)},
+        "long": "x" * 300, "tuple": tuple(range(1500)), "many": list(range(3000)),
+        "nested": {"a": torch.ones(1)},
         "dict": {i: str(i) for i in range(2500)}, 5: torch.ones(1),
     }  # fmt: skip
     for protocol in (2, 4):
@@ -930,8 +931,8 @@ def test_pickles_of_random_opcodes(file):
     pieces = [
         b"N", b"\x88", b"K\x05", b"M\x05\x00", b"J\x05\x00\x00\x00", b"G" + bytes(8),
         b"\x8a\x01\x05", text("a"), text("storage"), b")", b"]", b"}", b"(", b"t", b"a", b"e",
-        b"s", b"u", b"\x85", b"\x86", b"\x87", b"\x94", b"h\x00", b"h\x01", b"Q", b"R", b"b", b"\x93", tensor(),
-        global_("collections", "OrderedDict"), global_("torch", "FloatStorage"),
+        b"s", b"u", b"\x85", b"\x86", b"\x87", b"\x94", b"h\x00", b"h\x01", b"Q", b"R", b"b",
+        b"\x93", tensor(), global_("collections", "OrderedDict"), global_("torch", "FloatStorage"),
         global_("torch", "Size"), global_("torch._utils", "_rebuild_parameter"), b".",
     ]  # fmt: skip
     rng = random.Random(7)
