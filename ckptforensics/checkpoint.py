@@ -8,7 +8,7 @@ from pathlib import Path
 from ckptforensics.architectures import Architecture, resolve
 from ckptforensics.errors import UnknownFamily
 from ckptforensics.sources import Source, is_hub_id, locate, locate_on_hub
-from ckptforensics.tensors import TensorStore, open_store
+from ckptforensics.tensors import TensorStore, open_store, wrap_quantized
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def open_checkpoint(
         source = locate_on_hub(str(model), config, offline=offline)
     else:
         source = locate(model, config)
-    store = open_store(source)
+    store = wrap_quantized(open_store(source), source.config)
     architecture = resolve(store, source.config)
     if strict and architecture.source == "inferred":
         raise UnknownFamily(

@@ -74,7 +74,8 @@ class Known:
         From then on the configuration is that of the family's part of a larger model.
         """
         # The part that the configuration was merged with, then the model as a whole.
-        for own_name in dict.fromkeys((self.model_type, self.whole_config.get("model_type"))):
+        whole = self.whole_config.get("model_type")
+        for own_name in (self.model_type, whole if isinstance(whole, str) else None):
             for family in families().values():
                 names = family.gguf_architectures if self.gguf else family.model_types
                 if own_name in names and self._meant(family):
@@ -260,15 +261,3 @@ class Known:
         for reason, names in unanalysable().items():
             if self.model_type in names:
                 raise NothingAnalysable(f"'{self.model_type}' {reason}", path=self.path)
-
-    def refuse_quantized(self) -> None:
-        """NothingAnalysable if the weights are stored in an encoding that is not read."""
-        quantization = self.config.get("quantization_config")
-        if quantization and not self.gguf:
-            method = quantization.get("quant_method") if isinstance(quantization, dict) else None
-            raise NothingAnalysable(
-                f"the weights are quantized ({method or 'method not named'}), "
-                "which this version does not read",
-                path=self.path,
-                hint="dequantize it, or use a GGUF file of the model",
-            )

@@ -237,7 +237,6 @@ def resolve(store: TensorStore, config: Mapping[str, Any] | None) -> Architectur
         if the configuration holds impossible values.
     """
     known = Known(store, config)
-    known.refuse_quantized()
     known.refuse_unanalysable()
     family = known.family()
     if family is not None and (layout := known.layout(family)) is not None:
@@ -564,7 +563,9 @@ class _BlockResolver:
             shape = (shape[0] // self.routing.num_experts, shape[1])
         if len(shape) != 2:
             raise _misshapen(info, "a stack of matrices" if spec.stacked else "a matrix")
-        return (shape[1], shape[0]) if spec.transposed else (shape[0], shape[1])
+        if spec.transposed and not info.oriented:
+            return shape[1], shape[0]
+        return shape[0], shape[1]
 
     def _hidden_size(self) -> int:
         configured = self.known.count(self.family, "hidden_size")
@@ -650,15 +651,16 @@ class _BlockResolver:
         if bias is not None:
             experts = self.routing.num_experts if spec.stacked and self.routing is not None else 1
             self._require_size(self.store.info(bias), rows * experts)
+        transposed = spec.transposed and not info.oriented
         expert_rows = 0
         if spec.stacked and self.routing is not None:
-            expert_rows = columns if spec.transposed else rows
+            expert_rows = columns if transposed else rows
             if math.prod(info.shape[:-1]) != expert_rows * self.routing.num_experts:
                 raise _misshapen(info, f"{self.routing.num_experts} experts")
         index = expert if spec.stacked else None
         split = spec.split_heads
         return WeightRef(
-            info.name, bias, spec.transposed, ranges, step, start, index, expert_rows, split
+            info.name, bias, transposed, ranges, step, start, index, expert_rows, split
         )
 
     def _expected(

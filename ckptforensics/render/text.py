@@ -33,6 +33,7 @@ _TOKENS_SHOWN = 8
 _PIPE_WIDTH = 100
 _NARROWEST_NAMES = 12
 _UNBOUNDED = 10_000
+_COLUMN_PADDING = 3
 
 
 def render(
@@ -315,8 +316,11 @@ def _print_table(console: Console, table: Table) -> None:
         longest = max(len(str(cell)) for cell in (column.header, *column.cells))
         column.min_width = longest if column.no_wrap else min(longest, _NARROWEST_NAMES)
     natural = Measurement.get(console, console.options.update(max_width=_UNBOUNDED), table)
-    width = max(natural.minimum, min(natural.maximum, console.width))
-    console.print(table, width=width, crop=False, no_wrap=True, overflow="ignore", soft_wrap=True)
+    needed = sum((column.min_width or 0) + _COLUMN_PADDING for column in table.columns)
+    terminal = console.width
+    console.width = max(min(needed, natural.maximum), min(natural.maximum, terminal))
+    console.print(table)
+    console.width = terminal
 
 
 def _marks(explosion: tuple[int, ...], decay: tuple[int, ...]) -> dict[int, tuple[str, str]]:

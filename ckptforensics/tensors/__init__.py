@@ -1,6 +1,14 @@
 """Containers and element types: any row range of a tensor as float32, read where it lies."""
 
 from ckptforensics.tensors.info import Container, TensorInfo
+from ckptforensics.tensors.quantized import QuantizedStore, wrap_quantized
 from ckptforensics.tensors.store import TensorStore, open_store
 
-__all__ = ["Container", "TensorInfo", "TensorStore", "open_store"]
+__all__ = [
+    "Container",
+    "QuantizedStore",
+    "TensorInfo",
+    "TensorStore",
+    "open_store",
+    "wrap_quantized",
+]

@@ -25,6 +25,7 @@ class TensorInfo:
     offset : first byte in the file
     nbytes : stored bytes
     unreadable : why the elements cannot be read although the file is right, None if they can
+    oriented : a linear map's (out, in), whatever the layout of the unquantized weight is
     """
 
     name: str
@@ -34,6 +35,7 @@ class TensorInfo:
     offset: int
     nbytes: int
     unreadable: str | None = None
+    oriented: bool = False
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 # Elements decoded at once: the dequantizers' temporaries stay near 4 MB each.
-_BLOCK_ELEMENTS = 1 << 20
+BLOCK_ELEMENTS = 1 << 20
 _GGUF_HEADER_STEP = 1 << 20
 
 
@@ -101,7 +101,7 @@ class TensorStore:
     def read(self, name: str) -> NDArray[np.float32]:
         """The whole tensor in its own shape."""
         info = self.info(name)
-        _, rows = _matrix_shape(info)
+        _, rows = matrix_shape(info)
         return self.read_rows(name, 0, rows).reshape(info.shape)
 
     def read_rows(self, name: str, start: int, stop: int) -> NDArray[np.float32]:
@@ -123,7 +123,7 @@ class TensorStore:
         from ckptforensics.tensors.dtypes import decoder
 
         info = self.info(name)
-        columns, rows = _matrix_shape(info)
+        columns, rows = matrix_shape(info)
         if not 0 <= start <= stop <= rows:
             raise TensorError(
                 f"rows {start} to {stop} of {rows} asked for", path=info.path, tensor=name
@@ -135,7 +135,7 @@ class TensorStore:
             return out
         decode = decoder(info.dtype, path=info.path, tensor=name)
         row_bytes = info.nbytes // rows
-        step = max(1, _BLOCK_ELEMENTS // columns)
+        step = max(1, BLOCK_ELEMENTS // columns)
         if self._remote is not None:
             begin = info.offset + start * row_bytes
             self._remote.fetch(info.path, [(begin, (stop - start) * row_bytes)])
@@ -144,7 +144,7 @@ class TensorStore:
             raw = self._bytes(info, first * row_bytes, (last - first) * row_bytes)
             block = out[first - start : last - start]
             decode(raw, block.reshape(-1))
-            _require_finite(block, info, first)
+            require_finite(block, info, first)
         self._release(info, start * row_bytes, (stop - start) * row_bytes)
         return out
 
@@ -158,6 +158,23 @@ class TensorStore:
             ranges.setdefault(info.path, []).append((info.offset, info.nbytes))
         for path, wanted in ranges.items():
             self._remote.fetch(path, wanted)
+
+    def parts(self, name: str) -> tuple[TensorInfo, ...]:
+        """The stored tensors that `read` takes the tensor from: itself, or the parts it has."""
+        return (self.info(name),)
+
+    def stored_bytes(self, name: str) -> NDArray[np.uint8]:
+        """All bytes of a stored tensor, not decoded: a view of the file, see `release`."""
+        info = self.info(name)
+        if info.unreadable:
+            raise TensorError(info.unreadable, path=info.path, tensor=name)
+        self.prefetch([name])
+        return self._bytes(info, 0, info.nbytes)
+
+    def release(self, name: str) -> None:
+        """Give the memory of a stored tensor's bytes back; views of them stay valid."""
+        info = self.info(name)
+        self._release(info, 0, info.nbytes)
 
     def _bytes(self, info: TensorInfo, begin: int, count: int) -> NDArray[np.uint8]:
         import numpy as np
@@ -205,7 +222,7 @@ def _fetch_header(remote: Fetcher, path: Path) -> None:
         remote.fetch(path, [(8, length)])
 
 
-def _matrix_shape(info: TensorInfo) -> tuple[int, int]:
+def matrix_shape(info: TensorInfo) -> tuple[int, int]:
     """Columns and rows of the tensor with its leading axes flattened."""
     if not info.shape:
         return 1, 1
@@ -215,7 +232,8 @@ def _matrix_shape(info: TensorInfo) -> tuple[int, int]:
     return info.shape[-1], rows
 
 
-def _require_finite(block: NDArray[np.float32], info: TensorInfo, first_row: int) -> None:
+def require_finite(block: NDArray[np.float32], info: TensorInfo, first_row: int) -> None:
+    """NotFinite naming the first NaN or infinity; `first_row` is the block's place."""
     import numpy as np
 
     # One pass decides for nearly every block: NaN and infinity survive a sum, and a finite sum

@@ -141,7 +141,7 @@ def test_completion_of_commands_and_options():
 
 def test_environment_variables_are_documented():
     names = set()
-    for file in (ROOT / "ckptforensics" / "cli").glob("*.py"):
+    for file in (ROOT / "ckptforensics").rglob("*.py"):
         names |= set(re.findall(r"environ\.get\(\"(\w+)\"", file.read_text()))
     assert names
     assert {name for name in names if f"`{name}`" not in section("Environment variables")} == set()

@@ -11,7 +11,7 @@ import torch
 
 from ckptforensics import Fit, open_checkpoint
 from ckptforensics.layers import Block, stream_blocks
-from ckptforensics.linear import FfnMap, ResidualMap, block_map
+from ckptforensics.linear import AttentionMap, FfnMap, ResidualMap, block_map
 from tests import helpers_models as models
 
 # Products are float32 sums of some tens of terms.
@@ -82,8 +82,9 @@ def dense_maps(model, module, block: Block, fit: Fit) -> dict[str, np.ndarray]:
 
 
 def operators(block: Block, fit: Fit = Fit()):  # noqa: B008 (frozen)
+    attention = AttentionMap(block.attention, centred=fit.kind != "paper")
     whole = block_map(block, fit)
-    return {"A": whole.attention, "F": whole.ffn, "L": whole, "R": ResidualMap(whole)}
+    return {"A": attention, "F": whole.ffn, "L": whole, "R": ResidualMap(whole)}
 
 
 @pytest.mark.parametrize("width", [1, 2, 7])
@@ -146,8 +147,14 @@ def test_paper_leaves_centring_out(tmp_path: Path):
     for module, block in zip(models.blocks(model), blocks, strict=True):
         gain = module.ln_1.weight.detach().double().numpy()
         expected = attention_in_torch(model, module) * gain
-        found = block_map(block, Fit("paper")).attention.dense()
+        found = AttentionMap(block.attention, centred=False).dense()
         assert np.linalg.norm(found - expected) < FLOAT32 * np.linalg.norm(expected)
+        # And it is what the block's own map is made of.
+        identity = np.eye(len(expected))
+        ffn = block_map(block, Fit("paper")).ffn.dense().astype(np.float64)
+        whole = (identity + ffn) @ (identity + expected)
+        error = np.linalg.norm(block_map(block, Fit("paper")).dense() - whole)
+        assert error < FLOAT32 * np.linalg.norm(whole)
 
 
 def test_attention_is_the_derivative_of_the_block(pairs):
@@ -169,7 +176,7 @@ def test_attention_is_the_derivative_of_the_block(pairs):
         norm = module.input_layernorm if hasattr(module, "input_layernorm") else module.ln_1
         module_norm = torch.autograd.functional.jacobian(norm, torch.tensor(x).float())
         expected = attention_in_torch(model, module) @ (module_norm.double().numpy() @ direction)
-        found = block_map(block, Fit()).attention.matmat(direction[:, None].astype(np.float32))
+        found = AttentionMap(block.attention).matmat(direction[:, None].astype(np.float32))
         # The norms' epsilon of 3e-4 shortens the module's answer by half of that.
         assert np.linalg.norm(found[:, 0] - expected) < 3e-4 * np.linalg.norm(expected)
 

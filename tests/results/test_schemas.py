@@ -21,9 +21,10 @@ PLANTED = "fixtures/planted"
 
 COMMANDS = {
     "signature": ["sign", PLANTED],
-    "layers": ["layers", PLANTED],
+    "layers": ["layers", PLANTED, "--accumulated"],
     "norms": ["norms", PLANTED, "--tokens", "bos,3", "--random-embeddings", "1"],
     "inspect": ["inspect", PLANTED, "--digest"],
+    "families": ["families"],
     "families": ["families"],
 }
 

@@ -61,7 +61,9 @@ class Parts:
             if part in self:
                 self.info(part)
 
-    def shape(self, part: str, *, dtypes: Sequence[str], axes: int | None = None) -> tuple[int, ...]:
+    def shape(
+        self, part: str, *, dtypes: Sequence[str], axes: int | None = None
+    ) -> tuple[int, ...]:
         """Shape of a part; TensorError if its type or number of axes is another."""
         info = self.info(part)
         if info.dtype not in dtypes:

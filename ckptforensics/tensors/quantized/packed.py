@@ -67,9 +67,9 @@ class Gptq(Quantized):
             first = start // _WORD * _WORD
             last = min(-(-stop // _WORD) * _WORD, rows)
             words = zero_codes[:, first * bits // _WORD : -(-last * bits // _WORD)]
-            zeros = unpack(words, bits, stop - first)[:, start - first :]
+            stored = unpack(words, bits, stop - first)[:, start - first :]
             # The sum wraps, as in the reference: a zero point of 0 is stored as the largest code.
-            zeros = (zeros.astype(np.int16) + self.zero_offset) & mask
+            zeros = (stored.astype(np.int16) + self.zero_offset) & mask
             numbers = unpack(codes[:, start:stop].T, bits, columns)
             out = numbers.astype(np.float32)
             out -= zeros.T[:, index]
@@ -284,5 +284,3 @@ def all_weights(parts: Parts) -> list[dict[str, Any]]:
         )
     found = [g.get("weights") for g in groups.values() if isinstance(g, dict)]
     return [w for w in found if isinstance(w, dict)]
-
-
