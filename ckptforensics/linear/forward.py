@@ -48,8 +48,9 @@ def attention_forward(attention: Attention, x: Floats) -> Floats:
 def sink_weights(sink: Sink, n: Floats) -> Floats:
     """Attention of each head to the token itself beside a learned sink, (N, num_heads).
 
-    exp(s) / (exp(s) + exp(sink)) with s = scale q.k / sqrt(width); the rotation of a rotary encoding
-    cancels between the query and the key of one position, a factor on its cosines is in `scale`.
+    exp(s) / (exp(s) + exp(sink)) with s = scale q.k / sqrt(width). The rotation of a rotary
+    encoding cancels between the query and the key of one position; a factor on its cosines is in
+    `scale`.
     """
     heads = sink.scores.size
     query = apply_linear(sink.query, n).reshape(len(n), heads, -1)

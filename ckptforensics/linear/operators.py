@@ -61,7 +61,8 @@ class AttentionMap(Operator):
     Repeating a value head and multiplying by W_O is the same as multiplying by the sum of the
     columns of W_O that meet its copies, so the operator keeps that smaller sum. MLA's inner norm
     is linearised for isotropic input like a branch's own norm; an output gate is fitted like a
-    gated FFN; a sink scales each head by its mean weight over Gaussian input.
+    gated FFN; a sink scales each head by its mean weight over Gaussian input, an approximation that
+    leaves out how the weight follows the input. A bound on the values is left out too.
     """
 
     def __init__(self, attention: Attention, *, centred: bool = True) -> None:
@@ -120,6 +121,9 @@ class FfnMap(Operator):
 
 class ExpertsMap(Operator):
     """F of a layer of experts: the router-weighted mean of theirs, plus the shared expert's.
+
+    Least squares on the whole layer would differ: a router picks experts by the input, so that an
+    expert sees other vectors than the Gaussian it is fitted on (tests/linear/test_experts.py).
 
     Attributes
     ----------

@@ -87,8 +87,17 @@ class _Cursor:
         begin = self.skip(struct.calcsize("<" + code))
         return struct.unpack_from("<" + code, self.data, begin)[0]
 
-    def skip_string(self) -> None:
-        self.skip(self.scalar("Q"))
+    def skip_strings(self, count: int) -> None:
+        """Move over `count` strings; a tokenizer has a hundred thousand, hence the tight loop."""
+        length_at = struct.Struct("<Q").unpack_from
+        at, last = self.at, len(self.data) - 8
+        for _ in range(count):
+            if at > last:
+                break
+            at += 8 + length_at(self.data, at)[0]
+        else:
+            last = len(self.data)
+        self.skip(at - self.at if at <= last else len(self.data))
 
     def string(self, most: int | None = None) -> str:
         length = self.scalar("Q")
@@ -114,8 +123,7 @@ class _Cursor:
         if kind in _SCALARS:
             self.skip(length * struct.calcsize("<" + _SCALARS[kind]))
         elif kind == _STRING:
-            for _ in range(length):
-                self.skip_string()
+            self.skip_strings(length)
         else:
             raise self.broken(f"unknown or nested array type {kind}")
         return GgufArray(kind, length, begin)
