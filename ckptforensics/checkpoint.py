@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ckptforensics.architectures import Architecture, resolve
 from ckptforensics.errors import UnknownFamily
-from ckptforensics.sources import Source, is_hub_id, locate, locate_on_hub
-from ckptforensics.tensors import TensorStore, open_store, wrap_quantized
+from ckptforensics.sources import Source, is_hub_id, locate, locate_adapter, locate_on_hub
+from ckptforensics.tensors import TensorStore, merge_adapter, open_store, wrap_quantized
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,7 @@ def open_checkpoint(
     config: str | Path | None = None,
     offline: bool = False,
     strict: bool = False,
+    base: str | Path | None = None,
 ) -> Checkpoint:
     """Open a checkpoint by reading its headers.
 
@@ -44,6 +45,8 @@ def open_checkpoint(
     config : a `config.json` to use in place of the one beside the weights
     offline : look for a repository in the local cache only
     strict : refuse a family that is only inferred from names and shapes
+    base : what `model`, a directory with a LoRA or DoRA adapter of PEFT, is merged onto while it
+        is read; `config` is then the base's
 
     Raises
     ------
@@ -51,11 +54,17 @@ def open_checkpoint(
         `UsageError` if `model` does not exist or holds several models, `NothingAnalysable` if it
         holds none that is supported, `FormatError` or `TensorError` if it is damaged.
     """
-    if is_hub_id(model):
-        source = locate_on_hub(str(model), config, offline=offline)
+    named = model if base is None else base
+    if is_hub_id(named):
+        source = locate_on_hub(str(named), config, offline=offline)
     else:
-        source = locate(model, config)
+        source = locate(named, config)
     store = wrap_quantized(open_store(source), source.config)
+    if base is not None:
+        adapter = locate_adapter(model)
+        store = merge_adapter(store, open_store(adapter), adapter.config or {})
+        files = (*source.files, *adapter.files)
+        source = replace(source, path=adapter.path, files=files, base=source.path)
     architecture = resolve(store, source.config)
     if strict and architecture.source == "inferred":
         raise UnknownFamily(

@@ -150,27 +150,39 @@ def _document_file(
 
 
 def open_model(
-    model: Path, config: Path | None, output: Path | None, offline: bool, strict: bool
+    model: Path,
+    config: Path | None,
+    output: Path | None,
+    offline: bool,
+    strict: bool,
+    base: Path | None,
 ) -> Checkpoint:
     """Open MODEL; UsageError if -o names one of its own files."""
     from ckptforensics.checkpoint import open_checkpoint
 
-    checkpoint = open_checkpoint(model, config=config, offline=offline, strict=strict)
+    checkpoint = open_checkpoint(model, config=config, offline=offline, strict=strict, base=base)
     if output is not None and output.exists():
         files = checkpoint.source.files
-        inputs = [model, config, *files, files[0].parent / "config.json"]
+        folders = {file.parent for file in files}
+        beside = [f / n for f in folders for n in ("config.json", "adapter_config.json")]
+        inputs = [model, base, config, *files, *beside]
         if any(file is not None and file.exists() and output.samefile(file) for file in inputs):
             raise UsageError("-o would overwrite the checkpoint", path=output, hint="change -o")
     return checkpoint
 
 
 def model_argument(function: Function) -> Function:
-    """Add MODEL, --config, --offline and --strict."""
+    """Add MODEL, --config, --base, --offline and --strict."""
     function = click.option(
         "--strict", is_flag=True, help="Fail where a family is only inferred or a part skipped."
     )(function)
     function = click.option(
         "--offline", is_flag=True, help="Find org/name in the local cache only."
+    )(function)
+    function = click.option(
+        "--base",
+        type=click.Path(path_type=Path),
+        help="The model that MODEL, a LoRA or DoRA adapter, is merged onto.",
     )(function)
     function = click.option(
         "--config",

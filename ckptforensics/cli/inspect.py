@@ -16,6 +16,7 @@ from ckptforensics.cli.common import Output, model_argument, open_model, output_
 def command(
     model: Path,
     config: Path | None,
+    base: Path | None,
     offline: bool,
     strict: bool,
     digest: bool,
@@ -32,7 +33,7 @@ def command(
     from ckptforensics.findings import inspect
 
     out = Output(form, output, quiet, verbose, not no_progress)
-    checkpoint = open_model(model, config, output, offline, strict)
+    checkpoint = open_model(model, config, output, offline, strict, base)
     document = inspect(checkpoint, digest=digest, progress=out.progress())
     out.save(document)
     out.finish(checkpoint, document, strict)

@@ -28,6 +28,7 @@ from ckptforensics.cli.common import (
 def command(
     model: Path,
     config: Path | None,
+    base: Path | None,
     offline: bool,
     strict: bool,
     fit_kind: str,
@@ -49,7 +50,7 @@ def command(
     from ckptforensics.findings import find_layers
 
     out = Output(form, output, quiet, verbose, not no_progress)
-    checkpoint = open_model(model, config, output, offline, strict)
+    checkpoint = open_model(model, config, output, offline, strict, base)
     width = checkpoint.architecture.sizes.hidden_size
     fit = make_fit(fit_kind, samples, seed, calibration, width)
     document = find_layers(checkpoint, fit=fit, accumulated=accumulated, progress=out.progress())

@@ -32,6 +32,7 @@ from ckptforensics.errors import UsageError
 def command(
     model: Path,
     config: Path | None,
+    base: Path | None,
     offline: bool,
     strict: bool,
     tokens: str | None,
@@ -55,7 +56,7 @@ def command(
     from ckptforensics.findings import rollout
 
     out = Output(form, output, quiet, verbose, not no_progress)
-    checkpoint = open_model(model, config, output, offline, strict)
+    checkpoint = open_model(model, config, output, offline, strict, base)
     result = rollout(
         checkpoint,
         tokens=tokens,

@@ -27,6 +27,7 @@ from ckptforensics.errors import UsageError
 def command(
     model: Path,
     config: Path | None,
+    base: Path | None,
     offline: bool,
     strict: bool,
     fit_kind: str,
@@ -52,7 +53,7 @@ def command(
     from ckptforensics.findings import sign
 
     out = Output(form, output, quiet, verbose, not no_progress)
-    checkpoint = open_model(model, config, output, offline, strict)
+    checkpoint = open_model(model, config, output, offline, strict, base)
     width = checkpoint.architecture.sizes.hidden_size
     fit = make_fit(fit_kind, samples, seed, calibration, width)
     signature = sign(checkpoint, fit=fit, digest=digest, progress=out.progress())

@@ -9,6 +9,7 @@ from ckptforensics.checkpoint import Checkpoint, open_checkpoint
 from ckptforensics.findings.model import model_record
 from ckptforensics.progress import Progress
 from ckptforensics.results import InspectDocument, TensorRecord
+from ckptforensics.tensors import TensorInfo
 from ckptforensics.version import __version__
 
 
@@ -30,18 +31,15 @@ def inspect(
     checkpoint = model if isinstance(model, Checkpoint) else open_checkpoint(model)
     architecture, store = checkpoint.architecture, checkpoint.store
     used, unused = architecture.used, architecture.unused
-    records = tuple(
-        TensorRecord(
-            name=name,
-            dtype=info.dtype,
-            shape=info.shape,
-            bytes=info.nbytes,
-            file=info.path.name,
-            role=used.get(name),
-            skipped=unused.get(name),
-        )
-        for name, info in store.tensors.items()
-    )
+    records = []
+    for name, info in store.tensors.items():
+        use = {"role": used.get(name), "skipped": unused.get(name)}
+        records.append(_record(info, use))
+        # A quantized weight is followed by what is stored of it.
+        if (parts := store.parts(name)) != (info,):
+            records += [_record(part, {**use, "part_of": name}) for part in parts]
+    for name, reason in store.aside.items():
+        records.append(_record(store.parts(name)[0], {"role": None, "skipped": reason}))
     sizes = architecture.sizes
     return InspectDocument(
         tool_version=__version__,
@@ -64,7 +62,20 @@ def inspect(
         bos_token_id=architecture.bos_token_id,
         parameters=sum(math.prod(info.shape) for info in store.tensors.values()),
         parameters_used=sum(math.prod(store.info(name).shape) for name in used),
-        tensors=records,
+        tensors=tuple(records),
+    )
+
+
+def _record(info: TensorInfo, use: dict[str, str | None]) -> TensorRecord:
+    return TensorRecord(
+        name=info.name,
+        dtype=info.dtype,
+        shape=info.shape,
+        bytes=info.nbytes,
+        file=info.path.name,
+        role=use["role"],
+        skipped=use["skipped"],
+        part_of=use.get("part_of"),
     )
 
 

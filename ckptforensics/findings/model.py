@@ -16,16 +16,19 @@ def model_record(
     Parameters
     ----------
     digest : compute the SHA-256 of whole files, which costs more than signing; without it they
-        are given only where the Hugging Face cache knows them
+        are given only where the Hub or its cache knows them
     """
     progress = progress or Silent()
+    source = checkpoint.source
     files = []
     if digest:
         progress.start("digests", len(checkpoint.store.containers))
     try:
         for container in checkpoint.store.containers:
-            sha256 = known_sha256(container.path)
+            sha256 = source.sha256.get(container.path) or known_sha256(container.path)
             if digest:
+                if sha256 is None and source.remote is not None:
+                    source.remote.fetch(container.path, [(0, container.size)])
                 sha256 = sha256 or sha256_of_file(container.path)
                 progress.step(container.path.name)
             files.append(
@@ -41,12 +44,13 @@ def model_record(
             progress.finish()
     architecture = checkpoint.architecture
     return ModelRecord(
-        path=str(checkpoint.source.path),
+        path=str(source.path),
         family=architecture.family.name,
         family_source=architecture.source,
         hidden_size=architecture.sizes.hidden_size,
         num_layers=architecture.sizes.num_layers,
         files=tuple(files),
-        commit=checkpoint.source.commit,
+        commit=source.commit,
         notes=architecture.notes,
+        base=None if checkpoint.source.base is None else str(checkpoint.source.base),
     )

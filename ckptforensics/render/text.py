@@ -206,21 +206,28 @@ def _inspect(console: Console, document: InspectDocument, verbose: bool) -> None
         "parameters",
         f"{document.parameters:,}, of which {document.parameters_used:,} are read",
     )
+    # Quantized weights are not in the files: their parts are.
+    made = {t.part_of for t in document.tensors}
     files = _table("file", "bytes", "tensors", "header SHA-256")
     for file in document.model.files:
-        tensors = sum(t.file == file.name for t in document.tensors)
+        stored = (t for t in document.tensors if t.part_of or t.name not in made)
+        tensors = sum(t.file == file.name for t in stored)
         files.add_row(_plain(file.name), f"{file.bytes:,}", str(tensors), file.header_sha256[:16])
     console.print(files)
     if verbose:
         table = _table("tensor", "dtype", "shape", "use")
         for t in document.tensors:
             use = t.role or f"not read: {t.skipped}"
+            if t.part_of is not None:
+                use = f"part of {_plain(t.part_of)}"
             table.add_row(_plain(t.name), t.dtype, _shape(t.shape), use)
         _print_table(console, table)
         return
     table = _table("use", "tensors", "dtypes", "shapes", "bytes")
     groups: dict[tuple[bool, str], list[Any]] = {}
     for t in document.tensors:
+        if t.part_of is not None:
+            continue
         key = (t.role is None, t.role or f"not read: {t.skipped}")
         groups.setdefault(key, []).append(t)
     for (_, use), members in sorted(groups.items(), key=lambda item: item[0][0]):
@@ -262,6 +269,8 @@ _TABLES: MappingProxyType[type[Document], Callable[[Console, Any, bool], None]] 
 def _heading(console: Console, model: ModelRecord) -> None:
     source = {"config": "config.json", "gguf": "GGUF metadata", "inferred": "INFERRED from names"}
     _fact(console, "model", model.path)
+    if model.base is not None:
+        _fact(console, "base", f"{model.base} (the adapter {model.path} merged onto it)")
     _fact(
         console,
         "family",

@@ -42,7 +42,8 @@ class ModelRecord(_Frozen):
     """What was analysed.
 
     `commit` is that of a repository on the Hub; `notes` says what was
-    assumed because the checkpoint does not say it.
+    assumed because the checkpoint does not say it; `base` is what the adapter at `path` was merged
+    onto, null where there is no adapter.
     """
 
     path: Name
@@ -53,6 +54,7 @@ class ModelRecord(_Frozen):
     files: tuple[FileRecord, ...]
     commit: str | None = None
     notes: tuple[str, ...] = ()
+    base: Name | None = None
 
 
 class Skipped(_Frozen):
@@ -244,7 +246,11 @@ class NormsDocument(Document):
 
 
 class TensorRecord(_Frozen):
-    """One tensor: its role, or the reason why it is not read."""
+    """One tensor: its role, or the reason why it is not read.
+
+    A quantized weight is one record of its logical shape, whose bytes are those of its parts; each
+    stored part is another, `part_of` the weight, with the weight's role or reason.
+    """
 
     name: str
     dtype: str
@@ -253,6 +259,7 @@ class TensorRecord(_Frozen):
     file: Name
     role: str | None
     skipped: str | None
+    part_of: str | None = None
 
 
 class InspectDocument(Document):

@@ -2,7 +2,7 @@
 
 from ckptforensics.sources.digests import known_sha256, sha256_of_file
 from ckptforensics.sources.hub import RemoteFiles, Transfer, is_hub_id, locate_on_hub
-from ckptforensics.sources.local import Fetcher, Source, locate, size_of_file
+from ckptforensics.sources.local import Fetcher, Source, locate, locate_adapter, size_of_file
 from ckptforensics.sources.strictjson import parse_json_object, read_json_object
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "is_hub_id",
     "known_sha256",
     "locate",
+    "locate_adapter",
     "locate_on_hub",
     "parse_json_object",
     "read_json_object",

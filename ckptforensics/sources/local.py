@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 import stat
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NoReturn, Protocol
 
 from ckptforensics.errors import FormatError, NothingAnalysable, UsageError
 from ckptforensics.sources.strictjson import read_json_object
@@ -22,6 +22,8 @@ _NOT_A_MODEL = re.compile(
     r"(adapter_model|training_args|optimizer|scheduler|scaler|rng_state(_\d+)?)"
     r"\.(safetensors|bin|pt|pth)"
 )
+_ADAPTER_WEIGHTS = re.compile(r"adapter_model\.(safetensors|bin)")
+_ADAPTER_CONFIG = "adapter_config.json"
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,8 @@ class Source:
     weight_map : tensor name to file, as promised by an index; None without an index
     commit : of a repository on the Hub
     remote : fetches byte ranges into `files`, where these are mirrors of remote files
+    sha256 : of whole files, where the repository states it
+    base : what the user named as the model that an adapter at `path` is merged onto
     """
 
     path: Path
@@ -73,6 +77,8 @@ class Source:
     weight_map: Mapping[str, Path] | None = None
     commit: str | None = None
     remote: Fetcher | None = None
+    sha256: Mapping[Path, str] = field(default_factory=dict)
+    base: Path | None = None
 
 
 def locate(model: str | Path, config: str | Path | None = None) -> Source:
@@ -106,6 +112,59 @@ def locate(model: str | Path, config: str | Path | None = None) -> Source:
         raise FormatError(
             "permission denied", path=problem.filename or path, hint="check who may read it"
         ) from None
+
+
+def locate_adapter(model: str | Path) -> Source:
+    """Find the files of a PEFT adapter; `config` of the source is its `adapter_config.json`.
+
+    Parameters
+    ----------
+    model : directory with `adapter_config.json` and `adapter_model.safetensors` or `.bin`, or the
+        latter file
+
+    Raises
+    ------
+    UsageError
+        if there is nothing at `model`, or no adapter.
+    FormatError
+        if its configuration is broken or missing.
+    """
+    path = Path(model)
+    if not _exists(path):
+        raise UsageError("no such file or directory", path=path, hint="give an adapter")
+    folder = path if path.is_dir() else path.parent
+    named = path.name if path.is_file() else None
+    for name in ("adapter_model.safetensors", "adapter_model.bin"):
+        file = folder / name
+        if not _is_file(file) or named not in (None, name):
+            continue
+        config = folder / _ADAPTER_CONFIG
+        if not _is_file(config):
+            raise FormatError(
+                "the adapter's configuration is missing", path=config, hint="download it too"
+            )
+        container: ContainerName = "torch" if file.suffix == ".bin" else "safetensors"
+        return Source(path, container, (file,), read_json_object(config, what="configuration"))
+    raise UsageError(
+        "--base is given and this is no adapter",
+        path=path,
+        hint=f"give a directory with {_ADAPTER_CONFIG} and adapter_model.safetensors, or "
+        "leave --base out",
+    )
+
+
+def refuse_adapter(path: Path) -> NoReturn:
+    """NothingAnalysable saying which base the adapter at `path` names and how to give it."""
+    config = (path if path.is_dir() else path.parent) / _ADAPTER_CONFIG
+    base = None
+    if _is_file(config):
+        base = read_json_object(config, what="configuration").get("base_model_name_or_path")
+    names = f"of {base!r} " if isinstance(base, str) and base else ""
+    raise NothingAnalysable(
+        f"this is an adapter {names}and no model",
+        path=path,
+        hint="name the model it was trained on with --base BASE",
+    )
 
 
 def size_of_file(path: Path) -> int:
@@ -144,13 +203,15 @@ def _exists(path: Path) -> bool:
 
 
 def _locate_file(path: Path, config: Mapping[str, Any] | None) -> Source:
+    if _ADAPTER_WEIGHTS.fullmatch(path.name):
+        refuse_adapter(path)
     for layout in (_SAFETENSORS, _TORCH):
         if path.name.endswith(layout.index_suffix):
             return _from_index(path, path, layout, config)
         if path.suffix in layout.suffixes:
             return Source(path, layout.container, (path,), _config_beside(path.parent, config))
     if path.suffix == ".gguf":
-        return Source(path, "gguf", (path,), _config_beside(path.parent, config))
+        return Source(path, "gguf", _gguf_files(path), _config_beside(path.parent, config))
     raise NothingAnalysable(
         f"cannot read a model from a '{path.suffix}' file",
         path=path,
@@ -167,10 +228,13 @@ def _locate_directory(path: Path, config: Mapping[str, Any] | None) -> Source:
     torch_names = [n for n in names if not ggufs or n.startswith("pytorch_model")]
     if source := _in_layout(path, torch_names, _TORCH, config):
         return source
-    if len(ggufs) > 1:
-        raise _several(path, ggufs)
+    # The shards of one split are one model; a Q4 and a Q8 of the same stem are two.
+    splits = {_split_name(n): n for n in reversed(ggufs)}
+    if len(splits) > 1:
+        raise _several(path, sorted(splits.values()))
     if ggufs:
-        return Source(path, "gguf", (path / ggufs[0],), _config_beside(path, config))
+        files = _gguf_files(path / ggufs[0])
+        return Source(path, "gguf", files, _config_beside(path, config))
     raise _nothing(path, names)
 
 
@@ -231,6 +295,24 @@ def _from_index(
     )
 
 
+def _split_name(name: str) -> tuple[str, str]:
+    """What the shards of one split GGUF model share: the stem and how many there are."""
+    match = _SHARD.fullmatch(name)
+    return (match["stem"], match["count"]) if match else (name, "")
+
+
+def _gguf_files(path: Path) -> tuple[Path, ...]:
+    """The file, or all shards of the split it belongs to."""
+    match = _SHARD.fullmatch(path.name)
+    if match is None:
+        return (path,)
+    split = _split_name(path.name)
+    files = [f for f in path.parent.iterdir() if f.suffix == ".gguf"]
+    names = sorted(f.name for f in files if _split_name(f.name) == split)
+    _require_all_shards(path.parent, names)
+    return tuple(path.parent / name for name in names)
+
+
 def _require_all_shards(path: Path, names: list[str]) -> None:
     match = _SHARD.fullmatch(names[0])
     if match is None:
@@ -258,11 +340,13 @@ def _several(path: Path, names: list[str]) -> UsageError:
 
 
 def _nothing(path: Path, names: list[str]) -> NothingAnalysable:
+    if any(_ADAPTER_WEIGHTS.fullmatch(n) for n in names):
+        refuse_adapter(path)
     if any(_NOT_A_MODEL.fullmatch(n) for n in names):
         return NothingAnalysable(
-            "the directory holds an adapter or training state and no model",
+            "the directory holds a training state and no model",
             path=path,
-            hint="merge the adapter into its base first",
+            hint="name the directory that holds config.json and the weights",
         )
     return NothingAnalysable(
         "the directory holds no .safetensors, .bin, .pt, .pth or .gguf file",

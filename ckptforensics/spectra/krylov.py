@@ -99,6 +99,9 @@ def singular_triplets(
     if fresh.shape[1] == 0:  # the adjoint maps even random vectors to zero: the zero operator
         left = np.eye(rows, count)
         return Triplets(left, np.zeros(count), np.eye(columns, count), np.zeros(count), 0)
+    if fresh.shape[1] < block:  # of lower rank than the block: any other vectors complete it
+        more = generator.standard_normal((columns, block - fresh.shape[1]))
+        fresh = np.hstack([fresh, _orthonormal(more, fresh)])
     rounds = 0
     while True:
         basis = np.hstack([basis, fresh])

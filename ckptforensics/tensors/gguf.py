@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import mmap
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -60,6 +60,43 @@ def read_gguf(path: Path) -> Container:
             return _parse(_Cursor(data, path), size)
     except OSError as problem:
         raise FormatError(f"cannot read the file: {problem.strerror}", path=path) from None
+
+
+def require_whole_split(shards: Sequence[Container]) -> None:
+    """Check that files in the order of their names are all shards of one model, and in order.
+
+    Raises
+    ------
+    FormatError
+        if what the files say of the split contradicts their number, their order or their tensors.
+    """
+    whole = "give all shards of one model under the names they were made with"
+    for number, shard in enumerate(shards):
+        count = shard.metadata.get("split.count", 0 if len(shards) > 1 else 1)
+        # 0 is what llama.cpp writes to say that the file is not split.
+        if count != len(shards) and not (count == 0 and len(shards) == 1):
+            says = f"one of {count} shards" if count else "not a shard"
+            raise FormatError(
+                f"the file says that it is {says}, and there are {len(shards)}",
+                path=shard.path,
+                hint=whole,
+            )
+        said = shard.metadata.get("split.no", None if len(shards) > 1 else 0)
+        if said != number:
+            raise FormatError(
+                f"the file says that it is shard {said} (from 0), its name says {number}",
+                path=shard.path,
+                hint=whole,
+            )
+    tensors = sum(len(shard.tensors) for shard in shards)
+    for shard in shards:
+        promised = shard.metadata.get("split.tensors.count", tensors)
+        if promised != tensors:
+            raise FormatError(
+                f"the file says that the shards hold {promised} tensors, and they hold {tensors}",
+                path=shard.path,
+                hint="download the shards again",
+            )
 
 
 class _Cursor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ckptforensics.errors import FormatError, NotFinite, TensorError
 from ckptforensics.sources import Fetcher, Source
-from ckptforensics.tensors.gguf import read_gguf
+from ckptforensics.tensors.gguf import read_gguf, require_whole_split
 from ckptforensics.tensors.info import Container, TensorInfo
 from ckptforensics.tensors.safetensors import LARGEST_HEADER, read_safetensors
 from ckptforensics.tensors.torchzip import read_torch
@@ -41,6 +42,8 @@ def open_store(source: Source) -> TensorStore:
         for path in source.files:
             _fetch_header(source.remote, path)
     containers = [read(path) for path in source.files]
+    if source.container == "gguf":
+        require_whole_split(containers)
     return TensorStore(containers, source.weight_map, source.remote)
 
 
@@ -52,7 +55,10 @@ class TensorStore:
     containers : the parsed files
     tensors : header entry of each tensor by name
     metadata : header metadata of the first file
+    aside : stored tensor that is not among `tensors` to the reason why it is not read
     """
+
+    aside: Mapping[str, str] = MappingProxyType({})
 
     def __init__(
         self,
@@ -207,14 +213,13 @@ def _fetch_header(remote: Fetcher, path: Path) -> None:
         # A GGUF header does not say how long it is: read on until it parses.
         while True:
             remote.fetch(path, [(0, min(reach, size))])
-            try:
-                read_gguf(path)
-            except FormatError:
-                if reach >= size:
-                    return  # the reader reports what is wrong
-                reach *= 2
-            else:
-                return
+            begin = size
+            with contextlib.suppress(FormatError):
+                # What was not fetched reads as zeros, which may parse: then data begin too late.
+                begin = min((t.offset for t in read_gguf(path).tensors.values()), default=size)
+            if begin <= reach or reach >= size:
+                return  # where the header is wrong, the reader reports it
+            reach *= 2
     remote.fetch(path, [(0, 8)])
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import gguf
 import numpy as np
 import pytest
 import torch
@@ -140,3 +141,45 @@ def test_flaubert_with_norms_before_the_branches(tmp_path: Path) -> None:
         out = model(ids, cache=_NoCaches([None] * 3), output_hidden_states=True)
     theirs = torch.stack([h[:, 0] for h in out.hidden_states[1:]], dim=1).double().numpy()
     assert relative_errors(rollout_states(tmp_path, tokens), theirs).max() < 1e-5
+
+
+def test_gguf_of_an_encoder_equals_transformers(tmp_path: Path) -> None:
+    """Embedding norm, token types and norms after the sums, under llama.cpp's names."""
+    case = next(case for case in CASES if case.name == "bert")
+    model = build_model(case)
+    model.save_pretrained(tmp_path)
+    embeddings = {
+        "word_embeddings": "token_embd",
+        "position_embeddings": "position_embd",
+        "token_type_embeddings": "token_types",
+        "LayerNorm": "token_embd_norm",
+    }
+    in_block = {
+        "attention.self.query": "attn_q",
+        "attention.self.key": "attn_k",
+        "attention.self.value": "attn_v",
+        "attention.output.dense": "attn_output",
+        "attention.output.LayerNorm": "attn_output_norm",
+        "intermediate.dense": "ffn_up",
+        "output.dense": "ffn_down",
+        "output.LayerNorm": "layer_output_norm",
+    }
+    writer = gguf.GGUFWriter(tmp_path / "bert.gguf", "bert")
+    writer.add_block_count(3)
+    writer.add_embedding_length(48)
+    writer.add_head_count(4)
+    writer.add_layer_norm_eps(1e-12)
+    for name, values in load_file(tmp_path / "model.safetensors").items():
+        stem, _, end = name.rpartition(".")
+        if stem.startswith("bert.embeddings."):
+            writer.add_tensor(f"{embeddings[stem.rpartition('.')[2]]}.{end}", values)
+        elif stem.startswith("bert.encoder.layer."):
+            layer, _, inner = stem.removeprefix("bert.encoder.layer.").partition(".")
+            writer.add_tensor(f"blk.{layer}.{in_block[inner]}.{end}", values)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    tokens = [3, 7, 42]
+    ours = rollout_states(tmp_path / "bert.gguf", tokens)
+    assert relative_errors(ours, hidden_states(model, case, tokens)).max() < 1e-5

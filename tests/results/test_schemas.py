@@ -25,7 +25,6 @@ COMMANDS = {
     "norms": ["norms", PLANTED, "--tokens", "bos,3", "--random-embeddings", "1"],
     "inspect": ["inspect", PLANTED, "--digest"],
     "families": ["families"],
-    "families": ["families"],
 }
 
 

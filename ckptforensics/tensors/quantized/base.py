@@ -148,7 +148,8 @@ def power_of_two(exponents: Codes) -> Floats:
     """E8M0 scales: 2 to the code minus 127, NaN for code 255."""
     import numpy as np
 
-    values = np.ldexp(np.float32(1), exponents.astype(np.int32) - 127)
+    with np.errstate(over="ignore"):  # of code 255 only
+        values = np.ldexp(np.float32(1), exponents.astype(np.int32) - 127)
     return np.where(exponents == 255, np.float32(np.nan), values)
 
 

@@ -102,7 +102,6 @@ class QuantizedStore(TensorStore):
     ----------
     stored : the files' own tensors
     weights : each quantized weight by name
-    aside : tensor that is no weight to the reason why it is not read
     """
 
     def __init__(self, stored: TensorStore, weights: Iterable[Quantized]) -> None:
@@ -111,7 +110,7 @@ class QuantizedStore(TensorStore):
         self.metadata = stored.metadata
         self.weights: Mapping[str, Quantized] = MappingProxyType({w.name: w for w in weights})
         owner = {part: w.name for w in self.weights.values() for part in w.parts.names}
-        self.aside: Mapping[str, str] = MappingProxyType(
+        self.aside = MappingProxyType(
             {
                 name: "scale of activations, not of weights"
                 for name in stored

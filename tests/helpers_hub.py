@@ -1,0 +1,253 @@
+"""A loopback server that speaks the routes of the Hugging Face Hub, and fails on request."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import huggingface_hub
+import pytest
+from huggingface_hub import constants
+
+REPO = "org/tiny"
+COMMIT = "1" * 40
+
+
+@dataclass
+class Request:
+    """One answered request."""
+
+    route: str
+    method: str
+    path: str
+    headers: dict[str, str]
+    status: int = 0
+    sent: int = 0
+
+
+@dataclass
+class Fault:
+    """How a route misbehaves: `status` answers so, `cut` ends the body after so many bytes."""
+
+    route: str
+    times: float
+    status: int | None = None
+    headers: dict[str, str] = field(default_factory=dict)
+    cut: int | None = None
+    # `headers` then replace those of the right answer
+    ignore_range: bool = False
+
+
+class Hub:
+    """Repositories by commit, a log of requests, and the faults still to happen."""
+
+    def __init__(self) -> None:
+        self.commits: dict[str, dict[str, bytes]] = {}
+        self.branches: dict[str, str] = {}
+        self.log: list[Request] = []
+        self.faults: list[Fault] = []
+        self.blobs: dict[str, bytes] = {}
+        self.moves: dict[str, str] = {}
+        self.main = _serve(self, _Main)
+        self.cdn = _serve(self, _Cdn)
+
+    @property
+    def endpoint(self) -> str:
+        return f"http://127.0.0.1:{self.main.server_port}"
+
+    def add(
+        self, folder: Path | dict[str, bytes], commit: str = COMMIT, branch: str = "main"
+    ) -> None:
+        """Publish the files of a directory."""
+        if isinstance(folder, Path):
+            folder = {f.name: f.read_bytes() for f in folder.iterdir()}
+        self.commits[commit] = folder
+        self.branches[branch] = commit
+        for data in folder.values():
+            self.blobs[hashlib.sha256(data).hexdigest()] = data
+
+    def fail(self, route: str, times: float = 1, **how: Any) -> None:
+        self.faults.append(Fault(route, times, **how))
+
+    def requests(self, route: str) -> list[Request]:
+        return [r for r in self.log if r.route == route]
+
+    def sent(self, route: str = "cdn") -> int:
+        return sum(r.sent for r in self.requests(route))
+
+    def forget(self) -> None:
+        self.log.clear()
+
+    def fault(self, route: str) -> Fault | None:
+        for fault in self.faults:
+            if fault.route == route and fault.times > 0:
+                fault.times -= 1
+                return fault
+        return None
+
+    def close(self) -> None:
+        for server in (self.main, self.cdn):
+            server.shutdown()
+            server.server_close()
+
+
+def _serve(hub: Hub, handler: type[_Handler]) -> ThreadingHTTPServer:
+    bound = type(handler.__name__, (handler,), {"hub": hub})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), bound)
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+    return server
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    hub: Hub
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def do_GET(self) -> None:
+        self.answer(unquote(urlsplit(self.path).path))
+
+    def answer(self, path: str) -> None:
+        raise NotImplementedError
+
+    def failed(self, route: str, fault: Fault | None) -> bool:
+        if fault is None or fault.status is None:
+            return False
+        self.reply(route, fault.status, b"{}", fault.headers)
+        return True
+
+    def reply(
+        self,
+        route: str,
+        status: int,
+        body: bytes,
+        headers: dict[str, str],
+        cut: int | None = None,
+    ) -> None:
+        request = Request(route, self.command, self.path, dict(self.headers), status)
+        self.hub.log.append(request)
+        self.send_response(status)
+        for name, value in {"Content-Length": str(len(body)), **headers}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command == "HEAD":
+            return
+        if cut is not None:
+            body = body[:cut]
+            self.close_connection = True
+        request.sent = len(body)
+        with suppress(ConnectionError):  # a client need not read what it did not ask for
+            self.wfile.write(body)
+            self.wfile.flush()
+
+    def content(
+        self, route: str, data: bytes, headers: dict[str, str], fault: Fault | None
+    ) -> None:
+        fault = fault or Fault(route, 0)
+        headers = {"Accept-Ranges": "bytes", **headers}
+        asked = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+        if asked is None or fault.ignore_range:
+            self.reply(route, 200, data, {**headers, **fault.headers}, fault.cut)
+            return
+        begin, end = int(asked[1]), min(int(asked[2]) + 1, len(data))
+        headers["Content-Range"] = f"bytes {begin}-{end - 1}/{len(data)}"
+        self.reply(route, 206, data[begin:end], {**headers, **fault.headers}, fault.cut)
+
+
+class _Main(_Handler):
+    def answer(self, path: str) -> None:
+        api = re.fullmatch(r"/api/models/([^/]+/[^/]+)/revision/(.+)", path)
+        resolve = re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path)
+        route = "api" if api else "resolve" if resolve else "other"
+        fault = self.hub.fault(route)
+        if self.failed(route, fault):
+            return
+        match = api or resolve
+        if match is None or match[1] != REPO:
+            self.reply(route, 404, b"{}", {"X-Error-Code": "RepoNotFound"})
+            return
+        commit = self.hub.branches.get(match[2], match[2])
+        files = self.hub.commits.get(commit)
+        if files is None:
+            self.reply(route, 404, b"{}", {"X-Error-Code": "RevisionNotFound"})
+        elif api:
+            info = {"id": REPO, "sha": commit, "siblings": [_sibling(n, files[n]) for n in files]}
+            self.reply(route, 200, json.dumps(info).encode(), {"Content-Type": "application/json"})
+        elif match[3] not in files:
+            self.reply(route, 404, b"{}", {"X-Error-Code": "EntryNotFound"})
+        else:
+            self.file(match[3], files[match[3]], commit, fault)
+        if api and match[2] in self.hub.moves:
+            self.hub.branches[match[2]] = self.hub.moves[match[2]]
+
+    def file(self, name: str, data: bytes, commit: str, fault: Fault | None) -> None:
+        digest = hashlib.sha256(data).hexdigest()
+        headers = {"X-Repo-Commit": commit}
+        if not _large(name):
+            self.content("resolve", data, {**headers, "ETag": f'"{digest[:40]}"'}, fault)
+            return
+        linked = {
+            "X-Linked-Etag": f'"{digest}"',
+            "X-Linked-Size": str(len(data)),
+            "Location": f"http://127.0.0.1:{self.hub.cdn.server_port}/{digest}",
+        }
+        self.reply("resolve", 302, b"", {**headers, **linked})
+
+
+class _Cdn(_Handler):
+    def answer(self, path: str) -> None:
+        fault = self.hub.fault("cdn")
+        if self.failed("cdn", fault):
+            return
+        digest = path.strip("/")
+        self.content("cdn", self.hub.blobs[digest], {"ETag": f'"{digest}"'}, fault)
+
+
+def _large(name: str) -> bool:
+    return not name.endswith(".json")
+
+
+def _sibling(name: str, data: bytes) -> dict[str, Any]:
+    sibling: dict[str, Any] = {"rfilename": name, "size": len(data), "blobId": "0" * 40}
+    if _large(name):
+        digest = hashlib.sha256(data).hexdigest()
+        sibling["lfs"] = {"size": len(data), "sha256": digest, "pointerSize": 130}
+    return sibling
+
+
+@contextmanager
+def loopback_hub(monkeypatch: pytest.MonkeyPatch, cache: Path) -> Iterator[Hub]:
+    """A Hub that huggingface_hub asks in place of the real one, with empty caches."""
+    hub = Hub()
+    template = hub.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache / "hf"))
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(cache / "token"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("ckptforensics.sources.hub._FIRST_WAIT_SECONDS", 0.001)
+    monkeypatch.setattr("ckptforensics.sources.hub._LONGEST_WAIT_SECONDS", 0.002)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache / "xdg"))
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.delenv("HUGGING_FACE_HUB_TOKEN", raising=False)
+    huggingface_hub.close_session()
+    try:
+        yield hub
+    finally:
+        huggingface_hub.close_session()
+        hub.close()
