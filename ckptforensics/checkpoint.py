@@ -54,14 +54,14 @@ def open_checkpoint(
         `UsageError` if `model` does not exist or holds several models, `NothingAnalysable` if it
         holds none that is supported, `FormatError` or `TensorError` if it is damaged.
     """
+    adapter = None if base is None else locate_adapter(model)
     named = model if base is None else base
     if is_hub_id(named):
         source = locate_on_hub(str(named), config, offline=offline)
     else:
         source = locate(named, config)
     store = wrap_quantized(open_store(source), source.config)
-    if base is not None:
-        adapter = locate_adapter(model)
+    if adapter is not None:
         store = merge_adapter(store, open_store(adapter), adapter.config or {})
         files = (*source.files, *adapter.files)
         source = replace(source, path=adapter.path, files=files, base=source.path)

@@ -192,12 +192,12 @@ _GGUF_NAMES = {
 }
 
 
-def write_llama_gguf(path: Path, arrays: dict[str, np.ndarray] | None = None) -> Path:
+def write_llama_gguf(path: Path, arrays: dict[str, np.ndarray] | None = None, **split: Any) -> Path:
     """The small LLaMA as GGUF by gguf's own writer, with a vocabulary of strings."""
     import gguf
 
     arrays = arrays or llama_arrays()
-    writer = gguf.GGUFWriter(path, "llama")
+    writer = gguf.GGUFWriter(path, "llama", **split)
     writer.add_block_count(2)
     writer.add_embedding_length(8)
     writer.add_head_count(2)

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ckptforensics.checkpoint import Checkpoint
-from ckptforensics.errors import NotFinite, NothingAnalysable
+from ckptforensics.errors import NothingAnalysable
 from ckptforensics.layers import Block, Ffn, Floats, Moe, stream_blocks
 from ckptforensics.linear import BlockMap, ExpertsMap, FfnMap, Fit, ResidualMap, block_map
 from ckptforensics.probes import (

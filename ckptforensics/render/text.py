@@ -218,8 +218,8 @@ def _inspect(console: Console, document: InspectDocument, verbose: bool) -> None
         table = _table("tensor", "dtype", "shape", "use")
         for t in document.tensors:
             use = t.role or f"not read: {t.skipped}"
-            if t.part_of is not None:
-                use = f"part of {_plain(t.part_of)}"
+            if t.part_of is not None:  # the record above is the weight
+                use = "stored part"
             table.add_row(_plain(t.name), t.dtype, _shape(t.shape), use)
         _print_table(console, table)
         return

@@ -16,6 +16,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from reprlib import repr as short
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -65,6 +66,7 @@ _REFUSED_OPTIONS = MappingProxyType(
 )
 # Initialisations that leave the base as it is; others (PiSSA, OLoRA, ...) subtract from it.
 _PLAIN_STARTS = frozenset({"true", "false", "none", "gaussian", "eva", "orthogonal"})
+_LARGEST = 1e9
 _LONGEST_PATTERN = 200
 _MOST_REPEATS = 4
 
@@ -353,7 +355,7 @@ class _Merge:
         forward, backward = (b[0], a[1]) == base.shape, (a[1], b[0]) == base.shape
         stored_in_out = embedding != "_" or bool(self.config.get("fan_in_fan_out"))
         transposed = backward and not base.oriented and (stored_in_out or not forward)
-        if embedding != "_" and not transposed or not (forward or transposed):
+        if not (transposed or (forward and embedding == "_")):
             raise self._wrong(
                 names["A"],
                 f"the change has shape {b[0]} x {a[1]}, and the base has {_times(base.shape)}",
@@ -373,11 +375,13 @@ class _Merge:
             raise FormatError(f"'{patterns}' is not an object", path=self.config_path)
         values = (v for p, v in given.items() if self._fits(p, module))
         value = next(values, self.config.get(default, 8))
-        if type(value) not in (int, float) or not math.isfinite(value):
+        # Also compares integers that no float holds; NaN is not between.
+        if type(value) not in (int, float) or not -_LARGEST <= value <= _LARGEST:
             raise FormatError(
-                f"{value!r} in '{patterns}' or '{default}' is no number", path=self.config_path
+                f"'{default}' or '{patterns}' says {short(value)}, which cannot be",
+                path=self.config_path,
             )
-        return value
+        return float(value)
 
     def _fits(self, pattern: str, module: str) -> bool:
         """PEFT's rule; a pattern that could take very long is refused."""

@@ -104,7 +104,6 @@ def test_sign_transfers_what_it_needs(hub, tmp_path, shards):
     whole = sum(f.stat().st_size for f in local.path.glob("*.safetensors"))
     assert needed < whole / 2
     assert needed * 0.99 <= hub.sent() <= 1.02 * needed
-    print("RATIO", hub.sent() / needed, hub.sent(), needed, whole)
     assert all(r.status == 206 for r in hub.requests("cdn"))
     assert equal_signatures(remote, ckptforensics.sign(local.path))
     assert remote.document.model.commit == COMMIT
@@ -151,12 +150,12 @@ def test_gguf(hub, tmp_path):
 
 
 def test_gguf_header_is_read_on_until_it_is_whole(hub, tmp_path, monkeypatch):
-    """Zeros in place of what is not there yet may parse: every size of the first step."""
+    """Zeros in place of what is not there yet parse at some lengths of what is there."""
     file = write_llama_gguf(tmp_path / "tiny.gguf")
     hub.add({"tiny.gguf": file.read_bytes()})
     expected = ckptforensics.open_checkpoint(file).store
     first = min(info.offset for info in expected.tensors.values())
-    for step in [24, 100, *range(first // 2 - 40, first // 2, 3), *range(first - 40, first, 3)]:
+    for step in [24, 100, *range(first - 60, first, 3)]:
         monkeypatch.setattr("ckptforensics.tensors.store._GGUF_HEADER_STEP", step)
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / f"step-{step}"))
         hub.forget()
