@@ -39,7 +39,7 @@ def base_tensors(folder: Path) -> Tensors:
 def write_adapter(folder: Path, tensors: Tensors, *, binary: bool = False, **config: Any) -> Path:
     """An adapter directory; names get the prefix that PEFT saves them with."""
     folder.mkdir(parents=True, exist_ok=True)
-    named = {f"base_model.model.{n}": t.contiguous() for n, t in tensors.items()}
+    named = {f"base_model.model.{n}": t.clone().contiguous() for n, t in tensors.items()}
     if binary:
         torch.save(named, folder / "adapter_model.bin")
     else:
@@ -72,7 +72,7 @@ def merged_weight(
     magnitude: torch.Tensor | None = None,
     in_out: bool = False,
 ) -> torch.Tensor:
-    """The formula of PEFT's documentation in float64, for a weight stored (out, in) or (in, out)."""
+    """PEFT's documented formula in float64, for a weight stored (out, in) or (in, out)."""
     scaling = alpha / (math.sqrt(len(a)) if rslora else len(a))
     merged = (weight.T if in_out else weight).double() + scaling * (b.double() @ a.double())
     if magnitude is not None:

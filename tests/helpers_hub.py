@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-import huggingface_hub
 import pytest
 from huggingface_hub import constants
 
@@ -249,9 +248,7 @@ def loopback_hub(monkeypatch: pytest.MonkeyPatch, cache: Path) -> Iterator[Hub]:
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.delenv("HF_TOKEN", raising=False)
     monkeypatch.delenv("HUGGING_FACE_HUB_TOKEN", raising=False)
-    huggingface_hub.close_session()
     try:
         yield hub
     finally:
-        huggingface_hub.close_session()
         hub.close()

@@ -69,14 +69,16 @@ class RemoteFiles:
         self._files = files
 
     def fetch(self, path: Path, ranges: Iterable[tuple[int, int]]) -> None:
-        """Make the byte ranges (begin, count) of a mirror present.
+        """Make the byte ranges (begin, count) of a mirror present; other files are left alone.
 
         Raises
         ------
-        FormatError
-            if the server cannot be reached, ignores ranges, or the file changed.
+        CkptError
+            `FormatError` if the server cannot be reached, ignores ranges, or the file changed,
+            `UsageError` if it refuses access, `OutputError` if the mirror cannot be written.
         """
-        self._files[path].fetch(ranges)
+        if path in self._files:
+            self._files[path].fetch(ranges)
 
     @property
     def transfer(self) -> Transfer:
@@ -97,19 +99,29 @@ def locate_on_hub(model: str, config: str | Path | None = None, *, offline: bool
     Raises
     ------
     UsageError
-        if the repository or revision does not exist or is not accessible, with the next step.
+        if the repository or revision does not exist or is not accessible, with the next step, or
+        it holds several models.
     NothingAnalysable
         if it holds no checkpoint that can be read in place, or is not in the cache when offline.
+    FormatError
+        if what it holds is broken, or the server is.
     """
     from huggingface_hub import constants
 
     match = _HUB_ID.fullmatch(model)
     assert match is not None
     repo, revision, file = match["repo"], match["revision"] or "main", match["file"]
-    cached = _from_cache(repo, revision, file, config)
+    offline = offline or constants.HF_HUB_OFFLINE
+    try:
+        cached = _from_cache(repo, revision, file, config)
+    except CkptError as problem:
+        # The Hub may hold what the cache lacks.
+        if offline and not isinstance(problem, NothingAnalysable):
+            raise
+        cached = None
     if cached is not None:
         return replace(cached, path=Path(model))
-    if offline or constants.HF_HUB_OFFLINE:
+    if offline:
         raise NothingAnalysable(
             "the model is not in the local Hugging Face cache, and offline mode is on",
             path=model,
@@ -121,7 +133,13 @@ def locate_on_hub(model: str, config: str | Path | None = None, *, offline: bool
 def _from_cache(
     repo: str, revision: str, file: str | None, config: str | Path | None
 ) -> Source | None:
-    """The checkpoint in huggingface_hub's cache, None if it is not there or not complete."""
+    """The checkpoint in huggingface_hub's cache, None if it is not there.
+
+    Raises
+    ------
+    CkptError
+        if it is not complete, or there are several.
+    """
     from huggingface_hub import constants
 
     folder = Path(constants.HF_HUB_CACHE) / f"models--{repo.replace('/', '--')}"
@@ -131,11 +149,11 @@ def _from_cache(
     snapshot = folder / "snapshots" / commit
     if _COMMIT.fullmatch(commit) is None or not snapshot.is_dir():
         return None
-    with contextlib.suppress(CkptError):
-        source = locate(snapshot / file if file else snapshot, config)
-        if all(path.exists() for path in source.files):
-            return replace(source, commit=commit)
-    return None
+    path = snapshot / file if file else snapshot
+    if not path.exists():
+        return None
+    source = locate(path, config)
+    return replace(source, commit=commit) if all(f.exists() for f in source.files) else None
 
 
 def _from_hub(

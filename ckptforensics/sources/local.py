@@ -131,7 +131,9 @@ def locate_adapter(model: str | Path) -> Source:
     """
     path = Path(model)
     if not _exists(path):
-        raise UsageError("no such file or directory", path=path, hint="give the directory of an adapter")
+        raise UsageError(
+            "no such file or directory", path=path, hint="give the directory of an adapter"
+        )
     folder = path if path.is_dir() else path.parent
     named = path.name if path.is_file() else None
     for name in ("adapter_model.safetensors", "adapter_model.bin"):

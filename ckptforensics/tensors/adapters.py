@@ -152,17 +152,21 @@ class AdaptedStore(TensorStore):
 
     def read_rows(self, name: str, start: int, stop: int) -> NDArray[np.float32]:
         """See `TensorStore.read_rows`."""
+        import numpy as np
+
         rows = self._unchanged(name, start, stop)
-        if rows.size == 0:
+        delta = self.deltas.get(name)
+        if rows.size == 0 or (delta is None and name not in self.added):
             return rows
-        if name in self.added:
-            addend, factor = self.added[name]
-            rows += self.adapter.read(addend).reshape(rows.shape) * rows.dtype.type(factor)
-            require_finite(rows, self.info(name), start)
-        if (delta := self.deltas.get(name)) is not None:
-            if delta.magnitude is not None and delta.transposed and name not in self._norms:
-                self._norms[name] = self._column_norms(name, delta)
-            self._merge(rows, name, delta, start)
+        # Sums that overflow are found by what they leave; so is DoRA's division by a norm of 0,
+        # which has no direction to give a magnitude to.
+        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+            if name in self.added:
+                addend, factor = self.added[name]
+                rows += self.adapter.read(addend).reshape(rows.shape) * np.float32(factor)
+            if delta is not None:
+                self._merge(rows, name, delta, start)
+        require_finite(rows, self.info(name), start)
         return rows
 
     def _holder(self, name: str) -> TensorStore:
@@ -179,16 +183,16 @@ class AdaptedStore(TensorStore):
         import numpy as np
 
         self._add(rows, delta, start)
-        if delta.magnitude is not None:
-            magnitude = self.adapter.read(delta.magnitude).reshape(-1)
-            # A norm of 0 has no direction to give a magnitude to: the result is not finite.
-            with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-                if delta.transposed:
-                    rows *= magnitude / self._norms[name]
-                else:
-                    norms = np.sqrt(np.einsum("ij,ij->i", rows, rows))
-                    rows *= (magnitude[start : start + len(rows)] / norms)[:, None]
-        require_finite(rows, self.info(name), start)
+        if delta.magnitude is None:
+            return
+        magnitude = self.adapter.read(delta.magnitude).reshape(-1)
+        if delta.transposed:
+            if name not in self._norms:
+                self._norms[name] = self._column_norms(name, delta)
+            rows *= magnitude / self._norms[name]
+        else:
+            norms = np.sqrt(np.einsum("ij,ij->i", rows, rows))
+            rows *= (magnitude[start : start + len(rows)] / norms)[:, None]
 
     def _add(self, rows: NDArray[np.float32], delta: _Delta, start: int) -> None:
         """Add the rows of s B A from `start` on, a block at a time."""

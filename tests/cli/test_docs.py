@@ -16,6 +16,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from ckptforensics.cli.main import cli
+from tests.helpers_adapters import base_tensors, low_rank, write_adapter
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = (ROOT / "docs" / "command-line.md").read_text()
@@ -99,6 +100,8 @@ def playground(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "fixtures").symlink_to(ROOT / "fixtures")
     vectors = np.random.default_rng(0).standard_normal((300, 64)).astype(np.float32)
     save_file({"vectors": vectors}, folder / "calibration.safetensors")
+    modules = ["model.layers.2.mlp.down_proj"]
+    write_adapter(folder / "adapter", low_rank(base_tensors(ROOT / "fixtures/planted"), modules))
     return folder
 
 

@@ -36,6 +36,14 @@ OTHER = "2" * 40
 DOWN = "model.layers.1.mlp.down_proj.weight"
 
 
+@pytest.fixture(scope="module", autouse=True)
+def client() -> Iterator[None]:
+    """One HTTP client for all tests: it reads all certificates when it is made."""
+    huggingface_hub.close_session()
+    yield
+    huggingface_hub.close_session()
+
+
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
     with loopback_hub(monkeypatch, tmp_path / "cache") as served:
@@ -45,7 +53,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
 @pytest.fixture
 def model(tmp_path: Path, hub: Hub) -> Model:
     """A small LLaMA, on the Hub too."""
-    made = wide_llama(tmp_path / "model")
+    made = wide_llama(tmp_path / "model", vocabulary=1000)
     hub.add(made.path)
     return made
 
@@ -124,6 +132,14 @@ def test_opening_transfers_headers_only(hub, model):
     length = int.from_bytes(model.weights.read_bytes()[:8], "little")
     assert hub.sent() == 8 + length == checkpoint.source.remote.transfer.fetched
     assert dict(checkpoint.source.config) == json.loads((model.path / "config.json").read_text())
+
+
+def test_files_that_are_no_mirrors_are_left_alone(hub, model):
+    """Such as the adapter's, of an adapter on a remote base."""
+    remote = open_checkpoint(REPO).source.remote
+    hub.forget()
+    remote.fetch(model.weights, [(0, 100)])
+    assert not hub.log
 
 
 def test_tensors_side_by_side_are_asked_for_together(hub, model):
@@ -461,8 +477,33 @@ def test_incomplete_cache_is_not_used(hub, tmp_path):
         huggingface_hub.hf_hub_download(REPO, name)
     huggingface_hub.hf_hub_download(REPO, "model-00001-of-00002.safetensors")
     assert open_checkpoint(REPO).source.remote is not None
+    with pytest.raises(FormatError, match=r"model-00002-of-00002\.safetensors.*is missing"):
+        open_checkpoint(REPO, offline=True)
+
+
+def test_cache_without_weights_is_not_used(hub, model):
+    huggingface_hub.hf_hub_download(REPO, "config.json")
+    assert open_checkpoint(REPO).source.remote is not None
     with pytest.raises(NothingAnalysable, match="not in the local"):
         open_checkpoint(REPO, offline=True)
+
+
+def test_cached_file_whose_bytes_were_deleted(hub, model, tmp_path):
+    for name in hub.commits[COMMIT]:
+        huggingface_hub.hf_hub_download(REPO, name)
+    for blob in (tmp_path / "cache" / "hf").rglob("blobs/*"):
+        blob.unlink()
+    assert np.array_equal(read(open_checkpoint(REPO)), read(open_checkpoint(model.path)))
+
+
+def test_several_cached_models(hub, tmp_path):
+    data = write_llama_gguf(tmp_path / "a.gguf").read_bytes()
+    hub.add({"a.gguf": data, "b.gguf": data})
+    for name in ("a.gguf", "b.gguf"):
+        huggingface_hub.hf_hub_download(REPO, name)
+    for offline in (False, True):
+        with pytest.raises(UsageError, match="several models"):
+            open_checkpoint(REPO, offline=offline)
 
 
 @pytest.mark.parametrize("how", ["option", "variable"])

@@ -263,6 +263,25 @@ def test_names_with_and_without_the_outer_module(gpt2, tmp_path):
     assert np.array_equal(named.sigma, bare.sigma)
 
 
+def test_a_quantized_base(llama, tmp_path):
+    """The change is added to the dequantized weight, whose shape is not that of its parts."""
+    base = base_tensors(llama)
+    parts = low_rank(base, [V])
+    codes = (base[f"{V}.weight"] * 16).to(torch.float8_e4m3fn)
+    scale = torch.tensor([[1 / 16]])
+    quantized = shutil.copytree(llama, tmp_path / "quantized")
+    stored = {**base, f"{V}.weight": codes, f"{V}.weight_scale_inv": scale}
+    save_file(stored, quantized / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((quantized / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "fp8", "weight_block_size": [128, 128]}
+    (quantized / "config.json").write_text(json.dumps(config))
+    adapter = write_adapter(tmp_path / "adapter", parts)
+    weight = merged_weight(
+        codes.float() / 16, parts[f"{V}.lora_A.weight"], parts[f"{V}.lora_B.weight"]
+    )
+    assert_same(adapter, quantized, explicit(llama, tmp_path / "merged", {f"{V}.weight": weight}))
+
+
 def test_prefetch_bytes_and_parts(llama, tmp_path, monkeypatch):
     base = base_tensors(llama)
     saved = low_rank(base, [V]) | {f"{V}.bias": base[f"{V}.bias"] + 1}
@@ -397,13 +416,15 @@ def _rename(old: str, new: str) -> Any:
         (lambda p: p.update({f"{V}.lora_A.weight": torch.ones(3, 35)}), {}, ["20 x 35", "20 x 36"]),
         (lambda p: p.update({f"{V}.lora_A.weight": torch.ones(2, 36)}), {}, ["2 x 36", "20 x 3"]),
         (lambda p: p.update({f"{V}.lora_A.weight": torch.ones(36)}), {}, ["shapes 36 and"]),
-        (lambda p: p.update({f"{V}.lora_magnitude_vector": torch.ones(20)}), {}, ["use_dora is off"]),
+        (lambda p: p.update({f"{V}.lora_magnitude_vector": torch.ones(20)}), {},
+         ["use_dora is off"]),
         (lambda p: p.update({f"{V}.lora_magnitude_vector": torch.ones(7)}), {"use_dora": True},
          ["7 magnitudes for 20"]),
         (lambda p: None, {"use_dora": True}, ["no magnitudes"]),
         (lambda p: None, {"r": 4}, ["rank 3", "says 4"]),
         (lambda p: p.update({f"{V}.lora_B.bias": torch.ones(19)}), {}, ["19", "20"]),
-        (lambda p: p.update({f"{V}.lora_embedding_A": torch.ones(3, 36)}), {}, ["lora_embedding_B"]),
+        (lambda p: p.update({f"{V}.lora_embedding_A": torch.ones(3, 36)}), {},
+         ["lora_embedding_B"]),
     ],
 )  # fmt: skip
 def test_tensors_that_do_not_fit_are_named(change, config, words, llama, tmp_path):
@@ -412,7 +433,6 @@ def test_tensors_that_do_not_fit_are_named(change, config, words, llama, tmp_pat
         ckptforensics.open_checkpoint(adapter, base=llama)
     assert caught.value.path == adapter / "adapter_model.safetensors"
     assert caught.value.tensor is not None
-    assert caught.value.hint is not None or "twice" in words
     for word in words:
         assert word in str(caught.value)
 
@@ -421,7 +441,7 @@ def test_an_added_bias_where_the_base_has_none(tmp_path):
     base = Model.llama(tmp_path / "base").path
     saved = low_rank(base_tensors(base), [V]) | {f"{V}.lora_B.bias": torch.ones(8)}
     adapter = write_adapter(tmp_path / "a", saved, lora_bias=True)
-    with pytest.raises(TensorError, match="no tensor 'model.layers.0.self_attn.v_proj.bias'"):
+    with pytest.raises(TensorError, match=r"no tensor 'model\.layers\.0.self_attn.v_proj.bias'"):
         ckptforensics.open_checkpoint(adapter, base=base)
 
 

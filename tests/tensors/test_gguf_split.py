@@ -115,14 +115,14 @@ def test_shards_that_changed_places(split):
     (split / shard(2)).rename(split / "x")
     (split / shard(3)).rename(split / shard(2))
     (split / "x").rename(split / shard(3))
-    with pytest.raises(FormatError, match="shard 2 .*its name says 1"):
+    with pytest.raises(FormatError, match=r"shard 2 .*its name says 1"):
         ckptforensics.open_checkpoint(split)
 
 
 def test_a_tensor_in_two_shards(split):
     shutil.copy(split / shard(2), split / shard(3))
     set_value(split / shard(3), "split.no", 2)
-    with pytest.raises(FormatError, match="also in model-00002-of-00004.gguf") as caught:
+    with pytest.raises(FormatError, match=r"also in model-00002-of-00004\.gguf") as caught:
         ckptforensics.open_checkpoint(split)
     assert caught.value.tensor is not None
 
