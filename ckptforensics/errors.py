@@ -6,8 +6,11 @@ The message of an error is one line: what is wrong, where (file, tensor, byte) a
 
 from __future__ import annotations
 
-from pathlib import Path
 from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 _LONGEST_QUOTE = 1000
 
@@ -33,6 +36,8 @@ class CkptError(Exception):
         offset: int | None = None,
         hint: str | None = None,
     ) -> None:
+        from pathlib import Path  # here, since `ckpt --help` needs the class and no path
+
         self.message = message
         self.path = None if path is None else Path(path)
         self.tensor = tensor

@@ -17,7 +17,7 @@ USAGE_EXIT_CODE = 4
 _ANALYSIS_ERROR = 2
 _INTERRUPTED = 130
 
-# Command to the first sentence of its help: `ckpt --help` must not import what it does not run.
+# Command to what it is for, in one line: `ckpt --help` must not import what it does not run.
 _COMMANDS = MappingProxyType(
     {
         "sign": "Sign a checkpoint: its singular defect directions, layer by layer.",
@@ -54,8 +54,7 @@ def cli() -> None:
     file, an index of shards, or org/name[@revision] on the Hugging Face Hub. Pickles are never
     executed. Results go to stdout, progress and hints to stderr.
 
-    Exit codes: 0 done, 1 findings at or above --fail-on, 2 analysis error, 3 nothing analysable,
-    4 usage.
+    Exit codes: 0 done, 2 analysis error, 3 nothing analysable, 4 usage.
     """
 
 
@@ -98,4 +97,9 @@ def _fail(message: str, code: int) -> int:
 
 def run() -> None:
     """Console script: run and exit."""
+    # One core is left to the thread that reads and decodes the next layer; both on one core cost
+    # more than the second brings. Set before NumPy loads its BLAS; a user's own setting wins.
+    threads = str(max(1, (os.cpu_count() or 2) - 1))
+    for name in ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS"):
+        os.environ.setdefault(name, threads)
     sys.exit(main())

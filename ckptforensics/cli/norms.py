@@ -27,7 +27,13 @@ from ckptforensics.errors import UsageError
 @click.option(
     "--states", is_flag=True, help="Save the hidden states as array 'states' in -o FILE.npz."
 )
-@click.option("--seed", type=click.IntRange(0), default=0, help="Of random tokens and vectors.")
+@click.option(
+    "--seed",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    help="Of random tokens and vectors.",
+)
 @output_options("Save the result as JSON, or with --states the hidden states as .npz.")
 def command(
     model: Path,

@@ -1,8 +1,8 @@
 """Explosion and decay layers, decided from evidence that agrees (docs/mathematics.md, section 8).
 
 Every criterion is a sentence with its numbers and whether it holds; some are required, and the
-share that holds is the label's strength. The thresholds are far from the values of real models on
-either side; docs/mathematics.md, section 8, shows them against SmolLM2.
+share that holds is the label's strength. docs/mathematics.md, section 8, shows the thresholds
+against SmolLM2, whose last layer is the closest to one (its tokens shrink to 0.58).
 """
 
 from __future__ import annotations

@@ -252,7 +252,8 @@ def _experts(
 
 
 def _nearest_eigenvalue(operator: BlockMap, direction: Float64) -> Eigenvalue | None:
-    pairs = eigenpairs(ResidualMap(operator), start=direction)
+    # Three digits are enough for evidence, and each product is a pass over the layer.
+    pairs = eigenpairs(ResidualMap(operator), start=direction, tolerance=1e-3, max_products=160)
     if not pairs:
         return None
     cosines = [float(abs(np.vdot(pair.vector, direction))) for pair in pairs]

@@ -13,7 +13,7 @@ Closed formulas serve where the activation has them. Otherwise quadrature in two
   closed; r is smooth on either side of 0 against a wide Gaussian, and Gauss-Legendre panels
   integrate it.
 
-Both are exact to about 1e-10 relative to the scale of the activation; tests compare them with
+Both are exact to 1e-8 or better relative to the scale of the activation; tests compare them with
 adaptive quadrature.
 """
 
