@@ -24,6 +24,7 @@ from tests.families.harness import (
     save_model,
 )
 from tests.families.test_families import CASES, TOKENS
+from tests.families.test_vision import TOLERANCE, TOWERS, worst_block_error
 
 ROOT = Path(__file__).resolve().parents[2]
 VERIFIED = ROOT / "ckptforensics" / "architectures" / "verified.json"
@@ -41,13 +42,17 @@ def worst_error(case: Case) -> float:
 
 def main() -> None:
     """Run all cases and write both files."""
-    errors: dict[str, list[tuple[Case, float]]] = {}
+    rows: dict[str, list[tuple[str, float, float]]] = {}
     for case in CASES:
-        errors.setdefault(case.family, []).append((case, worst_error(case)))
+        rows.setdefault(case.family, []).append((case.name, worst_error(case), case.tolerance))
+    for tower in TOWERS:
+        with tempfile.TemporaryDirectory() as folder:
+            error = worst_block_error(tower, Path(folder))
+        rows.setdefault(tower.family, []).append((tower.name, error, TOLERANCE))
     verified = {
-        family: sorted(case.name for case, _ in rows)
-        for family, rows in sorted(errors.items())
-        if all(error < case.tolerance for case, error in rows)
+        family: sorted(name for name, _, _ in found)
+        for family, found in sorted(rows.items())
+        if all(error < tolerance for _, error, tolerance in found)
     }
     record = {"transformers": transformers.__version__, "families": verified}
     VERIFIED.write_text(json.dumps(record, indent=2) + "\n")
@@ -60,20 +65,20 @@ def main() -> None:
         "the same hidden",
         "states after every block as the rollout of their saved files; the error is the largest "
         "relative difference.",
+        "Vision towers are compared block by block on random vectors. A family that transformers "
+        "lacks is compared",
+        "with a reference of its published code in the case itself (`tests/families/cases_*.py`).",
         "[Add a family](add-a-family.md) says how a family is added.",
         "",
         "| family | belongs to it | `model_type` | GGUF | verified by | error |",
         "|---|---|---|---|---|---|",
     ]
     for name, family in families().items():
-        rows = errors.get(name, [])
-        cases = ", ".join(case.name for case, _ in rows) if name in verified else "not verified"
-        error = f"{max(e for _, e in rows):.0e}" if name in verified else ""
+        cases = ", ".join(verified.get(name, ["not verified"]))
+        worst = f"{max(error for _, error, _ in rows[name]):.0e}" if name in verified else ""
         types = ", ".join(f"`{t}`" for t in family.model_types)
         ggufs = ", ".join(f"`{t}`" for t in family.gguf_architectures)
-        lines.append(
-            f"| {name} | {family.description} | {types} | {ggufs} | {cases} | {error} |"
-        )
+        lines.append(f"| {name} | {family.description} | {types} | {ggufs} | {cases} | {worst} |")
     PAGE.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 

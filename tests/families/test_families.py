@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import pkgutil
 from pathlib import Path
 
@@ -92,3 +93,14 @@ def _beside_the_reference(case: Case, block: Block) -> str | None:
 def test_case_names_are_unique() -> None:
     names = [case.name for case in CASES]
     assert len(names) == len(set(names))
+
+
+def test_committed_list_names_the_cases() -> None:
+    """`ckpt families` claims what the cases verify: run `python -m tests.families.report`."""
+    from tests.families.report import VERIFIED
+    from tests.families.test_vision import TOWERS
+
+    listed = json.loads(VERIFIED.read_text())["families"]
+    cases = [(case.family, case.name) for case in CASES]
+    cases += [(tower.family, tower.name) for tower in TOWERS]
+    assert sorted(cases) == sorted((f, name) for f, names in listed.items() for name in names)
