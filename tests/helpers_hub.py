@@ -143,18 +143,20 @@ class _Handler(BaseHTTPRequestHandler):
         headers: dict[str, str],
         cut: int | None = None,
     ) -> None:
-        request = Request(route, self.command, self.path, dict(self.headers), status)
-        self.hub.log.append(request)
-        self.send_response(status)
-        for name, value in {"Content-Length": str(len(body)), **headers}.items():
-            self.send_header(name, value)
-        self.end_headers()
-        if self.command == "HEAD":
-            return
+        promised = len(body)
         if cut is not None:
             body = body[:cut]
             self.close_connection = True
-        request.sent = len(body)
+        if self.command == "HEAD":
+            body = b""
+        # Logged first: a test may count as soon as the client has read.
+        self.hub.log.append(
+            Request(route, self.command, self.path, dict(self.headers), status, len(body))
+        )
+        self.send_response(status)
+        for name, value in {"Content-Length": str(promised), **headers}.items():
+            self.send_header(name, value)
+        self.end_headers()
         self.wfile.write(body)
 
     def content(

@@ -104,10 +104,21 @@ class LayerMeasurement:
 
 @dataclass(frozen=True)
 class Measurements:
-    """The measurements of all layers, and what could not be measured."""
+    """The measurements of all layers, and what could not be measured.
+
+    Attributes
+    ----------
+    layers, skipped : see above
+    begin_token : id of the begin-of-sequence token, None if the checkpoint names none
+    begin_norms : (layers,) its norm after each layer rolled through
+    ordinary_medians : (layers,) median norm of the other tokens
+    """
 
     layers: tuple[LayerMeasurement, ...]
     skipped: tuple[Skipped, ...]
+    begin_token: int | None = None
+    begin_norms: Float64 | None = None
+    ordinary_medians: Float64 | None = None
 
 
 def measure(
@@ -158,7 +169,17 @@ def measure(
             progress.step(block.prefix)
     finally:
         progress.finish()
-    return Measurements(tuple(measured), tuple(skipped))
+    found = Measurements(tuple(measured), tuple(skipped))
+    bos = checkpoint.architecture.bos_token_id
+    states = [m.after for m in measured if m.after is not None]
+    if tokens is None or bos is None or bos not in tokens or len(tokens) < 2 or not states:
+        return found
+    norms = np.stack([state.norms for state in states])
+    others = np.arange(len(tokens)) != list(tokens).index(bos)
+    medians = np.median(norms[:, others], axis=1)
+    return replace(
+        found, begin_token=bos, begin_norms=norms[:, ~others][:, 0], ordinary_medians=medians
+    )
 
 
 def token_state(x: Floats) -> TokenState:

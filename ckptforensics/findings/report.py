@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from ckptforensics.checkpoint import Checkpoint, open_checkpoint
 from ckptforensics.findings.accumulated import Accumulated, accumulate
+from ckptforensics.findings.begin import begin_token
 from ckptforensics.findings.fingerprint import fingerprint, layer_weights
 from ckptforensics.findings.labels import Label, label
 from ckptforensics.findings.measure import SHARED, LayerMeasurement, Measurements, measure
@@ -131,6 +132,7 @@ def find_layers(
         explosion=_labelled(measured, labels, "explosion"),
         decay=_labelled(measured, labels, "decay"),
         layers=tuple(_evidence(m, x) for m, x in zip(measured.layers, labels, strict=True)),
+        begin_token=begin_token(measured),
         super_weights=_super_weights(measured),
         accumulated=tuple(_accumulated(a) for a in products),
         skipped=measured.skipped,

@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ckptforensics.results import (
+    BeginTokenRecord,
     Direction,
     Document,
     FamiliesDocument,
@@ -96,6 +97,8 @@ def _layers(console: Console, document: LayersDocument, verbose: bool) -> None:
     _heading(console, document.model)
     _fact(console, "fit", document.fit)
     _layer_facts(console, document.explosion, document.decay, document.direction)
+    if document.begin_token is not None:
+        _fact(console, "begin token", _begin_token(document.begin_token))
     for row in document.layers:
         if row.label is None and not verbose:
             continue
@@ -296,6 +299,21 @@ def _layer_facts(
 
 def _fact(console: Console, name: str, value: str, style: str = "") -> None:
     console.print(Text(f"{name:<14}").append(_plain(value), style=style), soft_wrap=True)
+
+
+def _begin_token(record: BeginTokenRecord) -> str:
+    at = f"norm {_number(record.peak_norm)} after layer {record.peak_layer}"
+    if record.growth == "like the others":
+        return f"token {record.token} is like the others ({at})"
+    how = (
+        f"one layer adds {record.largest_gain:.0%} of it"
+        if record.growth == "abrupt"
+        else f"gradually: no layer adds more than {record.largest_gain:.0%} of it"
+    )
+    return (
+        f"token {record.token} stands out: {at}, up to {record.largest_ratio:.3g} times the "
+        f"ordinary tokens' median; {how}"
+    )
 
 
 def _skipped(console: Console, skipped: Iterable[Skipped]) -> None:

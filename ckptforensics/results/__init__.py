@@ -3,6 +3,7 @@
 from ckptforensics.results.documents import (
     DOCUMENTS,
     AccumulatedRecord,
+    BeginTokenRecord,
     Direction,
     Document,
     Eigenvalue,
@@ -34,6 +35,7 @@ from ckptforensics.results.files import (
 __all__ = [
     "DOCUMENTS",
     "AccumulatedRecord",
+    "BeginTokenRecord",
     "Direction",
     "Document",
     "Eigenvalue",

@@ -200,6 +200,25 @@ class AccumulatedRecord(_Frozen):
     direction_top: tuple[IndexedValue, ...]
 
 
+class BeginTokenRecord(_Frozen):
+    """The begin-of-sequence token beside ordinary ones, each alone at position 0.
+
+    `growth` is `like the others`, or how a norm that it has alone comes about: `abrupt` if one
+    layer adds half of it, else `gradual`. `largest_ratio` is its norm over the median of the
+    ordinary tokens where that is largest, `largest_gain` the share of `peak_norm` that one layer
+    adds; `norms` and `ordinary` are its norms and their medians after each layer.
+    """
+
+    token: int
+    growth: Literal["like the others", "abrupt", "gradual"]
+    peak_layer: int
+    peak_norm: Finite
+    largest_ratio: Finite
+    largest_gain: Finite
+    norms: tuple[Finite, ...]
+    ordinary: tuple[Finite, ...]
+
+
 class LayersDocument(Document):
     """The result of `layers`. `super_weights` has the strongest entry of each layer, ranked.
 
@@ -214,6 +233,7 @@ class LayersDocument(Document):
     explosion: tuple[int, ...]
     decay: tuple[int, ...]
     layers: tuple[LayerEvidence, ...]
+    begin_token: BeginTokenRecord | None = None
     super_weights: tuple[SuperWeightRecord, ...]
     accumulated: tuple[AccumulatedRecord, ...] = ()
     skipped: tuple[Skipped, ...] = ()

@@ -62,7 +62,7 @@ def test_help_lists_every_command(capsys):
     assert ran.err == ""
     for command in COMMANDS:
         assert re.search(rf"^  {command}  +\w", ran.out, re.MULTILINE)
-    for code in "01234":
+    for code in "0234":
         assert re.search(rf"\b{code}\b", ran.out)
     assert run(capsys, "-h").out == ran.out
 
