@@ -212,19 +212,23 @@ def _shared_direction(
     measured: Measurements, u: NDArray[np.float32], sigma: NDArray[np.float32]
 ) -> Direction:
     """The tokens' direction where their norm peaks, if they share one there; else the layers'."""
-    peak: LayerMeasurement | None = None
-    for m in measured.layers:
-        if m.after is not None and m.after.concentration >= SHARED:
-            # Anything shared before the norm has grown is the embeddings' own mean.
-            grown = m.after.median >= 2 * measured.layers[0].before.median  # type: ignore[union-attr]
-            if grown and (peak is None or m.after.median > peak.after.median):  # type: ignore[union-attr]
-                peak = m
-    if peak is not None and peak.after is not None:
+    start = measured.layers[0].before
+    # What is shared before the norm has grown is the embeddings' own mean.
+    shared = [
+        (m.layer, m.after)
+        for m in measured.layers
+        if m.after is not None
+        and start is not None
+        and m.after.concentration >= SHARED
+        and m.after.median >= 2 * start.median
+    ]
+    if shared:
+        layer, state = max(shared, key=lambda pair: pair[1].median)
         return Direction(
             source="rollout",
-            layer=peak.layer,
-            concentration=peak.after.concentration,
-            top=_top(_positive(peak.after.direction)),
+            layer=layer,
+            concentration=state.concentration,
+            top=_top(_positive(state.direction)),
         )
     weighted = u * np.sqrt(layer_weights(sigma))[:, None]
     _, s, vt = np.linalg.svd(weighted.astype(np.float64), full_matrices=False)
