@@ -7,6 +7,7 @@ and fit of a third) and 300 MB for the interpreter and its libraries.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from safetensors.torch import save_file
 _HIDDEN, _FFN, _LAYERS, _VOCABULARY = 1024, 4096, 5, 512
 _BLOCK_BYTES = 4 * (4 * _HIDDEN**2 + 3 * _HIDDEN * _FFN)
 _BASE_BYTES = 300_000_000
+_LOG = logging.getLogger(__name__)
 
 # A child's peak includes what its parent held when it forked, so a small process launches it.
 _LAUNCHER = """
@@ -143,4 +145,5 @@ def test_peak_memory_of_sign(
     assert status == 0, done.stderr
     assert "fingerprint" in done.stdout
     scale = 1 if sys.platform == "darwin" else 1024  # the unit of ru_maxrss
+    _LOG.info("peak %.0f MB", peak * scale / 1e6)  # shown by --log-cli-level=INFO
     assert peak * scale < 3 * _BLOCK_BYTES + _BASE_BYTES

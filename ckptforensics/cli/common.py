@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 import time
@@ -47,8 +48,6 @@ class Output:
 
     def emit(self, document: Document) -> None:
         """Print the document to stdout."""
-        import os
-
         from ckptforensics.render import render
 
         terminal = sys.stdout is not None and sys.stdout.isatty()

@@ -18,11 +18,15 @@ STANDS_OUT = 5.0
 ABRUPT = 0.5
 
 
-def begin_token(measured: Measurements) -> BeginTokenRecord | None:
-    """How the begin-of-sequence token's norm grows; None if it was not rolled out."""
-    norms, ordinary = measured.begin_norms, measured.ordinary_medians
-    if measured.begin_token is None or norms is None or ordinary is None:
+def begin_token(measured: Measurements, token: int | None) -> BeginTokenRecord | None:
+    """How the begin-of-sequence token's norm grows; None if it was not rolled out beside others."""
+    states = [m.after for m in measured.layers if m.after is not None]
+    tokens = measured.tokens
+    if token is None or tokens is None or token not in tokens or len(tokens) < 2 or not states:
         return None
+    is_begin = np.array(tokens) == token
+    every = np.stack([state.norms for state in states])
+    norms, ordinary = every[:, is_begin][:, 0], np.median(every[:, ~is_begin], axis=1)
     ratios = norms / np.maximum(ordinary, np.finfo(np.float64).tiny)
     peak = int(np.argmax(norms))
     gains = np.diff(norms[: peak + 1], prepend=0.0) / max(float(norms[peak]), 1e-300)
@@ -31,7 +35,7 @@ def begin_token(measured: Measurements) -> BeginTokenRecord | None:
     else:
         growth = "abrupt" if gains.max() >= ABRUPT else "gradual"
     return BeginTokenRecord(
-        token=measured.begin_token,
+        token=token,
         growth=growth,
         peak_layer=measured.layers[peak].layer,
         peak_norm=float(norms[peak]),

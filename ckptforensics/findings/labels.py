@@ -66,7 +66,7 @@ def _explosion(m: LayerMeasurement, growth: float) -> tuple[list[_Criterion], li
     answer = m.trigger.output / max(m.trigger.norm, 1e-30)
     answer_cosine = abs(float(answer @ shared))
     u_cosine = abs(float(m.spectrum.left[:, 0] @ shared))
-    gap = _gap(m)
+    gap = m.gap
     required = [
         _Criterion(
             True,
@@ -121,8 +121,3 @@ def _decay(m: LayerMeasurement, growth: float) -> tuple[list[_Criterion], list[_
         _Criterion(u_cosine >= _ALIGNED, f"u1 of L is that direction (cosine {u_cosine:.2f})"),
     ]
     return required, supporting
-
-
-def _gap(m: LayerMeasurement) -> float:
-    s1, s2 = (float(s) for s in m.spectrum.values)
-    return s1 / s2 if s2 > 0 else 1.0

@@ -27,6 +27,7 @@ from ckptforensics.progress import Progress, Silent
 from ckptforensics.results import Eigenvalue, Skipped
 from ckptforensics.spectra import Triplets, eigenpairs, singular_triplets
 
+Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
 
 # Single tokens rolled out beside the begin-of-sequence token.
@@ -101,6 +102,17 @@ class LayerMeasurement:
     after: TokenState | None
     lowest: float | None = None
 
+    @property
+    def sigma(self) -> tuple[float, float]:
+        """The two leading singular values of L."""
+        return float(self.spectrum.values[0]), float(self.spectrum.values[1])
+
+    @property
+    def gap(self) -> float:
+        """s1 / s2 of L; 1 where both are zero."""
+        s1, s2 = self.sigma
+        return s1 / s2 if s2 > 0 else 1.0
+
 
 @dataclass(frozen=True)
 class Measurements:
@@ -109,16 +121,22 @@ class Measurements:
     Attributes
     ----------
     layers, skipped : see above
-    begin_token : id of the begin-of-sequence token, None if the checkpoint names none
-    begin_norms : (layers,) its norm after each layer rolled through
-    ordinary_medians : (layers,) median norm of the other tokens
+    tokens : ids rolled out, in the order of `TokenState.norms`; None without token embeddings
     """
 
     layers: tuple[LayerMeasurement, ...]
     skipped: tuple[Skipped, ...]
-    begin_token: int | None = None
-    begin_norms: Float64 | None = None
-    ordinary_medians: Float64 | None = None
+    tokens: tuple[int, ...] | None
+
+    @property
+    def u(self) -> Float32:
+        """(layers, hidden_size) leading left singular vectors of L."""
+        return np.stack([m.spectrum.left[:, 0] for m in self.layers]).astype(np.float32)
+
+    @property
+    def sigma(self) -> Float32:
+        """(layers, 2) leading singular values of L."""
+        return np.array([m.sigma for m in self.layers], np.float32)
 
 
 def measure(
@@ -169,17 +187,7 @@ def measure(
             progress.step(block.prefix)
     finally:
         progress.finish()
-    found = Measurements(tuple(measured), tuple(skipped))
-    bos = checkpoint.architecture.bos_token_id
-    states = [m.after for m in measured if m.after is not None]
-    if tokens is None or bos is None or bos not in tokens or len(tokens) < 2 or not states:
-        return found
-    norms = np.stack([state.norms for state in states])
-    others = np.arange(len(tokens)) != list(tokens).index(bos)
-    medians = np.median(norms[:, others], axis=1)
-    return replace(
-        found, begin_token=bos, begin_norms=norms[:, ~others][:, 0], ordinary_medians=medians
-    )
+    return Measurements(tuple(measured), tuple(skipped), None if tokens is None else tuple(tokens))
 
 
 def token_state(x: Floats) -> TokenState:

@@ -65,16 +65,15 @@ def sign(
     measured = measure(checkpoint, fit, with_eigenvalues=False, progress=progress)
     record = model_record(checkpoint, digest=digest, progress=progress)
     labels = [label(m) for m in measured.layers]
-    u = np.stack([m.spectrum.left[:, 0] for m in measured.layers]).astype(np.float32)
+    u, sigma = measured.u, measured.sigma
     v = np.stack([_positive(m.trigger_direction) for m in measured.layers]).astype(np.float32)
-    sigma = np.stack([m.spectrum.values for m in measured.layers]).astype(np.float32)
     residual = np.array([m.spectrum.residuals[0] for m in measured.layers], np.float32)
     layers = tuple(
         LayerSignature(
             layer=m.layer,
             prefix=m.prefix,
-            sigma=_sigma(m),
-            gap=_gap(m),
+            sigma=m.sigma,
+            gap=m.gap,
             residual=float(m.spectrum.residuals[0]),
             direction_top=_top(m.spectrum.left[:, 0]),
         )
@@ -87,7 +86,7 @@ def sign(
         fit=fit.kind,
         fit_options=_fit_options(fit),
         layers=layers,
-        direction=_shared_direction(measured, u, sigma),
+        direction=_shared_direction(measured),
         explosion=_labelled(measured, labels, "explosion"),
         decay=_labelled(measured, labels, "decay"),
         skipped=measured.skipped,
@@ -121,18 +120,16 @@ def find_layers(
     measured = measure(checkpoint, fit, with_eigenvalues=True, progress=progress)
     products = accumulate(checkpoint, fit=fit, progress=progress) if accumulated else ()
     labels = [label(m) for m in measured.layers]
-    u = np.stack([m.spectrum.left[:, 0] for m in measured.layers]).astype(np.float32)
-    sigma = np.stack([m.spectrum.values for m in measured.layers]).astype(np.float32)
     return LayersDocument(
         tool_version=__version__,
         model=model_record(checkpoint),
         fit=fit.kind,
         fit_options=_fit_options(fit),
-        direction=_shared_direction(measured, u, sigma),
+        direction=_shared_direction(measured),
         explosion=_labelled(measured, labels, "explosion"),
         decay=_labelled(measured, labels, "decay"),
         layers=tuple(_evidence(m, x) for m, x in zip(measured.layers, labels, strict=True)),
-        begin_token=begin_token(measured),
+        begin_token=begin_token(measured, checkpoint.architecture.bos_token_id),
         super_weights=_super_weights(measured),
         accumulated=tuple(_accumulated(a) for a in products),
         skipped=measured.skipped,
@@ -150,8 +147,8 @@ def _evidence(m: LayerMeasurement, found: Label) -> LayerEvidence:
     return LayerEvidence(
         layer=m.layer,
         prefix=m.prefix,
-        sigma=_sigma(m),
-        gap=_gap(m),
+        sigma=m.sigma,
+        gap=m.gap,
         trigger_norm=m.trigger.norm,
         rollout_ratio=ratio,
         response=_response(m),
@@ -208,9 +205,7 @@ def _super_weights(measured: Measurements) -> tuple[SuperWeightRecord, ...]:
     return tuple(sorted(records, key=lambda r: -abs(r.amplitude)))
 
 
-def _shared_direction(
-    measured: Measurements, u: NDArray[np.float32], sigma: NDArray[np.float32]
-) -> Direction:
+def _shared_direction(measured: Measurements) -> Direction:
     """The tokens' direction where their norm peaks, if they share one there; else the layers'."""
     start = measured.layers[0].before
     # What is shared before the norm has grown is the embeddings' own mean.
@@ -230,7 +225,7 @@ def _shared_direction(
             concentration=state.concentration,
             top=_top(_positive(state.direction)),
         )
-    weighted = u * np.sqrt(layer_weights(sigma))[:, None]
+    weighted = measured.u * np.sqrt(layer_weights(measured.sigma))[:, None]
     _, s, vt = np.linalg.svd(weighted.astype(np.float64), full_matrices=False)
     total = float(np.sum(s**2))
     return Direction(
@@ -252,15 +247,6 @@ def _fit_options(fit: Fit) -> FitOptions | None:
     if fit.calibration is not None:
         return FitOptions(calibration_sha256=sha256_of_file(fit.calibration.path))
     return FitOptions(samples=fit.samples, seed=fit.seed)
-
-
-def _sigma(m: LayerMeasurement) -> tuple[float, float]:
-    return float(m.spectrum.values[0]), float(m.spectrum.values[1])
-
-
-def _gap(m: LayerMeasurement) -> float:
-    s1, s2 = _sigma(m)
-    return s1 / s2 if s2 > 0 else 1.0
 
 
 def _positive(direction: NDArray[np.float64]) -> NDArray[np.float64]:
