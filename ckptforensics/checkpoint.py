@@ -7,7 +7,14 @@ from pathlib import Path
 
 from ckptforensics.architectures import Architecture, resolve
 from ckptforensics.errors import UnknownFamily
-from ckptforensics.sources import Source, is_hub_id, locate, locate_adapter, locate_on_hub
+from ckptforensics.sources import (
+    RemoteFiles,
+    Source,
+    is_hub_id,
+    locate,
+    locate_adapter,
+    locate_on_hub,
+)
 from ckptforensics.tensors import TensorStore, merge_adapter, open_store, wrap_quantized
 
 
@@ -45,8 +52,8 @@ def open_checkpoint(
     config : a `config.json` to use in place of the one beside the weights
     offline : look for a repository in the local cache only
     strict : refuse a family that is only inferred from names and shapes
-    base : what `model`, a directory with a LoRA or DoRA adapter of PEFT, is merged onto while it
-        is read; `config` is then the base's
+    base : what `model`, a directory or repository with a LoRA or DoRA adapter of PEFT, is merged
+        onto while it is read; `config` is then the base's
 
     Raises
     ------
@@ -54,17 +61,25 @@ def open_checkpoint(
         `UsageError` if `model` does not exist or holds several models, `NothingAnalysable` if it
         holds none that is supported, `FormatError` or `TensorError` if it is damaged.
     """
-    adapter = None if base is None else locate_adapter(model)
+    adapter = None
+    if base is not None:
+        adapter = (
+            locate_on_hub(str(model), offline=offline, adapter=True)
+            if is_hub_id(model)
+            else locate_adapter(model)
+        )
     named = model if base is None else base
     if is_hub_id(named):
         source = locate_on_hub(str(named), config, offline=offline)
     else:
         source = locate(named, config)
+    if adapter is not None:
+        remote = _one_transfer(source, adapter)
+        source, adapter = replace(source, remote=remote), replace(adapter, remote=remote)
     store = wrap_quantized(open_store(source), source.config)
     if adapter is not None:
         store = merge_adapter(store, open_store(adapter), adapter.config or {})
-        files = (*source.files, *adapter.files)
-        source = replace(source, path=adapter.path, files=files, base=source.path)
+        source = _together(source, adapter)
     architecture = resolve(store, source.config)
     if strict and architecture.source == "inferred":
         raise UnknownFamily(
@@ -73,3 +88,25 @@ def open_checkpoint(
             hint="leave --strict out to analyse it all the same",
         )
     return Checkpoint(source, store, architecture)
+
+
+def _one_transfer(*sources: Source) -> RemoteFiles | None:
+    """The mirrors of all sources, None if there are none."""
+    remotes = [source.remote for source in sources if isinstance(source.remote, RemoteFiles)]
+    files = {path: mirror for remote in remotes for path, mirror in remote.files.items()}
+    return RemoteFiles(files) if files else None
+
+
+def _together(base: Source, adapter: Source) -> Source:
+    """The files of an adapter and its base; the path, and the commit if any, are the adapter's."""
+    named = str(base.path)
+    # A revision that was named, or is named with a file, is left as it is.
+    plain = base.commit is not None and "@" not in named and named.count("/") == 1
+    return replace(
+        base,
+        path=adapter.path,
+        files=(*base.files, *adapter.files),
+        base=Path(f"{named}@{base.commit}") if plain else base.path,
+        commit=adapter.commit,
+        sha256={**base.sha256, **adapter.sha256},
+    )

@@ -7,7 +7,7 @@ are added. Nothing here or later knows tensor names or families.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from ckptforensics.architectures import LayerPlan, Role, RoutingPlan, WeightRef
 from ckptforensics.checkpoint import Checkpoint
+from ckptforensics.errors import NothingAnalysable
 
 Floats = NDArray[np.float32]
 
@@ -111,6 +112,7 @@ class Ffn:
     activation : name of s, as in the configuration
     down_name : name of the down projection's tensor, for reports
     clamp : bound of gpt-oss's variant: gate and up are clamped, up + 1 multiplies; None for others
+    output_gate : (hidden_size, hidden_size), sigmoid of which multiplies what down returns
     post_norm, after_norm, scale : as in `Attention`
     """
 
@@ -121,6 +123,7 @@ class Ffn:
     activation: str
     down_name: str
     clamp: float | None = None
+    output_gate: Linear | None = None
     post_norm: Norm | None = None
     after_norm: Norm | None = None
     scale: Floats | float | None = None
@@ -165,9 +168,9 @@ class Block:
     layer : number from 1
     prefix : of its tensors
     residual : `sequential` x + attention, then + FFN; `parallel` both from the same x
-    attention : None where the block mixes tokens otherwise
+    attention : None where there is none, or it is not analysed
     ffn : the FFN or the experts
-    mixer : why there is no attention
+    mixer : why the block's attention or other mixer is not analysed, None where nothing is left out
     """
 
     layer: int
@@ -183,21 +186,26 @@ def load_block(checkpoint: Checkpoint, layer: int) -> Block:
 
     Raises
     ------
+    NothingAnalysable
+        if nothing of the block is analysed.
     NotFinite
         if a weight of the block is NaN or infinite.
     TensorError
         if an element type cannot be decoded.
     """
     plan = checkpoint.architecture.layers[layer - 1]
-    parts = (ref for refs in (plan.refs, *plan.experts) for ref in refs.values())
-    names = {name for ref in parts for name in (ref.weight, ref.bias) if name is not None}
-    checkpoint.store.prefetch(sorted(names))
+    if plan.skipped is not None:
+        raise NothingAnalysable(
+            f"layer {layer} ({plan.prefix.rstrip('.')}) has nothing to analyse: {plan.skipped}",
+            path=checkpoint.source.path,
+        )
+    checkpoint.store.prefetch(sorted({name for name, _ in plan.names()}))
     reader = _BlockReader(checkpoint, plan)
     return Block(
         layer=layer,
         prefix=plan.prefix.rstrip("."),
         residual=checkpoint.architecture.residual,
-        attention=None if plan.mixer is not None else reader.attention(),
+        attention=reader.attention() if "value" in plan.refs else None,
         ffn=reader.moe() if plan.experts else reader.ffn(),
         mixer=plan.mixer,
     )
@@ -206,17 +214,33 @@ def load_block(checkpoint: Checkpoint, layer: int) -> Block:
 def stream_blocks(checkpoint: Checkpoint, layers: Sequence[int] | None = None) -> Iterator[Block]:
     """Yield the blocks in order, the next one being read while the caller computes.
 
-    At most two blocks are in memory at a time.
+    At most two blocks are in memory at a time. Without `layers`, those of which something is
+    analysed; NothingAnalysable if there are none.
     """
-    wanted = layers or range(1, checkpoint.architecture.sizes.num_layers + 1)
+    architecture = checkpoint.architecture
+    wanted = layers or architecture.analysed
+    if not wanted:
+        raise NothingAnalysable(
+            f"none of the {len(architecture.layers)} layers has anything to analyse: "
+            f"{architecture.layers[0].skipped}",
+            path=checkpoint.source.path,
+        )
     with ThreadPoolExecutor(1, thread_name_prefix="read") as reader:
         pending = reader.submit(load_block, checkpoint, wanted[0])
-        for following in [*wanted[1:], None]:
-            block = pending.result()
-            if following is not None:
-                pending = reader.submit(load_block, checkpoint, following)
-            yield block
-            del block
+        try:
+            for following in [*wanted[1:], None]:
+                block = pending.result()
+                if following is not None:
+                    pending = reader.submit(load_block, checkpoint, following)
+                yield block
+                del block
+        except BaseException:
+            # The caller failed, left or was interrupted: nobody waits for the next block.
+            remote = checkpoint.source.remote
+            while remote is not None and not pending.done():
+                remote.cancel()  # again and again: the reader may not have begun to fetch
+                wait([pending], timeout=0.1)
+            raise
 
 
 class _BlockReader:
@@ -258,14 +282,19 @@ class _BlockReader:
     def ffn(self) -> Ffn:
         """The dense FFN branch."""
         before, after = self.norms("ffn")
+        gate = self.optional("gate")
+        if gate is not None and (factor := np.float32(self.architecture.gate_scale)) != 1:
+            bias = None if gate.bias is None else gate.bias * factor
+            gate = Linear(gate.weight * factor, bias)
         return Ffn(
             norm=before,
-            gate=self.optional("gate"),
+            gate=gate,
             up=self.linear("up"),
             down=self.linear("down"),
             activation=self.architecture.activation,
             down_name=self.refs["down"].weight,
             clamp=self.architecture.ffn_clamp,
+            output_gate=self.optional("ffn_output_gate"),
             post_norm=self.norm("ffn_post_norm"),
             after_norm=after,
             scale=self.scale("ffn_scale", self.architecture.ffn_scale),
@@ -371,7 +400,7 @@ class _BlockReader:
         elif ref.ranges is not None and not ref.transposed:
             weight = np.concatenate([store.read_rows(ref.weight, a, b) for a, b in ref.ranges])
         else:
-            weight = store.read(ref.weight)
+            weight = np.atleast_2d(store.read(ref.weight))
         if ref.split_heads:
             weight = weight.reshape(weight.shape[0], -1)
         whole = ref.expert is not None or ref.transposed or ref.ranges is None
@@ -385,4 +414,6 @@ class _BlockReader:
         if ref.step != 1:
             weight = weight[ref.start :: ref.step]
             bias = None if bias is None else bias.reshape(-1)[ref.start :: ref.step]
+        if ref.input_scale is not None:
+            weight = weight * store.read(ref.input_scale).reshape(-1)
         return Linear(np.ascontiguousarray(weight), None if bias is None else bias.reshape(-1))

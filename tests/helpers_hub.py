@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -56,6 +60,11 @@ class Hub:
         self.faults: list[Fault] = []
         self.blobs: dict[str, bytes] = {}
         self.moves: dict[str, str] = {}
+        self.delay = 0.0
+        # Requests that are being answered, and the most that were at a time.
+        self.answering = 0
+        self.most_at_once = 0
+        self._counting = threading.Lock()
         self.main = _serve(self, _Main)
         self.cdn = _serve(self, _Cdn)
 
@@ -68,7 +77,7 @@ class Hub:
     ) -> None:
         """Publish the files of a directory."""
         if isinstance(folder, Path):
-            folder = {f.name: f.read_bytes() for f in folder.iterdir()}
+            folder = {f.name: f.read_bytes() for f in folder.iterdir() if f.is_file()}
         self.commits[commit] = folder
         self.branches[branch] = commit
         for data in folder.values():
@@ -93,6 +102,19 @@ class Hub:
                 return fault
         return None
 
+    @contextmanager
+    def counted(self) -> Iterator[None]:
+        """One request, which takes at least `delay` seconds."""
+        with self._counting:
+            self.answering += 1
+            self.most_at_once = max(self.most_at_once, self.answering)
+        try:
+            time.sleep(self.delay)
+            yield
+        finally:
+            with self._counting:
+                self.answering -= 1
+
     def close(self) -> None:
         for server in (self.main, self.cdn):
             server.shutdown()
@@ -108,6 +130,7 @@ def _serve(hub: Hub, handler: type[_Handler]) -> ThreadingHTTPServer:
 
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
+    request_queue_size = 64
 
     def handle_error(self, *_: Any) -> None:
         """A client may hang up on what it did not ask for."""
@@ -124,7 +147,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.do_GET()
 
     def do_GET(self) -> None:
-        self.answer(unquote(urlsplit(self.path).path))
+        with self.hub.counted():
+            self.answer(unquote(urlsplit(self.path).path))
 
     def answer(self, path: str) -> None:
         raise NotImplementedError
@@ -132,7 +156,7 @@ class _Handler(BaseHTTPRequestHandler):
     def failed(self, route: str, fault: Fault | None) -> bool:
         if fault is None or fault.status is None:
             return False
-        self.reply(route, fault.status, b"{}", fault.headers)
+        self.reply(route, fault.status, b"{}", fault.headers, fault.cut)
         return True
 
     def reply(
@@ -244,8 +268,8 @@ def loopback_hub(monkeypatch: pytest.MonkeyPatch, cache: Path) -> Iterator[Hub]:
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache / "hf"))
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(cache / "token"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr("ckptforensics.sources.hub._FIRST_WAIT_SECONDS", 0.001)
-    monkeypatch.setattr("ckptforensics.sources.hub._LONGEST_WAIT_SECONDS", 0.002)
+    monkeypatch.setattr("ckptforensics.sources.retry._FIRST_WAIT_SECONDS", 0.001)
+    monkeypatch.setattr("ckptforensics.sources.retry._LONGEST_WAIT_SECONDS", 0.002)
     monkeypatch.setenv("XDG_CACHE_HOME", str(cache / "xdg"))
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.delenv("HF_TOKEN", raising=False)
@@ -254,3 +278,43 @@ def loopback_hub(monkeypatch: pytest.MonkeyPatch, cache: Path) -> Iterator[Hub]:
         yield hub
     finally:
         hub.close()
+
+
+@contextmanager
+def hub_process(folder: Path, home: Path, delay: float = 0.0) -> Iterator[dict[str, str]]:
+    """A Hub with the files of a directory in a process of its own.
+
+    Yields the environment of a process that asks it in place of the real one, with empty caches
+    below `home`.
+    """
+    command = [sys.executable, "-m", "tests.helpers_hub", str(folder), str(delay)]
+    root = Path(__file__).resolve().parents[1]
+    with subprocess.Popen(
+        command, cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as server:
+        assert server.stdin is not None
+        assert server.stdout is not None
+        try:
+            clean = {k: v for k, v in os.environ.items() if not k.startswith("HF_")}
+            yield {
+                **clean,
+                "HF_ENDPOINT": server.stdout.readline().strip(),
+                "HF_HOME": str(home / "hf"),
+                "XDG_CACHE_HOME": str(home / "xdg"),
+                "NO_PROXY": "127.0.0.1",
+            }
+        finally:
+            server.stdin.close()  # which ends it
+
+
+def _main() -> None:
+    hub = Hub()
+    hub.add(Path(sys.argv[1]))
+    hub.delay = float(sys.argv[2])
+    sys.stdout.write(f"{hub.endpoint}\n")
+    sys.stdout.flush()
+    sys.stdin.read()
+
+
+if __name__ == "__main__":
+    _main()

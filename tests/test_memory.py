@@ -1,4 +1,4 @@
-"""Peak memory of `ckpt sign` in a process of its own, for every container.
+"""Peak memory of `ckpt sign` in a process of its own: containers, encodings, and the Hub.
 
 The bound is 3 times the float32 size of the largest block (one in use, one being read, products
 and fit of a third) and 300 MB for the interpreter and its libraries.
@@ -19,7 +19,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-_HIDDEN, _FFN, _LAYERS, _VOCABULARY = 1024, 4096, 5, 512
+from tests.findings import test_quantized_models as quantized
+from tests.helpers_hub import REPO, hub_process
+
+_HIDDEN, _FFN, _LAYERS, _VOCABULARY = 384, 14336, 5, 512
 _BLOCK_BYTES = 4 * (4 * _HIDDEN**2 + 3 * _HIDDEN * _FFN)
 _BASE_BYTES = 300_000_000
 _LOG = logging.getLogger(__name__)
@@ -126,7 +129,46 @@ def _gguf(weights: dict[str, torch.Tensor], folder: Path) -> Path:
     return path
 
 
-@pytest.mark.skipif(not hasattr(os, "wait4"), reason="this system does not tell a child's peak")
+_ENCODINGS = {
+    "fp8": (quantized.fp8, {"quant_method": "fp8", "weight_block_size": [16, 16]}),
+    "gptq": (
+        quantized.gptq,
+        {"quant_method": "gptq", "bits": 4, "group_size": quantized.GROUP, "desc_act": True},
+    ),
+    "awq": (quantized.awq, {"quant_method": "awq", "bits": 4, "group_size": quantized.GROUP}),
+    "nf4": (quantized.nf4, {"quant_method": "bitsandbytes", "load_in_4bit": True}),
+    "compressed-tensors": (
+        quantized.pack,
+        {
+            "quant_method": "compressed-tensors",
+            "config_groups": {"0": {"weights": {"num_bits": 4, "group_size": quantized.GROUP}}},
+        },
+    ),
+}
+
+
+def _quantized(encoding: str, weights: dict[str, torch.Tensor], folder: Path) -> Path:
+    """Every block is the first: encoding one takes long enough."""
+    make, configuration = _ENCODINGS[encoding]
+    stored = {n: t for n, t in weights.items() if "_proj." not in n}
+    for name, weight in weights.items():
+        if "layers.0." in name and "_proj." in name:
+            for part, tensor in make(weight).items():
+                for layer in range(_LAYERS):
+                    own = name.removesuffix("weight").replace("layers.0.", f"layers.{layer}.")
+                    stored[own + part] = tensor.contiguous().clone()
+    save_file(stored, folder / "model.safetensors")
+    config = {**CONFIG, "quantization_config": configuration}
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+_needs_wait4 = pytest.mark.skipif(
+    not hasattr(os, "wait4"), reason="this system does not tell a child's peak"
+)
+
+
+@_needs_wait4
 @pytest.mark.parametrize("make", [_safetensors, _shards, _torch, _gguf])
 def test_peak_memory_of_sign(
     make: Callable[[dict[str, torch.Tensor], Path], Path],
@@ -134,9 +176,37 @@ def test_peak_memory_of_sign(
     tmp_path: Path,
 ) -> None:
     (tmp_path / "config.json").write_text(json.dumps(CONFIG))
-    model = make(weights, tmp_path)
+    _require_bounded(str(make(weights, tmp_path)))
+
+
+@_needs_wait4
+@pytest.mark.parametrize("encoding", _ENCODINGS)
+def test_peak_memory_of_quantized_weights(
+    encoding: str, weights: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    _require_bounded(str(_quantized(encoding, weights, tmp_path)))
+
+
+@_needs_wait4
+@pytest.mark.parametrize("make", [_shards, _torch])
+def test_peak_memory_of_a_repository(
+    make: Callable[[dict[str, torch.Tensor], Path], Path],
+    weights: dict[str, torch.Tensor],
+    tmp_path: Path,
+) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(CONFIG))
+    make(weights, folder)
+    with hub_process(folder, tmp_path) as environment:
+        _require_bounded(REPO, environment)
+
+
+def _require_bounded(model: str, environment: dict[str, str] | None = None) -> None:
+    """Sign `model` in a process of its own and compare its peak with the bound."""
     done = subprocess.run(
-        [sys.executable, "-c", _LAUNCHER, "-m", "ckptforensics", "sign", str(model), "-q"],
+        [sys.executable, "-c", _LAUNCHER, "-m", "ckptforensics", "sign", model, "-q"],
+        env=environment,
         capture_output=True,
         text=True,
         check=False,

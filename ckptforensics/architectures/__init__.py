@@ -1,14 +1,14 @@
 """Architectures as data: one TOML file a family, matched with names and sizes."""
 
-from ckptforensics.architectures.resolve import (
+from ckptforensics.architectures.plan import (
     Architecture,
     EmbeddingRefs,
     LayerPlan,
     RoutingPlan,
     Sizes,
     WeightRef,
-    resolve,
 )
+from ckptforensics.architectures.resolve import resolve
 from ckptforensics.architectures.schema import Family, Role, families
 
 __all__ = [

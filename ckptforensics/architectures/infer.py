@@ -28,6 +28,8 @@ from ckptforensics.errors import UnknownFamily
 from ckptforensics.tensors import TensorStore
 
 _BLOCK = re.compile(r"(?P<before>(?:.*?\.)?)(?P<layer>\d+)\.(?P<rest>.+)")
+# GGUF keys of factors, bounds and routing, which each family uses in its own way.
+_TELLING = ("embedding_scale", "residual_scale", "attention.clamp_kqv", "expert_count")
 _PLAIN_ROLES: tuple[Role, ...] = ("attention_norm", "value", "output", "ffn_norm", "up", "down")
 
 
@@ -42,10 +44,13 @@ def infer_family(known: Known) -> tuple[Family, Layout]:
     block, names = _first_block(known.store)
     if block is None:
         raise _unknown(known, "no tensor name counts layers")
+    _require_no_factors(known)
+    norm = known.gguf_norm()
     covering = [
         (family, layout.model_copy(update={"prefixes": (prefix,)}))
         for family in families().values()
         if (layout := known.layout(family)) is not None
+        and norm in (None, family.norm.kind)
         and (prefix := _covering_prefix(layout, block, names, known.store)) is not None
     ]
     for plain in (True, False):
@@ -57,6 +62,14 @@ def infer_family(known: Known) -> tuple[Family, Layout]:
         if fits:
             raise _unknown(known, f"the names fit several ({', '.join(f.name for f, _ in fits)})")
     return _assemble(known, block, names)
+
+
+def _require_no_factors(known: Known) -> None:
+    """UnknownFamily if GGUF metadata tells of arithmetic that names and shapes do not show."""
+    for key in _TELLING if known.gguf else ():
+        if known.value(None, key):
+            key = f"{known.model_type}.{key}"
+            raise _unknown(known, f"'{key}' says that its blocks do more than names can tell")
 
 
 def _first_block(store: TensorStore) -> tuple[str | None, list[str]]:
@@ -131,10 +144,11 @@ def _assemble(known: Known, block: str, names: list[str]) -> tuple[Family, Layou
         for role in ("attention_norm", "ffn_norm")
         if role in chosen
     )
-    kind = "layer" if biased else "rms"
+    kind = known.gguf_norm() or ("layer" if biased else "rms")
     mapping = ", ".join(f"{role}: {spec.name[0]}" for role, spec in chosen.items())
     known.notes.append(f"mapping chosen by name and shape: {mapping}")
-    known.notes.append(f"norms assumed to be {kind}")
+    if known.gguf_norm() is None:
+        known.notes.append(f"norms assumed to be {kind}")
     parallel = "ffn_norm" not in chosen
     if parallel:
         known.notes.append("one norm a block: attention and FFN assumed parallel")

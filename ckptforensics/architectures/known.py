@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
+from ckptforensics.architectures.names import as_stored
 from ckptforensics.architectures.schema import (
     Choice,
     Family,
@@ -18,6 +19,7 @@ from ckptforensics.architectures.schema import (
 )
 from ckptforensics.errors import FormatError, NothingAnalysable
 from ckptforensics.tensors import TensorStore
+from ckptforensics.tensors.gguf import GgufArray
 
 # Keys of config.json, and of GGUF metadata after the architecture's name, that hold one quantity.
 _KEYS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = MappingProxyType(
@@ -41,6 +43,14 @@ _KEYS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = MappingProxyType(
     }
 )
 _LARGEST_COUNT = 1 << 24
+# What a GGUF file is, by `general.type`, if it is no model.
+_NOT_MODELS = MappingProxyType(
+    {
+        "adapter": "a LoRA adapter",
+        "imatrix": "an importance matrix",
+        "mmproj": "the vision or audio part of a multimodal model",
+    }
+)
 
 
 class Known:
@@ -93,16 +103,20 @@ class Known:
         )
 
     def layout(self, family: Family) -> Layout | None:
-        """The family's names in this container."""
-        return family.gguf if self.gguf else family.hf
+        """The family's names in this container, of several forms those that the files have."""
+        layout = family.gguf if self.gguf else family.hf
+        return None if layout is None else as_stored(layout, self.store)
 
     def value(self, key: str | None, gguf_key: str | None = None) -> Any:
-        """The configured value, None if there is none; dots lead into nested objects."""
+        """The configured value, None if there is none; dots lead into objects and lists."""
         if self.gguf:
             return self.store.metadata.get(f"{self.model_type}.{gguf_key}") if gguf_key else None
         found: Any = self.config
         for part in key.split(".") if key else ():
-            found = found.get(part) if isinstance(found, dict) else None
+            if isinstance(found, list) and part.isdecimal() and int(part) < len(found):
+                found = found[int(part)]
+            else:
+                found = found.get(part) if isinstance(found, dict) else None
         return found if key else None
 
     def get(self, family: Family, quantity: str) -> Any:
@@ -122,6 +136,8 @@ class Known:
             value = family.default_heads.get(str(self.model_type))
         if value is None:
             return None
+        if isinstance(value, GgufArray):
+            raise FormatError(f"the metadata gives {quantity} layer by layer", path=self.path)
         if type(value) is not int or not 0 < value < _LARGEST_COUNT:
             raise FormatError(f"the configuration gives {quantity} as {value!r}", path=self.path)
         return value
@@ -144,7 +160,9 @@ class Known:
             return setting
         value = self.value(setting.key, setting.gguf_key)
         if value is None:
-            return (self.gguf and setting.gguf_default) or setting.default
+            default = (self.gguf and setting.gguf_default) or setting.default
+            self.note_missing(setting.gguf_key, default)
+            return default
         written = value if isinstance(value, str) else json.dumps(value)
         if written not in setting.values:
             raise FormatError(
@@ -173,6 +191,8 @@ class Known:
         if self.gguf and scalar.gguf_default is not None:
             default = scalar.gguf_default
         factor = default if value is None else value
+        if value is None and default != 1:
+            self.note_missing(scalar.gguf_key, f"{default:g}")
         if isinstance(factor, bool) or not isinstance(factor, int | float):
             raise FormatError(f"the configuration gives {scalar.key} as {value!r}", path=self.path)
         sizes = {
@@ -186,6 +206,20 @@ class Known:
         if not math.isfinite(result):
             raise FormatError(f"the configuration gives {scalar.key} as {value!r}", path=self.path)
         return result
+
+    def per_layer(self, key: str, num_layers: int) -> tuple[float, ...]:
+        """A configured number for each layer; FormatError if they are not that."""
+        value = self.value(key)
+        numbers = value if isinstance(value, list) else [value] * num_layers
+        if len(numbers) < num_layers or any(type(n) not in (int, float) for n in numbers):
+            raise FormatError(f"the configuration gives {key} as {value!r}", path=self.path)
+        return tuple(float(n) for n in numbers[:num_layers])
+
+    def note_missing(self, gguf_key: str | None, default: str) -> None:
+        """Say that GGUF metadata lacks a key that files of the family may have."""
+        note = f"the metadata lacks {gguf_key}; assumed: {default}"
+        if self.gguf and gguf_key is not None and note not in self.notes:
+            self.notes.append(note)
 
     def positive(self, key: str, gguf_key: str | None = None) -> float | None:
         """A configured positive number, None if there is none; FormatError for anything else."""
@@ -201,7 +235,7 @@ class Known:
         if self.gguf:
             kind = self.value(None, "rope.scaling.type") or "none"
             stretch = self.value(None, "rope.scaling.factor")
-            explicit, mscales = None, (None, None)
+            explicit, mscales = self.value(None, "rope.scaling.yarn_attn_factor"), (None, None)
             times = self.value(None, "rope.scaling.attn_factor") or 1.0
         else:
             rope = self.value("rope_parameters") or self.value("rope_scaling") or {}
@@ -256,8 +290,25 @@ class Known:
             value = value[0]
         return value if type(value) is int and value >= 0 else None
 
+    def gguf_norm(self) -> str | None:
+        """Kind of the norms as the name of epsilon's key in GGUF tells it, None if it does not."""
+        keys = {"rms": "attention.layer_norm_rms_epsilon", "layer": "attention.layer_norm_epsilon"}
+        kinds = [kind for kind, key in keys.items() if self.value(None, key) is not None]
+        return kinds[0] if self.gguf and len(kinds) == 1 else None
+
     def refuse_unanalysable(self) -> None:
         """NothingAnalysable if the model is known to have nothing this analysis speaks of."""
+        kind = self.store.metadata.get("general.type") if self.gguf else None
+        if self.gguf and self.model_type == "clip":
+            kind = "mmproj"
+        if isinstance(kind, str) and (other := _NOT_MODELS.get(kind)) is not None:
+            raise NothingAnalysable(f"the file is {other}, not a language model", path=self.path)
+        if self.gguf and not any(True for _ in self.store):
+            raise NothingAnalysable(
+                "the file holds no tensors",
+                path=self.path,
+                hint="files with a tokenizer alone, and the first of some split models, have none",
+            )
         for reason, names in unanalysable().items():
-            if self.model_type in names:
+            if self.model_type in names or (self.gguf and f"gguf:{self.model_type}" in names):
                 raise NothingAnalysable(f"'{self.model_type}' {reason}", path=self.path)

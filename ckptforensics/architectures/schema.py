@@ -8,7 +8,7 @@ every key with an example.
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cache
 from importlib import resources
 from types import MappingProxyType
@@ -36,6 +36,7 @@ Role = Literal[
     "gate",
     "up",
     "down",
+    "ffn_output_gate",
     "router",
     "router_correction",
     "router_scale",
@@ -78,12 +79,29 @@ UNUSED_REASONS = MappingProxyType(
         "after": "after the last block",
         "buffer": "a constant, not a weight",
         "mixer": "not an attention layer: its mixer is not analysed",
+        "beside": "attention and another mixer act beside each other: not analysed",
+        "attention": "an attention layer",
+        "streams": "it mixes several residual streams, of which attention sees one: not analysed",
         "prediction": "multi-token prediction, beside the main stack of blocks",
         "asked": "added only where the input asks for it",
         "other": "another component of the model",
     }
 )
-Unused = Literal["scores", "before", "after", "buffer", "mixer", "prediction", "asked", "other"]
+# Those that say why there is no attention to analyse in a layer.
+MIXERS = frozenset({"mixer", "beside", "attention", "streams"})
+Unused = Literal[
+    "scores",
+    "before",
+    "after",
+    "buffer",
+    "mixer",
+    "beside",
+    "attention",
+    "streams",
+    "prediction",
+    "asked",
+    "other",
+]
 
 
 class _Frozen(BaseModel):
@@ -147,7 +165,9 @@ class TensorSpec(_Frozen):
         `query:q`, `query:gate` of a query
         projection that carries an output gate beside each head
     split_heads : the axis of the heads' values is stored as two, heads and width
+    input_scale : full name, after the block's prefix, of a vector that multiplies the input
     optional : layers without it exist
+    otherwise : another form, for checkpoints without tensors of this name; TOML lists the forms
     """
 
     name: tuple[str, ...]
@@ -157,12 +177,28 @@ class TensorSpec(_Frozen):
     stacked: bool | Literal["rows"] = False
     take: Take = "all"
     split_heads: bool = False
+    input_scale: str | None = None
     optional: bool = False
+    otherwise: TensorSpec | None = None
 
     @field_validator("name", mode="before")
     @classmethod
     def _one_or_several(cls, value: object) -> object:
         return (value,) if isinstance(value, str) else value
+
+    def forms(self) -> Iterator[TensorSpec]:
+        """This form and the others, in the order in which they are tried."""
+        yield self
+        if self.otherwise is not None:
+            yield from self.otherwise.forms()
+
+
+def _nested(forms: object) -> object:
+    """One form of a weight, or a list of them, as the fields of a `TensorSpec`."""
+    if not isinstance(forms, list):
+        return forms if isinstance(forms, dict) else {"name": forms}
+    first, *others = (_nested(form) for form in forms)
+    return {**first, "otherwise": _nested(others)} if others and isinstance(first, dict) else first
 
 
 class EmbeddingSpec(_Frozen):
@@ -174,7 +210,7 @@ class EmbeddingSpec(_Frozen):
     positions, position_row : learned position embeddings, and the row of the first position
     position_after : a number added to that row, where the configuration sets it
     positions_optional : models without them exist
-    token_types : embeddings of segments, row 0 of which is added
+    token_types, token_types_optional : embeddings of segments, row 0 of which is added
     norm, norm_suffix, norm_bias_suffix : LayerNorm after the sum
     projection : linear map from the embeddings' width to the residual width
     """
@@ -185,6 +221,7 @@ class EmbeddingSpec(_Frozen):
     position_after: Scalar = Scalar(default=0)
     positions_optional: bool = False
     token_types: str | None = None
+    token_types_optional: bool = False
     norm: str | None = None
     norm_suffix: str = ".weight"
     norm_bias_suffix: str = ".bias"
@@ -200,10 +237,11 @@ class Layout(_Frozen):
     embedding : what makes the residual stream before the first block; none where that is not
         tokens
     block : prefix of a block, `{layer}` counts from 0; without `{layer}`, every name has it
-    tensors : weights of a block by role
+    tensors : weights of a block by role; none where no layer has anything to analyse
     old_norm_suffixes : endings of the norms' gains and biases in older files
     unused : glob of a full tensor name to the key of its reason in UNUSED_REASONS
     gain_offset : added to every stored norm gain
+    assumed : what files in this convention do not say, and what is assumed in its place
     """
 
     prefixes: tuple[str, ...] = ("",)
@@ -213,6 +251,7 @@ class Layout(_Frozen):
     old_norm_suffixes: tuple[str, str] | None = None
     unused: dict[str, Unused] = {}
     gain_offset: float = 0.0
+    assumed: tuple[str, ...] = ()
 
     @field_validator("embedding", mode="before")
     @classmethod
@@ -223,21 +262,28 @@ class Layout(_Frozen):
     @classmethod
     def _names_are_specs(cls, value: object) -> object:
         if isinstance(value, dict):
-            return {k: v if isinstance(v, dict) else {"name": v} for k, v in value.items()}
+            return {role: _nested(forms) for role, forms in value.items()}
         return value
 
     @model_validator(mode="after")
     def _layers_are_counted(self) -> Layout:
         in_block = self.block.count("{layer}")
-        names = [name for spec in self.tensors.values() for name in spec.name]
+        forms = [form for spec in self.tensors.values() for form in spec.forms()]
+        names = [name for form in forms for name in form.name]
         if in_block > 1 or any(name.count("{layer}") != 1 - in_block for name in names):
             raise ValueError("{layer} must stand once in the block, or else once in every name")
         return self
 
     @model_validator(mode="after")
     def _has_an_ffn(self) -> Layout:
-        if not {"up", "down"} <= set(self.tensors) and "expert_down" not in self.tensors:
+        if (
+            self.tensors
+            and not {"up", "down"} <= set(self.tensors)
+            and "expert_down" not in self.tensors
+        ):
             raise ValueError("no FFN: roles up and down, or expert_up and expert_down")
+        if {"gate", "ffn_output_gate"} <= set(self.tensors):
+            raise ValueError("an output gate behind a gated FFN is not implemented")
         return self
 
 
@@ -309,12 +355,15 @@ class Family(_Frozen):
     activation : where the configuration names none
     ffn : `standard`, or `clamped` for gpt-oss's swiglu: gate and up clamped, up + 1
     ffn_clamp : bound of the clamped FFN
-    config : quantity of `resolve.KEYS` to the configuration keys that hold it, where the usual
+    config : quantity of `known._KEYS` to the configuration keys that hold it, where the usual
         ones do not
     default_heads : model_type to the number of heads where the configuration leaves it out, as
         those of multimodal models do with defaults
     embedding_scale, attention_scale, ffn_scale : factors on the embeddings and on what the
         branches add
+    gate_scale : factor on what the FFN's gate puts into the activation
+    sparsity : configuration key of the share of its gates that an FFN cuts off, a number a layer;
+        an FFN that cuts any off is not analysed
     value_clip : configuration key of a bound on the values' size
     bidirectional : an encoder: its single-token path is still exact, but no token is initial
     inferable : the names alone may be taken for this family
@@ -339,6 +388,8 @@ class Family(_Frozen):
     embedding_scale: Scalar = Scalar()
     attention_scale: Scalar = Scalar()
     ffn_scale: Scalar = Scalar()
+    gate_scale: Scalar = Scalar()
+    sparsity: str | None = None
     value_clip: str | None = None
     bidirectional: bool = False
     inferable: bool = False

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -38,13 +39,20 @@ class Output:
     verbose: bool
     with_progress: bool
 
-    def progress(self) -> Progress:
-        """A progress bar on stderr, lines where stderr is not a terminal, or nothing."""
+    def progress(self, checkpoint: Checkpoint) -> Progress:
+        """A progress bar on stderr, lines where stderr is not a terminal, or nothing.
+
+        What is transferred of a checkpoint on the Hub is shown too, while it is.
+        """
         from ckptforensics.progress import Silent
+        from ckptforensics.sources import RemoteFiles
 
         if self.quiet or not self.with_progress:
             return Silent()
-        return _Bar() if sys.stderr.isatty() else _Lines()
+        shown = _Bar() if sys.stderr.isatty() else _Lines()
+        if isinstance(checkpoint.source.remote, RemoteFiles):
+            checkpoint.source.remote.listener = lambda moved: shown.transferred(moved.fetched)
+        return shown
 
     def emit(self, document: Document) -> None:
         """Print the document to stdout."""
@@ -255,6 +263,10 @@ class _Bar:
         self._done = 0
         self._label = ""
         self._total = 0
+        self._note = ""
+        self._moved = ""
+        # Transfers are reported by the thread that reads ahead.
+        self._lock = threading.Lock()
 
     def start(self, label: str, total: int) -> None:
         self._label, self._total = label, total
@@ -262,15 +274,29 @@ class _Bar:
 
     def step(self, note: str = "") -> None:
         self._done += 1
-        if self._bar is None and time.monotonic() - self._begun > _BAR_AFTER_SECONDS:
-            self._show()
-        if self._bar is not None:
-            self._bar.update(self._task, completed=self._done, note=note)
+        self._note = note
+        self._update()
+
+    def transferred(self, count: int) -> None:
+        """So many bytes came from the Hub."""
+        self._moved = f"{count / 1e6:,.1f} MB"
+        if self._total:
+            self._update()
+
+    def _update(self) -> None:
+        with self._lock:
+            if self._bar is None and time.monotonic() - self._begun > _BAR_AFTER_SECONDS:
+                self._show()
+            if self._bar is not None:
+                words = f"{self._moved} {self._note}".strip()
+                self._bar.update(self._task, completed=self._done, note=words)
 
     def finish(self) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-            self._bar = None
+        with self._lock:
+            self._total = 0  # what is still transferred is not shown
+            if self._bar is not None:
+                self._bar.stop()
+                self._bar = None
 
     def _show(self) -> None:
         from rich.console import Console
@@ -301,6 +327,7 @@ class _Lines:
     def __init__(self) -> None:
         self._last = 0.0
         self._done = 0
+        self._moved = ""
         self._label = ""
         self._total = 0
 
@@ -310,9 +337,18 @@ class _Lines:
 
     def step(self, note: str = "") -> None:
         self._done += 1
+        self._line()
+
+    def transferred(self, count: int) -> None:
+        """So many bytes came from the Hub."""
+        self._moved = f", {count / 1e6:,.1f} MB transferred"
+        if self._label:
+            self._line()
+
+    def _line(self) -> None:
         if time.monotonic() - self._last > _LINE_EVERY_SECONDS:
             self._last = time.monotonic()
-            click.echo(f"{self._label} {self._done} of {self._total}", err=True)
+            click.echo(f"{self._label} {self._done} of {self._total}{self._moved}", err=True)
 
     def finish(self) -> None:
-        pass
+        self._label = ""

@@ -34,6 +34,6 @@ def command(
 
     out = Output(form, output, quiet, verbose, not no_progress)
     checkpoint = open_model(model, config, output, offline, strict, base)
-    document = inspect(checkpoint, digest=digest, progress=out.progress())
+    document = inspect(checkpoint, digest=digest, progress=out.progress(checkpoint))
     out.save(document)
     out.finish(checkpoint, document, strict)

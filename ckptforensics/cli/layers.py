@@ -53,6 +53,7 @@ def command(
     checkpoint = open_model(model, config, output, offline, strict, base)
     width = checkpoint.architecture.sizes.hidden_size
     fit = make_fit(fit_kind, samples, seed, calibration, width)
-    document = find_layers(checkpoint, fit=fit, accumulated=accumulated, progress=out.progress())
+    progress = out.progress(checkpoint)
+    document = find_layers(checkpoint, fit=fit, accumulated=accumulated, progress=progress)
     out.save(document)
     out.finish(checkpoint, document, strict)

@@ -70,7 +70,7 @@ def command(
         random_embeddings=random_embeddings,
         states=states,
         seed=seed,
-        progress=out.progress(),
+        progress=out.progress(checkpoint),
     )
     if output is not None and result.states is not None:
         result.save_states(output)

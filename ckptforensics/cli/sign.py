@@ -56,7 +56,7 @@ def command(
     checkpoint = open_model(model, config, output, offline, strict, base)
     width = checkpoint.architecture.sizes.hidden_size
     fit = make_fit(fit_kind, samples, seed, calibration, width)
-    signature = sign(checkpoint, fit=fit, digest=digest, progress=out.progress())
+    signature = sign(checkpoint, fit=fit, digest=digest, progress=out.progress(checkpoint))
     if output is not None and output.suffix == ".safetensors":
         signature.save(output)
         out.hint(f"saved to {output}; 'ckpt show {output}' renders it again")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ckptforensics.checkpoint import Checkpoint, open_checkpoint
 from ckptforensics.findings.model import model_record
+from ckptforensics.findings.skipped import skipped_layers
 from ckptforensics.progress import Progress
 from ckptforensics.results import InspectDocument, TensorRecord
 from ckptforensics.tensors import TensorInfo
@@ -53,7 +54,7 @@ def inspect(
         num_kv_heads=sizes.num_kv_heads,
         head_dim=sizes.head_dim,
         ffn_width=_ffn_width(checkpoint),
-        num_experts=len(architecture.layers[-1].experts) or None,
+        num_experts=max((len(plan.experts) for plan in architecture.layers), default=0) or None,
         vocabulary_size=(
             None
             if architecture.embedding is None
@@ -63,6 +64,7 @@ def inspect(
         parameters=sum(math.prod(info.shape) for info in store.tensors.values()),
         parameters_used=sum(math.prod(store.info(name).shape) for name in used),
         tensors=tuple(records),
+        skipped=skipped_layers(architecture),
     )
 
 
@@ -79,9 +81,12 @@ def _record(info: TensorInfo, use: dict[str, str | None]) -> TensorRecord:
     )
 
 
-def _ffn_width(checkpoint: Checkpoint) -> int:
-    """Hidden units of the first block's FFN, or of one of its experts."""
-    plan = checkpoint.architecture.layers[0]
+def _ffn_width(checkpoint: Checkpoint) -> int | None:
+    """Hidden units of the first FFN that is analysed, or of one of its experts."""
+    architecture = checkpoint.architecture
+    if not architecture.analysed:
+        return None
+    plan = architecture.layers[architecture.analysed[0] - 1]
     down = plan.experts[0]["expert_down"] if plan.experts else plan.refs["down"]
     shape = checkpoint.store.info(down.weight).shape
     return shape[-2] if down.transposed else shape[-1]

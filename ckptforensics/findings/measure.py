@@ -9,8 +9,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from ckptforensics.architectures import Architecture
 from ckptforensics.checkpoint import Checkpoint
 from ckptforensics.errors import NothingAnalysable
+from ckptforensics.findings.skipped import skipped_layers
 from ckptforensics.layers import Block, Ffn, Floats, Moe, stream_blocks
 from ckptforensics.linear import BlockMap, ExpertsMap, FfnMap, Fit, ResidualMap, block_map
 from ckptforensics.probes import (
@@ -163,18 +165,20 @@ def measure(
     # Fixed seed: two runs must give the same signature. The start vectors only need to be generic.
     generator = np.random.default_rng(0)
     tokens, skipped = _tokens(checkpoint, generator)
+    gap = checkpoint.architecture.first_gap
+    skipped = [*skipped_layers(checkpoint.architecture), *skipped]
+    if gap is not None and tokens is not None:
+        skipped.append(_rollout_ends(checkpoint.architecture, gap))
     x = None if tokens is None else embed(checkpoint, tokens)
     before = None if x is None else token_state(x)
     measured = []
     lowest = math.inf
-    progress.start("layers", checkpoint.architecture.sizes.num_layers)
+    progress.start("layers", len(checkpoint.architecture.analysed))
     try:
         for block in stream_blocks(checkpoint):
             after = None
-            if x is not None and block.attention is None:
+            if gap is not None and block.layer >= gap:
                 x, before = None, None
-                reason = f"ends before layer {block.layer} ({block.prefix}): {block.mixer}"
-                skipped.append(Skipped(what="single-token rollout", reason=reason))
             if x is not None:
                 x = advance(block, x)
                 after = token_state(x)
@@ -188,6 +192,13 @@ def measure(
     finally:
         progress.finish()
     return Measurements(tuple(measured), tuple(skipped), None if tokens is None else tuple(tokens))
+
+
+def _rollout_ends(architecture: Architecture, gap: int) -> Skipped:
+    plan = architecture.layers[gap - 1]
+    name = plan.prefix.rstrip(".")
+    reason = f"ends before layer {gap} ({name}), and layers from there on get no label: {plan.gap}"
+    return Skipped(what="single-token rollout", reason=reason)
 
 
 def token_state(x: Floats) -> TokenState:
@@ -250,7 +261,7 @@ def _measure_layer(
         probe_direction=direction,
         probe_size=size,
         probed_tokens=probed_tokens,
-        response=None if block.attention is None else response(block, direction, size),
+        response=None if block.mixer is not None else response(block, direction, size),
         experts=_experts(block.ffn, operator.ffn, generator),
         eigenvalue=_nearest_eigenvalue(operator, direction) if with_eigenvalues else None,
         before=before,

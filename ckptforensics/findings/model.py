@@ -28,7 +28,7 @@ def model_record(
             sha256 = source.sha256.get(container.path) or known_sha256(container.path)
             if digest:
                 if sha256 is None and source.remote is not None:
-                    source.remote.fetch(container.path, [(0, container.size)])
+                    source.remote.fetch({container.path: [(0, container.size)]})
                 sha256 = sha256 or sha256_of_file(container.path)
                 progress.step(container.path.name)
             files.append(

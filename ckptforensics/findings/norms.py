@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ckptforensics.checkpoint import Checkpoint, open_checkpoint
-from ckptforensics.errors import UsageError
+from ckptforensics.errors import NothingAnalysable, UsageError
 from ckptforensics.findings.model import model_record
 from ckptforensics.layers import Floats, stream_blocks
 from ckptforensics.probes import (
@@ -94,6 +94,7 @@ def rollout(
     checkpoint = model if isinstance(model, Checkpoint) else open_checkpoint(model)
     progress = progress or Silent()
     generator = np.random.default_rng(seed)
+    _require_whole(checkpoint)
     ids, skipped = _token_ids(checkpoint, tokens, random_embeddings, generator)
     x = embed(checkpoint, ids)
     if random_embeddings:
@@ -134,6 +135,18 @@ def rollout(
         skipped=skipped,
     )
     return Rollout(document, kept)
+
+
+def _require_whole(checkpoint: Checkpoint) -> None:
+    """NothingAnalysable if a layer is not analysed, or not whole: no token gets through it."""
+    layers = checkpoint.architecture.layers
+    gap = checkpoint.architecture.first_gap
+    if gap is not None:
+        plan = layers[gap - 1]
+        raise NothingAnalysable(
+            f"no token can be rolled through layer {gap} ({plan.prefix.rstrip('.')}): {plan.gap}",
+            path=checkpoint.source.path,
+        )
 
 
 def _token_ids(

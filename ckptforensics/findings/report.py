@@ -53,7 +53,8 @@ def sign(
 
     Returns
     -------
-    Signature, whose arrays have shapes (num_layers, hidden_size), (num_layers, 2), (num_layers,)
+    Signature, whose arrays have shapes (layers, hidden_size), (layers, 2) and (layers,) for the
+    layers of which something is analysed
 
     Raises
     ------

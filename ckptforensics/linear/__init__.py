@@ -1,14 +1,14 @@
 """The linear approximation of a block: norm folding, attention map, FFN fit, block operator."""
 
 from ckptforensics.linear.activations import activation
+from ckptforensics.linear.attention import AttentionMap
+from ckptforensics.linear.base import Operator
 from ckptforensics.linear.fit import Calibration, Fit, fit_ffn
 from ckptforensics.linear.moments import gaussian_moments
 from ckptforensics.linear.operators import (
-    AttentionMap,
     BlockMap,
     ExpertsMap,
     FfnMap,
-    Operator,
     ResidualMap,
     block_map,
     ffn_map,

@@ -16,14 +16,14 @@ import numpy as np
 
 from ckptforensics.errors import UsageError
 from ckptforensics.layers import Ffn, Floats, Linear, Norm
-from ckptforensics.linear.forward import ffn_hidden
+from ckptforensics.linear.forward import dense_forward, ffn_hidden
 from ckptforensics.linear.moments import clamped_moments, gaussian_moments
 from ckptforensics.linear.norms import affine, fold_norm, normalise
 from ckptforensics.sources import Source
 from ckptforensics.tensors import open_store
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from numpy.typing import NDArray
 
@@ -109,6 +109,8 @@ class Fit:
 def fit_ffn(ffn: Ffn, fit: Fit, layer: int) -> Floats:
     """F1 of one FFN, taken with respect to the residual-stream direction x.
 
+    An output gate is left out here; see `fit_gated_output`.
+
     Returns
     -------
     (ffn_width, hidden_size) float32, so that F = down.weight @ F1
@@ -121,8 +123,49 @@ def fit_ffn(ffn: Ffn, fit: Fit, layer: int) -> Floats:
         if `sampled` has too few vectors.
     """
     if fit.kind == "sampled":
-        return _fit_sampled(ffn, fit, layer)
+        return _fit_sampled(ffn, fit, layer, ffn_hidden)
     return _fit_closed(ffn, with_norm=fit.kind == "canonical")
+
+
+def fit_gated_output(ffn: Ffn, fit: Fit, layer: int) -> tuple[Floats, Floats]:
+    """Two factors of F = down F1 of an FFN behind an output gate: sigmoid(r(n)) times f(n).
+
+    In closed form to first order in the covariance of gate and hidden units
+    (docs/mathematics.md, section 4). `sampled` fits the whole output, and down is the identity.
+    Errors as `fit_ffn`.
+
+    Returns
+    -------
+    down (hidden_size, units) and F1 (units, hidden_size); the last hidden_size units are the gate's
+    """
+    gate = ffn.output_gate
+    assert gate is not None and ffn.gate is None
+    if fit.kind == "sampled":
+        identity = np.eye(gate.weight.shape[0], dtype=np.float32)
+        return identity, _fit_sampled(ffn, fit, layer, dense_forward)
+    with_norm = fit.kind == "canonical"
+    up, up_shift = _folded_rows(ffn.up, ffn.norm, slice(None), with_norm)
+    opens, opens_shift = _folded_rows(gate, ffn.norm, slice(None), with_norm)
+    y, slope, bend = _moments(ffn.activation, up, up_shift)
+    share, share_slope, share_bend = _moments("sigmoid", opens, opens_shift)
+    # E[q(G) p(U)] is nearly E[q] E[p] + cov(G, U) E[q'] E[p'] (Price's theorem).
+    covarying = ffn.down.weight * (opens @ up.T)
+    down = ffn.down.weight * np.outer(share, slope) + covarying * np.outer(share_slope, bend)
+    output = share_slope * (ffn.down.weight @ y) + share_bend * (covarying @ slope)
+    if ffn.down.bias is not None:
+        output += share_slope * ffn.down.bias
+    f1 = np.vstack([up, opens])
+    if not with_norm and ffn.norm is not None:
+        f1 *= ffn.norm.gain
+    return np.hstack([down, np.diag(output)]), f1
+
+
+def _moments(name: str, rows: Floats, shift: NDArray[np.float64]) -> tuple[Floats, Floats, Floats]:
+    """E[s], E[s'] and E[s''] of units s(w.z + c), the last as E[U s'] / |w|^2."""
+    square = np.einsum("ij,ij->i", rows, rows).astype(np.float64)
+    value, slope, moment = gaussian_moments(name, np.sqrt(square), shift)
+    bend = np.divide(moment, square, out=np.zeros_like(moment), where=square > 0)
+    return value.astype(np.float32), slope.astype(np.float32), bend.astype(np.float32)
 
 
 def _fit_closed(ffn: Ffn, *, with_norm: bool) -> Floats:
@@ -174,22 +217,23 @@ def _folded_rows(
     return weight, shift
 
 
-def _fit_sampled(ffn: Ffn, fit: Fit, layer: int) -> Floats:
-    """Least squares of the hidden activation on the normalised input, with intercept."""
+def _fit_sampled(
+    ffn: Ffn, fit: Fit, layer: int, function: Callable[[Ffn, Floats], Floats]
+) -> Floats:
+    """Least squares of a function of the normed input on the normalised one, with intercept."""
     hidden_size = ffn.up.weight.shape[1]
     count = 0
     sum_z = np.zeros(hidden_size)
-    sum_y = np.zeros(ffn.up.weight.shape[0])
     gram = np.zeros((hidden_size, hidden_size))
-    cross = np.zeros((hidden_size, sum_y.size))
+    sum_y = cross = np.zeros(1)
     for z in _sample_inputs(ffn.norm, hidden_size, fit, layer):
-        y = ffn_hidden(ffn, affine(z, ffn.norm)).astype(np.float64)
+        y = function(ffn, affine(z, ffn.norm)).astype(np.float64)
         z64 = z.astype(np.float64)
         count += z.shape[0]
         sum_z += z64.sum(axis=0)
-        sum_y += y.sum(axis=0)
+        sum_y = sum_y + y.sum(axis=0)
         gram += z64.T @ z64
-        cross += z64.T @ y
+        cross = cross + z64.T @ y
     if count <= hidden_size:
         raise UsageError(
             f"the sampled fit has {count:,} vectors for {hidden_size:,} unknowns a unit",

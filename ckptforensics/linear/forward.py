@@ -79,7 +79,7 @@ def ffn_hidden(ffn: Ffn, n: Floats) -> Floats:
 def ffn_forward(ffn: Ffn | Moe, x: Floats) -> Floats:
     """What the FFN or the experts add to each row of the residual stream, (N, hidden_size)."""
     n = apply_norm(x, ffn.norm)
-    added = experts_forward(ffn, n) if isinstance(ffn, Moe) else _dense(ffn, n)
+    added = experts_forward(ffn, n) if isinstance(ffn, Moe) else dense_forward(ffn, n)
     return _finish(ffn, added)
 
 
@@ -93,11 +93,11 @@ def experts_forward(moe: Moe, n: Floats) -> Floats:
             continue
         share = weight[rows, None].astype(np.float32)
         if moe.plan.routing == "sigmoid-input":
-            out[rows] += _dense(expert, n[rows] * share)
+            out[rows] += dense_forward(expert, n[rows] * share)
         else:
-            out[rows] += _dense(expert, n[rows]) * share
+            out[rows] += dense_forward(expert, n[rows]) * share
     if moe.shared is not None:
-        always = _dense(moe.shared, n)
+        always = dense_forward(moe.shared, n)
         if moe.shared_router is not None:
             always = always * sigmoid(apply_linear(moe.shared_router, n))
         out += always
@@ -113,19 +113,24 @@ def block_forward(block: Block, x: Floats, *, with_attention: bool = True) -> Fl
         if the block mixes tokens by something other than attention.
     """
     attention, ffn = block.attention, block.ffn
-    if attention is None:
+    if block.mixer is not None:
         raise NothingAnalysable(
             f"layer {block.layer} ({block.prefix}) cannot be rolled through: {block.mixer}"
         )
-    attended = attention_forward(attention, x) if with_attention else np.float32(0)
-    if block.residual == "parallel":
-        return x + attended + ffn_forward(ffn, x)
-    x = apply_norm(x + attended, attention.after_norm)
+    if attention is not None:
+        attended = attention_forward(attention, x) if with_attention else np.float32(0)
+        if block.residual == "parallel":
+            return x + attended + ffn_forward(ffn, x)
+        x = apply_norm(x + attended, attention.after_norm)
     return apply_norm(x + ffn_forward(ffn, x), ffn.after_norm)
 
 
-def _dense(ffn: Ffn, n: Floats) -> Floats:
-    return apply_linear(ffn.down, ffn_hidden(ffn, n))
+def dense_forward(ffn: Ffn, n: Floats) -> Floats:
+    """What one FFN or expert returns for rows of normed input, (N, hidden_size)."""
+    out = apply_linear(ffn.down, ffn_hidden(ffn, n))
+    if ffn.output_gate is not None:
+        out *= sigmoid(apply_linear(ffn.output_gate, n))
+    return out
 
 
 def _finish(branch: Attention | Ffn | Moe, added: Floats) -> Floats:

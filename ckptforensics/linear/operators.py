@@ -6,82 +6,15 @@ weights; a block of k vectors costs one pass over the weights whatever k is.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from dataclasses import replace
 
 import numpy as np
 
 from ckptforensics.layers import Attention, Block, Ffn, Floats, Linear, Moe, Norm
-from ckptforensics.linear.fit import Fit, fit_ffn
-from ckptforensics.linear.forward import sink_weights
-from ckptforensics.linear.norms import affine, fold_norm
+from ckptforensics.linear.attention import AttentionMap
+from ckptforensics.linear.base import Operator
+from ckptforensics.linear.fit import Fit, fit_ffn, fit_gated_output
 from ckptforensics.linear.routing import expert_shares
-
-# Columns of the identity multiplied at once where a whole matrix's size is needed.
-_COLUMNS_AT_ONCE = 512
-_SINK_SAMPLES = 1024
-
-
-class Operator(ABC):
-    """A linear map known by its products.
-
-    Attributes
-    ----------
-    shape : (rows, columns)
-    """
-
-    shape: tuple[int, int]
-
-    @abstractmethod
-    def matmat(self, x: Floats) -> Floats:
-        """The product with each column of x, (columns, k) to (rows, k)."""
-
-    @abstractmethod
-    def rmatmat(self, y: Floats) -> Floats:
-        """The adjoint's product with each column of y, (rows, k) to (columns, k)."""
-
-    def dense(self) -> Floats:
-        """The matrix itself, for tests and small models."""
-        return self.matmat(np.eye(self.shape[1], dtype=np.float32))
-
-    def frobenius(self) -> float:
-        """The Frobenius norm, exactly: the operator is applied to every unit vector once."""
-        columns = self.shape[1]
-        total = 0.0
-        for begin in range(0, columns, _COLUMNS_AT_ONCE):
-            count = min(_COLUMNS_AT_ONCE, columns - begin)
-            part = self.matmat(np.eye(columns, count, -begin, dtype=np.float32))
-            total += float(np.sum(np.square(part, dtype=np.float64)))
-        return float(np.sqrt(total))
-
-
-class AttentionMap(Operator):
-    """A = W_O rep(W_V diag(g) [C]): what attention adds to a single token, without constants.
-
-    Repeating a value head and multiplying by W_O is the same as multiplying by the sum of the
-    columns of W_O that meet its copies, so the operator keeps that smaller sum. MLA's inner norm
-    is linearised for isotropic input like a branch's own norm; an output gate is fitted like a
-    gated FFN; a sink scales each head by its mean weight over Gaussian input, an approximation that
-    leaves out how the weight follows the input. A bound on the values is left out too.
-    """
-
-    def __init__(self, attention: Attention, *, centred: bool = True) -> None:
-        d, inner = attention.output.weight.shape
-        self.shape = (d, d)
-        self.output: Floats = attention.output.weight
-        self.value: Floats = _value_map(attention, centred=centred)
-        if attention.gate is None and attention.sink is None and attention.repeats > 1:
-            per_copy = self.output.reshape(d, -1, attention.repeats, attention.head_dim)
-            summed: Floats = per_copy.sum(axis=2)
-            self.output = summed.reshape(d, inner // attention.repeats)
-
-    def matmat(self, x: Floats) -> Floats:
-        """The product with each column of x."""
-        return self.output @ (self.value @ x)
-
-    def rmatmat(self, y: Floats) -> Floats:
-        """The adjoint's product with each column of y."""
-        return self.value.T @ (self.output.T @ y)
 
 
 class FfnMap(Operator):
@@ -258,7 +191,7 @@ class ResidualMap(Operator):
 def block_map(block: Block, fit: Fit) -> BlockMap:
     """The linear approximation L of a block under a fit.
 
-    A block whose mixer is not analysed has L = I + F.
+    A block without attention, or whose mixer is not analysed, has L = I + F.
 
     Raises
     ------
@@ -272,7 +205,7 @@ def block_map(block: Block, fit: Fit) -> BlockMap:
     centred = fit.kind != "paper"
     f_branch = _behind(ffn, block.ffn, centred=centred)
     if block.attention is None:
-        return BlockMap([SumMap([f_branch])], ffn)
+        return BlockMap([_normed(SumMap([f_branch]), block.ffn.after_norm, centred=centred)], ffn)
     a_branch = _behind(
         AttentionMap(block.attention, centred=centred), block.attention, centred=centred
     )
@@ -288,6 +221,8 @@ def block_map(block: Block, fit: Fit) -> BlockMap:
 def ffn_map(ffn: Ffn | Moe, fit: Fit, layer: int) -> FfnMap | ExpertsMap:
     """F of an FFN or of a layer of experts under a fit; errors as `block_map`."""
     if isinstance(ffn, Ffn):
+        if ffn.output_gate is not None:
+            return FfnMap(*fit_gated_output(ffn, fit, layer))
         return FfnMap(ffn.down.weight, fit_ffn(ffn, fit, layer))
     shares, shared_share = expert_shares(ffn)
     experts, weights = [], []
@@ -312,53 +247,6 @@ def _with_input_scale(expert: Ffn, factor: float) -> Ffn:
 
     gate = None if expert.gate is None else scaled(expert.gate)
     return replace(expert, gate=gate, up=scaled(expert.up))
-
-
-def _value_map(attention: Attention, *, centred: bool) -> Floats:
-    """The linear map from the residual stream to the values that meet the output map."""
-
-    def folded(weight: Floats) -> Floats:
-        if centred or attention.norm is None:
-            return fold_norm(weight, attention.norm)
-        return weight * attention.norm.gain
-
-    if attention.latent is not None:
-        compressed = folded(attention.latent.weight)
-        rank = compressed.shape[0]
-        # Isotropic input gives the compressed vector a mean square of |C|_F^2 / rank.
-        size = float(np.linalg.norm(compressed)) / np.sqrt(rank)
-        inner = fold_norm(attention.value.weight, attention.latent_norm)
-        if attention.latent_norm is not None and size > 0:
-            inner = inner / np.float32(size)
-        value: Floats = inner @ compressed
-    else:
-        value = folded(attention.value.weight)
-    if attention.gate is None and attention.sink is None:
-        return value
-    if attention.gate is None:
-        value = _repeat_heads(value, attention)
-    else:
-        # sigmoid(g n) v n has the form of a gated unit: the same closed-form fit serves.
-        bias = attention.value.bias
-        up = Linear(
-            _repeat_heads(attention.value.weight, attention),
-            None if bias is None else _repeat_heads(bias, attention),
-        )
-        unit = Ffn(attention.norm, attention.gate, up, attention.output, "sigmoid", "")
-        value = fit_ffn(unit, Fit("canonical" if centred else "paper"), 0)
-    if attention.sink is not None:
-        generator = np.random.default_rng(0)
-        z = generator.standard_normal((_SINK_SAMPLES, value.shape[1]), dtype=np.float32)
-        weight = sink_weights(attention.sink, affine(z, attention.norm)).mean(axis=0)
-        value = value * np.repeat(weight, attention.head_dim)[:, None]
-    return value
-
-
-def _repeat_heads(rows: Floats, attention: Attention) -> Floats:
-    """Each value head's rows as often as query heads share it."""
-    heads = rows.reshape(-1, attention.head_dim, *rows.shape[1:])
-    repeated: Floats = np.repeat(heads, attention.repeats, axis=0)
-    return repeated.reshape(-1, *rows.shape[1:])
 
 
 def _behind(inner: Operator, branch: Attention | Ffn | Moe, *, centred: bool) -> Operator:

@@ -33,7 +33,9 @@ def embed(checkpoint: Checkpoint, tokens: Sequence[int] | NDArray[np.int64]) -> 
     ids = np.asarray(tokens, np.int64)
     # Runs of consecutive ids are read at once: the whole vocabulary is one run.
     runs = np.split(ids, np.flatnonzero(np.diff(ids) != 1) + 1) if ids.size else []
-    rows = [checkpoint.store.read_rows(name, int(r[0]), int(r[-1]) + 1) for r in runs]
+    bounds = [(int(r[0]), int(r[-1]) + 1) for r in runs]
+    checkpoint.store.prefetch_rows(name, bounds)
+    rows = [checkpoint.store.read_rows(name, start, stop) for start, stop in bounds]
     x = np.concatenate(rows) if rows else np.zeros((0, width), np.float32)
     return finish_embedding(checkpoint, x)
 

@@ -12,7 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ckptforensics.layers import Block, Ffn, Floats, Moe
-from ckptforensics.linear.forward import apply_linear, block_forward, ffn_forward, ffn_hidden
+from ckptforensics.linear.activations import sigmoid
+from ckptforensics.linear.forward import (
+    apply_linear,
+    block_forward,
+    dense_forward,
+    ffn_forward,
+    ffn_hidden,
+)
 from ckptforensics.linear.norms import apply_norm
 
 
@@ -33,7 +40,8 @@ class SuperWeight:
     tensor : name of the down projection
     row, column : residual coordinate and hidden unit, from 0
     value : W_down[row, column]
-    amplitude : value times the hidden unit's activation at the trigger, what it adds to `row`
+    amplitude : what it adds to `row` at the trigger: value times the hidden unit's activation,
+        times the output gate where there is one
     """
 
     tensor: str
@@ -92,9 +100,8 @@ def trigger(ffn: Ffn | Moe, direction: NDArray[np.float64]) -> Trigger:
     n = apply_norm(x, ffn.norm)
     candidates = []
     for expert in experts(ffn):
-        hidden = ffn_hidden(expert, n)
-        row = int(np.argmax(np.linalg.norm(apply_linear(expert.down, hidden), axis=1)))
-        candidates.append(_super_weight(expert, hidden[row]))
+        row = int(np.argmax(np.linalg.norm(dense_forward(expert, n), axis=1)))
+        candidates.append(_super_weight(expert, n[row : row + 1]))
     strongest = max(candidates, key=lambda weight: abs(weight.amplitude))
     return Trigger(float(norms[stronger]), outputs[stronger], strongest)
 
@@ -106,10 +113,13 @@ def experts(ffn: Ffn | Moe) -> tuple[Ffn, ...]:
     return ffn.experts if ffn.shared is None else (*ffn.experts, ffn.shared)
 
 
-def _super_weight(ffn: Ffn, hidden: Floats) -> SuperWeight:
-    """The entry of W_down with the largest |weight| times |activation|."""
-    down = ffn.down.weight
-    column = int(np.argmax(np.abs(down).max(axis=0) * np.abs(hidden)))
-    row = int(np.argmax(np.abs(down[:, column])))
-    value = float(down[row, column])
-    return SuperWeight(ffn.down_name, row, column, value, value * float(hidden[column]))
+def _super_weight(ffn: Ffn, n: Floats) -> SuperWeight:
+    """The entry of W_down that adds most to one coordinate for normed input n, (1, hidden_size)."""
+    hidden = ffn_hidden(ffn, n)[0]
+    acting = ffn.down.weight
+    if ffn.output_gate is not None:
+        acting = acting * sigmoid(apply_linear(ffn.output_gate, n)).T
+    column = int(np.argmax(np.abs(acting).max(axis=0) * np.abs(hidden)))
+    row = int(np.argmax(np.abs(acting[:, column])))
+    value, acts = float(ffn.down.weight[row, column]), float(acting[row, column])
+    return SuperWeight(ffn.down_name, row, column, value, acts * float(hidden[column]))

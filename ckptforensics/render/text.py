@@ -15,7 +15,6 @@ from rich.text import Text
 
 from ckptforensics.results import (
     BeginTokenRecord,
-    Direction,
     Document,
     FamiliesDocument,
     InspectDocument,
@@ -75,7 +74,7 @@ def _signature(console: Console, document: SignatureDocument, verbose: bool) -> 
     _heading(console, document.model)
     _fact(console, "fit", document.fit)
     _fact(console, "fingerprint", document.fingerprint, "bold")
-    _layer_facts(console, document.explosion, document.decay, document.direction)
+    _layer_facts(console, document)
     table = _table("layer", "prefix", "s1", "s2", "gap", "residual", "u1: largest coordinates")
     marks = _marks(document.explosion, document.decay)
     for row in document.layers:
@@ -96,7 +95,7 @@ def _signature(console: Console, document: SignatureDocument, verbose: bool) -> 
 def _layers(console: Console, document: LayersDocument, verbose: bool) -> None:
     _heading(console, document.model)
     _fact(console, "fit", document.fit)
-    _layer_facts(console, document.explosion, document.decay, document.direction)
+    _layer_facts(console, document)
     if document.begin_token is not None:
         _fact(console, "begin token", _begin_token(document.begin_token))
     for row in document.layers:
@@ -189,12 +188,15 @@ def _inspect(console: Console, document: InspectDocument, verbose: bool) -> None
         console,
         "block",
         f"{document.residual}, {document.norm} norm (eps {document.epsilon:g}), "
-        f"{document.activation}, FFN width {document.ffn_width:,}",
+        f"{document.activation}, "
+        + ("no FFN" if document.ffn_width is None else f"FFN width {document.ffn_width:,}"),
     )
     _fact(
         console,
         "heads",
-        f"{document.num_heads} of width {document.head_dim}, {document.num_kv_heads} key-value",
+        f"{document.num_heads} of width {document.head_dim}, {document.num_kv_heads} key-value"
+        if document.num_heads
+        else "no attention is analysed",
     )
     vocabulary = document.vocabulary_size
     bos = document.bos_token_id
@@ -209,6 +211,7 @@ def _inspect(console: Console, document: InspectDocument, verbose: bool) -> None
         "parameters",
         f"{document.parameters:,}, of which {document.parameters_used:,} are read",
     )
+    _skipped(console, document.skipped)
     # Quantized weights are not in the files: their parts are.
     made = {t.part_of for t in document.tensors}
     files = _table("file", "bytes", "tensors", "header SHA-256")
@@ -284,11 +287,16 @@ def _heading(console: Console, model: ModelRecord) -> None:
         _fact(console, "assumed", note, "yellow")
 
 
-def _layer_facts(
-    console: Console, explosion: tuple[int, ...], decay: tuple[int, ...], direction: Direction
-) -> None:
-    _fact(console, "explosion", _numbers(explosion), "red" if explosion else "")
-    _fact(console, "decay", _numbers(decay), "cyan" if decay else "")
+def _layer_facts(console: Console, document: SignatureDocument | LayersDocument) -> None:
+    direction = document.direction
+    # Without tokens to follow, nothing found says little.
+    partly = any(row.what == "single-token rollout" for row in document.skipped)
+    none = "none found (rollout skipped or incomplete)" if partly else "none found"
+    for name, layers, style in (
+        ("explosion", document.explosion, "red"),
+        ("decay", document.decay, "cyan"),
+    ):
+        _fact(console, name, ", ".join(map(str, layers)) or none, style if layers else "")
     where = (
         f"tokens after layer {direction.layer}"
         if direction.source == "rollout"
@@ -364,10 +372,6 @@ def _plain(text: str) -> str:
 
 def _number(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
-
-
-def _numbers(layers: tuple[int, ...]) -> str:
-    return ", ".join(str(n) for n in layers) if layers else "none found"
 
 
 def _coordinates(top: tuple[tuple[int, float], ...]) -> str:

@@ -283,7 +283,7 @@ class TensorRecord(_Frozen):
 
 
 class InspectDocument(Document):
-    """The result of `inspect`."""
+    """The result of `inspect`; of heads there are none, and no FFN width, if none are analysed."""
 
     kind: Literal["inspect"] = "inspect"
     model: ModelRecord
@@ -295,13 +295,14 @@ class InspectDocument(Document):
     num_heads: int
     num_kv_heads: int
     head_dim: int
-    ffn_width: int
+    ffn_width: int | None
     num_experts: int | None
     vocabulary_size: int | None
     bos_token_id: int | None
     parameters: int
     parameters_used: int
     tensors: tuple[TensorRecord, ...]
+    skipped: tuple[Skipped, ...] = ()
 
 
 class FamilyRecord(_Frozen):

@@ -26,15 +26,15 @@ _METADATA_KEY = "ckptforensics"
 
 @dataclass(frozen=True)
 class Signature:
-    """A signature: its document and its arrays, all float32.
+    """A signature: its document and its arrays, all float32, one row for each of its layers.
 
     Attributes
     ----------
     document : what is printed
-    u : (num_layers, hidden_size) leading left singular vectors of L, largest component positive
-    v : (num_layers, hidden_size) leading right singular vectors of F, the triggers
-    sigma : (num_layers, 2) leading singular values of L
-    residual : (num_layers,) |L'u1 - s1 v1| / s1
+    u : (layers, hidden_size) leading left singular vectors of L, largest component positive
+    v : (layers, hidden_size) leading right singular vectors of F, the triggers
+    sigma : (layers, 2) leading singular values of L
+    residual : (layers,) |L'u1 - s1 v1| / s1
     """
 
     document: SignatureDocument

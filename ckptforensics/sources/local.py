@@ -46,11 +46,25 @@ _SAFETENSORS = _Layout(
 _TORCH = _Layout("torch", (".bin", ".pt", ".pth"), "pytorch_model.bin", ".bin.index.json")
 
 
-class Fetcher(Protocol):
-    """Makes byte ranges (begin, count) of a sparse local file present."""
+class SeveralModels(UsageError):
+    """The directory or repository at `path` holds several models, in the files `names`."""
 
-    def fetch(self, path: Path, ranges: Iterable[tuple[int, int]]) -> None:
-        """Fetch what is missing of the ranges."""
+    def __init__(self, path: Path, names: list[str]) -> None:
+        shown = ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
+        self.names = tuple(names)
+        super().__init__(
+            f"there are several models: {shown}", path=path, hint="name one of these files"
+        )
+
+
+class Fetcher(Protocol):
+    """Makes byte ranges of sparse local files present."""
+
+    def fetch(self, wanted: Mapping[Path, Iterable[tuple[int, int]]]) -> None:
+        """Fetch what is missing of the ranges (begin, count) of each file."""
+
+    def cancel(self) -> None:
+        """Make every `fetch` under way raise soon."""
 
 
 @dataclass(frozen=True)
@@ -162,10 +176,12 @@ def refuse_adapter(path: Path) -> NoReturn:
     if _is_file(config):
         base = read_json_object(config, what="configuration").get("base_model_name_or_path")
     names = f"of {base!r} " if isinstance(base, str) and base else ""
+    # What the user may copy into a shell is a plain name.
+    plain = isinstance(base, str) and re.fullmatch(r"[\w.][\w./-]*", base)
     raise NothingAnalysable(
         f"this is an adapter {names}and no model",
         path=path,
-        hint="name the model it was trained on with --base BASE",
+        hint=f"name the model it was trained on with --base {base if plain else 'BASE'}",
     )
 
 
@@ -233,7 +249,7 @@ def _locate_directory(path: Path, config: Mapping[str, Any] | None) -> Source:
     # The shards of one split are one model; a Q4 and a Q8 of the same stem are two.
     splits = {_split_name(n): n for n in reversed(ggufs)}
     if len(splits) > 1:
-        raise _several(path, sorted(splits.values()))
+        raise SeveralModels(path, sorted(splits.values()))
     if ggufs:
         files = _gguf_files(path / ggufs[0])
         return Source(path, "gguf", files, _config_beside(path, config))
@@ -252,12 +268,12 @@ def _in_layout(
     elif len(indexes) == 1:
         return _from_index(path / indexes[0], path, layout, config)
     elif len(indexes) > 1:
-        raise _several(path, indexes)
+        raise SeveralModels(path, indexes)
     if not weights:
         return None
     stems = {m["stem"] if (m := _SHARD.fullmatch(n)) else n for n in weights}
     if len(stems) > 1:
-        raise _several(path, weights)
+        raise SeveralModels(path, weights)
     _require_all_shards(path, weights)
     files = tuple(path / n for n in weights)
     return Source(path, layout.container, files, _config_beside(path, config))
@@ -332,13 +348,6 @@ def _config_beside(folder: Path, given: Mapping[str, Any] | None) -> Mapping[str
         return given
     beside = folder / "config.json"
     return read_json_object(beside, what="configuration") if beside.exists() else None
-
-
-def _several(path: Path, names: list[str]) -> UsageError:
-    shown = ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
-    return UsageError(
-        f"the directory holds several models: {shown}", path=path, hint="name one of these files"
-    )
 
 
 def _nothing(path: Path, names: list[str]) -> NothingAnalysable:

@@ -142,6 +142,10 @@ class AdaptedStore(TensorStore):
             if part.name in self.adapter
         )
 
+    def prefetch_rows(self, name: str, rows: Iterable[tuple[int, int]]) -> None:
+        """See `TensorStore.prefetch_rows`."""
+        self._holder(name).prefetch_rows(self.replaced.get(name, name), rows)
+
     def stored_bytes(self, name: str) -> NDArray[np.uint8]:
         """See `TensorStore.stored_bytes`."""
         return self._holder(name).stored_bytes(self.replaced.get(name, name))

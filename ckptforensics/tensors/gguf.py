@@ -170,12 +170,7 @@ def _parse(cursor: _Cursor, size: int) -> Container:
     if cursor.data[:4] != b"GGUF":
         raise cursor.broken("the file does not begin with 'GGUF'", hint="this is not a GGUF file")
     cursor.skip(4)
-    version = cursor.scalar("I")
-    if version not in (2, 3):
-        raise cursor.broken(
-            f"GGUF version {version} is not supported (2 and 3 are; big-endian files are not)",
-            offset=4,
-        )
+    _check_version(cursor)
     tensor_count, pair_count = cursor.scalar("Q"), cursor.scalar("Q")
     metadata: dict[str, Any] = {}
     for _ in range(pair_count):
@@ -201,6 +196,24 @@ def _parse(cursor: _Cursor, size: int) -> Container:
     }
     _check_extents(tensors, size)
     return Container(cursor.path, size, digest, tensors, metadata)
+
+
+def _check_version(cursor: _Cursor) -> None:
+    version = cursor.scalar("I")
+    if version in (2, 3):
+        return
+    # Of a big-endian file the version is the first number in the other order.
+    if int.from_bytes(version.to_bytes(4, "little"), "big") < 256:
+        raise cursor.broken(
+            "the file is big-endian, which is not supported",
+            offset=4,
+            hint="'gguf-convert-endian FILE little' of the gguf package converts it in place",
+        )
+    raise cursor.broken(
+        f"GGUF version {version} is not supported (2 and 3 are)",
+        offset=4,
+        hint="convert the model again with a newer llama.cpp" if version == 1 else None,
+    )
 
 
 def _entry(cursor: _Cursor, name: str, alignment: int) -> tuple[str, tuple[int, ...], int, int]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import mmap
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ from ckptforensics.sources import Fetcher, Source
 from ckptforensics.tensors.gguf import read_gguf, require_whole_split
 from ckptforensics.tensors.info import Container, TensorInfo
 from ckptforensics.tensors.safetensors import LARGEST_HEADER, read_safetensors
-from ckptforensics.tensors.torchzip import read_torch
+from ckptforensics.tensors.torchzip import Fetch, read_torch
 
 if TYPE_CHECKING:
     import numpy as np
@@ -22,7 +23,12 @@ if TYPE_CHECKING:
 
 # Elements decoded at once: the dequantizers' temporaries stay near 4 MB each.
 BLOCK_ELEMENTS = 1 << 20
-_GGUF_HEADER_STEP = 1 << 20
+_HEADERS_AT_ONCE = 8
+# The header of a remote GGUF file is read on by this many bytes, for a small file by this share of
+# it: what is read too much is little in both cases.
+_GGUF_HEADER_STEP = 1 << 22
+_GGUF_HEADER_SHARE = 128
+_GGUF_SHORTEST_STEP = 1 << 12
 
 
 def open_store(source: Source) -> TensorStore:
@@ -35,13 +41,10 @@ def open_store(source: Source) -> TensorStore:
     NothingAnalysable
         if a PyTorch file is of a legacy format or holds no state dict.
     """
-    read = {"safetensors": read_safetensors, "torch": read_torch, "gguf": read_gguf}[
-        source.container
-    ]
-    if source.remote is not None:
-        for path in source.files:
-            _fetch_header(source.remote, path)
-    containers = [read(path) for path in source.files]
+    if source.remote is None:
+        containers = [_READERS[source.container](path) for path in source.files]
+    else:
+        containers = _read_headers(source, source.remote)
     if source.container == "gguf":
         require_whole_split(containers)
     return TensorStore(containers, source.weight_map, source.remote)
@@ -142,9 +145,7 @@ class TensorStore:
         decode = decoder(info.dtype, path=info.path, tensor=name)
         row_bytes = info.nbytes // rows
         step = max(1, BLOCK_ELEMENTS // columns)
-        if self._remote is not None:
-            begin = info.offset + start * row_bytes
-            self._remote.fetch(info.path, [(begin, (stop - start) * row_bytes)])
+        self.prefetch_rows(name, [(start, stop)])
         for first in range(start, stop, step):
             last = min(first + step, stop)
             raw = self._bytes(info, first * row_bytes, (last - first) * row_bytes)
@@ -162,8 +163,17 @@ class TensorStore:
         for name in names:
             info = self.info(name)
             ranges.setdefault(info.path, []).append((info.offset, info.nbytes))
-        for path, wanted in ranges.items():
-            self._remote.fetch(path, wanted)
+        self._remote.fetch(ranges)
+
+    def prefetch_rows(self, name: str, rows: Iterable[tuple[int, int]]) -> None:
+        """Fetch row ranges (start, stop) of one tensor of a remote file together."""
+        info = self.info(name)
+        count = matrix_shape(info)[1]
+        if self._remote is None or info.unreadable or count == 0:
+            return
+        width = info.nbytes // count
+        wanted = [(info.offset + a * width, (b - a) * width) for a, b in rows]
+        self._remote.fetch({info.path: wanted})
 
     def parts(self, name: str) -> tuple[TensorInfo, ...]:
         """The stored tensors that `read` takes the tensor from: itself, or the parts it has."""
@@ -205,26 +215,55 @@ class TensorStore:
         self._map(info.path).madvise(mmap.MADV_DONTNEED, first, last - first)
 
 
-def _fetch_header(remote: Fetcher, path: Path) -> None:
-    """Make the header of a remote file's mirror present."""
-    if path.suffix == ".gguf":
-        size = path.stat().st_size
-        reach = _GGUF_HEADER_STEP
-        # A GGUF header does not say how long it is: read on until it parses.
-        while True:
-            remote.fetch(path, [(0, min(reach, size))])
-            begin = size
-            with contextlib.suppress(FormatError):
-                # What was not fetched reads as zeros, which may parse: then data begin too late.
-                begin = min((t.offset for t in read_gguf(path).tensors.values()), default=size)
-            if begin <= reach or reach >= size:
-                return  # where the header is wrong, the reader reports it
-            reach *= 2
-    remote.fetch(path, [(0, 8)])
+def _read_headers(source: Source, remote: Fetcher) -> list[Container]:
+    """The headers of remote files, several at a time: each takes a few requests in turn."""
+    read = _REMOTE_READERS[source.container]
+
+    def read_one(path: Path) -> Container:
+        return read(path, lambda ranges: remote.fetch({path: ranges}))
+
+    with ThreadPoolExecutor(_HEADERS_AT_ONCE, thread_name_prefix="header") as pool:
+        try:
+            return list(pool.map(read_one, source.files))
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            remote.cancel()
+            raise
+
+
+def _read_remote_safetensors(path: Path, fetch: Fetch) -> Container:
+    fetch([(0, 8)])
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
     if length <= LARGEST_HEADER:  # the reader refuses a longer one
-        remote.fetch(path, [(8, length)])
+        fetch([(8, length)])
+    return read_safetensors(path)
+
+
+def _read_remote_gguf(path: Path, fetch: Fetch) -> Container:
+    """A GGUF header does not say how long it is: read on until it parses."""
+    size = path.stat().st_size
+    step = min(_GGUF_HEADER_STEP, max(size // _GGUF_HEADER_SHARE, _GGUF_SHORTEST_STEP))
+    reach, begin = 0, size
+    while reach < min(begin, size):
+        reach += step
+        fetch([(0, reach)])
+        with contextlib.suppress(FormatError):
+            # What was not fetched reads as zeros, which may parse: then data begin too late.
+            begin = min((t.offset for t in read_gguf(path).tensors.values()), default=size)
+    return read_gguf(path)  # where the header is wrong, this reports it
+
+
+_READERS: Mapping[str, Callable[[Path], Container]] = MappingProxyType(
+    {"safetensors": read_safetensors, "torch": read_torch, "gguf": read_gguf}
+)
+_REMOTE_READERS: Mapping[str, Callable[[Path, Fetch], Container]] = MappingProxyType(
+    {
+        "safetensors": _read_remote_safetensors,
+        "torch": read_torch,
+        "gguf": _read_remote_gguf,
+    }
+)
 
 
 def matrix_shape(info: TensorInfo) -> tuple[int, int]:

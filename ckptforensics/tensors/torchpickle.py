@@ -14,12 +14,21 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
 
 from ckptforensics.errors import FormatError
+from ckptforensics.tensors.torchrecords import (
+    ELEMENT_TYPES,
+    STORAGES,
+    UNTYPED,
+    ElementType,
+    Global,
+    OrderedDict,
+    Storage,
+    View,
+)
 
 # Far above the largest state dicts: a tensor takes about 32 opcodes and one name.
 _MOST_OPCODES = 4_000_000
@@ -34,110 +43,6 @@ _BYTE, _SHORT, _WORD, _LONG = (struct.Struct(code) for code in ("<B", "<H", "<I"
 _SIGNED_WORD, _DOUBLE = struct.Struct("<i"), struct.Struct(">d")
 
 _ADVICE: Final = "do not load this file with torch.load unless you trust whoever made it"
-
-
-@dataclass(frozen=True, slots=True)
-class ElementType:
-    """An element type: name as in safetensors, bytes of one element."""
-
-    name: str
-    nbytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class Global:
-    """A name the pickle refers to, as `module.name`; it is never imported."""
-
-    name: str
-
-
-@dataclass(frozen=True, slots=True)
-class Storage:
-    """The elements of one or several tensors, in an entry of the archive.
-
-    Attributes
-    ----------
-    key : entry's name under `data/`
-    element : None for an untyped storage
-    count : elements, bytes of an untyped storage
-    """
-
-    key: str
-    element: ElementType | None
-    count: int
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes the entry must have."""
-        return self.count * (self.element.nbytes if self.element else 1)
-
-
-@dataclass(frozen=True, slots=True)
-class View:
-    """A tensor: where in a storage its elements lie. Not yet checked against the storage.
-
-    Attributes
-    ----------
-    storage : the elements
-    element : their type
-    offset : of the first element, in elements
-    shape, stride : of equal length; strides in elements, not negative
-    flags : the conjugate or negative bit is set
-    """
-
-    storage: Storage
-    element: ElementType
-    offset: int
-    shape: tuple[int, ...]
-    stride: tuple[int, ...]
-    flags: bool
-
-
-class OrderedDict(dict[Any, Any]):
-    """Stands for `collections.OrderedDict`, the one class whose BUILD is allowed (and ignored)."""
-
-
-ELEMENT_TYPES = MappingProxyType(
-    {
-        "float64": ElementType("F64", 8),
-        "float32": ElementType("F32", 4),
-        "float16": ElementType("F16", 2),
-        "bfloat16": ElementType("BF16", 2),
-        "float8_e4m3fn": ElementType("F8_E4M3", 1),
-        "float8_e5m2": ElementType("F8_E5M2", 1),
-        "float8_e4m3fnuz": ElementType("F8_E4M3FNUZ", 1),
-        "float8_e5m2fnuz": ElementType("F8_E5M2FNUZ", 1),
-        "float8_e8m0fnu": ElementType("F8_E8M0", 1),
-        "int64": ElementType("I64", 8),
-        "int32": ElementType("I32", 4),
-        "int16": ElementType("I16", 2),
-        "int8": ElementType("I8", 1),
-        "uint64": ElementType("U64", 8),
-        "uint32": ElementType("U32", 4),
-        "uint16": ElementType("U16", 2),
-        "uint8": ElementType("U8", 1),
-        "bool": ElementType("BOOL", 1),
-        "complex64": ElementType("C64", 8),
-        "complex128": ElementType("C128", 16),
-    }
-)
-_STORAGES = MappingProxyType(
-    {
-        "torch.DoubleStorage": "float64",
-        "torch.FloatStorage": "float32",
-        "torch.HalfStorage": "float16",
-        "torch.BFloat16Storage": "bfloat16",
-        "torch.LongStorage": "int64",
-        "torch.IntStorage": "int32",
-        "torch.ShortStorage": "int16",
-        "torch.CharStorage": "int8",
-        "torch.ByteStorage": "uint8",
-        "torch.BoolStorage": "bool",
-        "torch.ComplexFloatStorage": "complex64",
-        "torch.ComplexDoubleStorage": "complex128",
-    }
-)
-_UNTYPED = "torch.storage.UntypedStorage"
 
 
 def unpickle(data: bytes, *, path: Path, begin: int) -> Any:
@@ -352,10 +257,10 @@ class _Machine:
         value = self.pop()
         if type(value) is tuple and len(value) == 5 and value[0] == "storage":
             _, kind, key, location, count = value
-            typed = isinstance(kind, Global) and kind.name in _STORAGES
+            typed = isinstance(kind, Global) and kind.name in STORAGES
             strings = type(key) is str and type(location) is str
-            if (typed or kind == Global(_UNTYPED)) and strings and _natural(count):
-                element = ELEMENT_TYPES[_STORAGES[kind.name]] if typed else None
+            if (typed or kind == Global(UNTYPED)) and strings and _natural(count):
+                element = ELEMENT_TYPES[STORAGES[kind.name]] if typed else None
                 self.stack.append(Storage(key, element, count))
                 return
         raise self.refused("a persistent id of the pickle is not a storage")
@@ -464,7 +369,7 @@ _CALLS: MappingProxyType[str, Callable[[_Machine, tuple[Any, ...]], Any]] = Mapp
 _GLOBALS = MappingProxyType(
     {
         tuple(name.rsplit(".", 1)): Global(name)
-        for name in (*_CALLS, *_STORAGES, _UNTYPED, *(f"torch.{d}" for d in ELEMENT_TYPES))
+        for name in (*_CALLS, *STORAGES, UNTYPED, *(f"torch.{d}" for d in ELEMENT_TYPES))
     }
 )
 

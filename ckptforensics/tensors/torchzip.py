@@ -12,7 +12,7 @@ import hashlib
 import struct
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -21,10 +21,14 @@ from ckptforensics.errors import FormatError, NothingAnalysable
 from ckptforensics.sources import size_of_file
 from ckptforensics.tensors.dtypes import SAFETENSORS_BITS
 from ckptforensics.tensors.info import Container, TensorInfo, element_count
-from ckptforensics.tensors.torchpickle import View, unpickle
+from ckptforensics.tensors.torchpickle import unpickle
+from ckptforensics.tensors.torchrecords import View
 
 _LARGEST_PICKLE = 1 << 25
 _LARGEST_DIRECTORY = 1 << 24
+# Bytes by which files of another kind are told.
+_BEGIN = 512
+_READ_WHOLE = ("data.pkl", "byteorder")
 # Keys under which training scripts keep the state dict of the model.
 _WRAPPERS = ("state_dict", "model", "module")
 _CONVERT = "load it with torch.load in a sandbox and save its state dict as safetensors"
@@ -37,6 +41,14 @@ _LOCAL = struct.Struct("<4s5H3I2H")
 # Encrypted, patched, strongly encrypted, with masked local headers.
 _UNREADABLE_FLAGS = 0x0001 | 0x0020 | 0x0040 | 0x2000
 _LEGACY_MAGIC = b"\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19"
+
+
+# Makes byte ranges (begin, count) of the file that is read present.
+Fetch = Callable[[Iterable[tuple[int, int]]], None]
+
+
+def _nothing_to_fetch(ranges: Iterable[tuple[int, int]]) -> None:
+    """The whole file is present."""
 
 
 @dataclass(frozen=True)
@@ -57,8 +69,13 @@ class _Directory:
     entries: int
 
 
-def read_torch(path: Path) -> Container:
+def read_torch(path: Path, fetch: Fetch = _nothing_to_fetch) -> Container:
     """Parse and check a file that `torch.save` wrote of a state dict.
+
+    Parameters
+    ----------
+    path : the file
+    fetch : makes byte ranges (begin, count) of it present before they are read
 
     The state dict is the pickled dict itself or what it holds under 'state_dict', 'model' or
     'module'; the metadata tells which, as `state_dict_key`. Values that are not tensors are left
@@ -76,9 +93,14 @@ def read_torch(path: Path) -> Container:
     try:
         size = size_of_file(path)
         with path.open("rb") as file:
+            ends = _END64.size + _END64_LOCATOR.size + _END.size
+            fetch([(0, _BEGIN), (max(0, size - ends), ends)])
             _require_zip(file, path, size)
             directory = _find_directory(file, path, size)
-            entries = _read_entries(file, path, directory)
+            fetch([(directory.offset, directory.nbytes)])
+            entries = _read_entries(file, path, directory, fetch)
+            whole = [entries[name] for name in _READ_WHOLE if name in entries]
+            fetch([(e.offset, e.nbytes) for e in whole if e.nbytes <= _LARGEST_PICKLE])
             pickle = _content(file, path, entries, "data.pkl", _LARGEST_PICKLE)
             if "byteorder" in entries:
                 order = _content(file, path, entries, "byteorder", 16)
@@ -101,7 +123,7 @@ def read_torch(path: Path) -> Container:
 
 
 def _require_zip(file: BinaryIO, path: Path, size: int) -> None:
-    begin = file.read(512)
+    begin = file.read(_BEGIN)
     if begin.startswith(b"PK\x03\x04"):
         return
     if size == 0:
@@ -164,7 +186,9 @@ def _find_directory(file: BinaryIO, path: Path, size: int) -> _Directory:
     return _Directory(offset, nbytes, count)
 
 
-def _read_entries(file: BinaryIO, path: Path, directory: _Directory) -> dict[str, _Entry]:
+def _read_entries(
+    file: BinaryIO, path: Path, directory: _Directory, fetch: Fetch
+) -> dict[str, _Entry]:
     """The entries by their names below the common folder."""
     try:
         with zipfile.ZipFile(file) as archive:
@@ -179,6 +203,7 @@ def _read_entries(file: BinaryIO, path: Path, directory: _Directory) -> dict[str
             path=path,
             hint=_DAMAGED,
         )
+    fetch([(info.header_offset, _header_bytes(info)) for info in listed])
     entries: dict[str, _Entry] = {}
     seen: set[str] = set()
     extents: list[tuple[int, int, str]] = []
@@ -223,6 +248,11 @@ def _checked_name(info: zipfile.ZipInfo, path: Path) -> str:
             hint="do not trust this file",
         )
     return name
+
+
+def _header_bytes(info: zipfile.ZipInfo) -> int:
+    """Bytes of an entry's local header that `_entry` reads."""
+    return _LOCAL.size + len(info.orig_filename.encode("utf-8"))
 
 
 def _entry(file: BinaryIO, path: Path, info: zipfile.ZipInfo) -> _Entry:

@@ -520,13 +520,13 @@ def test_an_array_of_2_to_the_60(gguf_file, capsys):
 
 def test_a_gguf_file_of_an_unknown_architecture(gguf_file, capsys):
     data = gguf_file.read_bytes()
-    gguf_file.write_bytes(data.replace(b"llama", b"mamba", 1).replace(b"llama", b"mamba", 1))
+    gguf_file.write_bytes(data.replace(b"llama", b"rhino", 1).replace(b"llama", b"rhino", 1))
     ran = run(capsys, "inspect", gguf_file, "--format", "json")
     assert ran.code in (0, 3)
     if ran.code == 0:
         assert json.loads(ran.out)["model"]["family_source"] == "inferred"
     else:
-        assert_one_error(ran, 3, "mamba")
+        assert_one_error(ran, 3, "rhino")
 
 
 def test_a_gguf_weight_that_is_not_finite_is_named(tmp_path, capsys):

@@ -186,35 +186,53 @@ def _without_heads(tensors: State, config: Config) -> Published:
     return tensors, config
 
 
-class Phi3SmallBlock(nn.Module):
-    """Phi-3-small's block for single tokens, whose attention to themselves is 1."""
+class Phi3SmallAttention(nn.Module):
+    """Phi-3-small's attention of single tokens, to themselves with weight 1."""
 
     def __init__(self, config: transformers.PretrainedConfig) -> None:
         super().__init__()
         d, self.groups = config.hidden_size, config.num_key_value_heads
         self.per_group = config.num_attention_heads // self.groups
-        self.head_dim = d // config.num_attention_heads
-        self.limit = config.gegelu_limit
-        self.input_layernorm = nn.LayerNorm(d, eps=config.layer_norm_epsilon)
-        self.post_attention_layernorm = nn.LayerNorm(d, eps=config.layer_norm_epsilon)
-        self.self_attn = nn.Module()
-        rows = self.groups * (self.per_group + 2) * self.head_dim
-        self.self_attn.query_key_value = nn.Linear(d, rows)
-        self.self_attn.dense = nn.Linear(d, d)
-        self.mlp = nn.Module()
-        self.mlp.up_proj = nn.Linear(d, 2 * config.intermediate_size)
-        self.mlp.down_proj = nn.Linear(config.intermediate_size, d)
+        rows = self.groups * (self.per_group + 2) * (d // config.num_attention_heads)
+        self.query_key_value = nn.Linear(d, rows)
+        self.dense = nn.Linear(d, d)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        qkv = self.self_attn.query_key_value(self.input_layernorm(x))
-        by_group = qkv.view(*qkv.shape[:-1], self.groups, self.per_group + 2, self.head_dim)
+    def forward(self, n: torch.Tensor) -> torch.Tensor:
+        by_group = self.query_key_value(n).unflatten(-1, (self.groups, self.per_group + 2, -1))
         value = by_group[..., -1:, :].expand(*by_group.shape[:-2], self.per_group, -1)
-        x = x + self.self_attn.dense(value.reshape(x.shape))
-        both = self.mlp.up_proj(self.post_attention_layernorm(x))
+        return self.dense(value.reshape(n.shape))
+
+
+class Phi3SmallMLP(nn.Module):
+    """Phi-3-small's FFN: gate and up in turns, both clamped."""
+
+    def __init__(self, config: transformers.PretrainedConfig) -> None:
+        super().__init__()
+        self.limit = config.gegelu_limit
+        self.up_proj = nn.Linear(config.hidden_size, 2 * config.intermediate_size)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size)
+
+    def forward(self, n: torch.Tensor) -> torch.Tensor:
+        both = self.up_proj(n)
         gate = both[..., ::2].clamp(max=self.limit)
         linear = both[..., 1::2].clamp(min=-self.limit, max=self.limit)
-        hidden = gate * torch.sigmoid(1.702 * gate) * (linear + 1)
-        return x + self.mlp.down_proj(hidden)
+        return self.down_proj(gate * torch.sigmoid(1.702 * gate) * (linear + 1))
+
+
+class Phi3SmallBlock(nn.Module):
+    """Phi-3-small's block for single tokens."""
+
+    def __init__(self, config: transformers.PretrainedConfig) -> None:
+        super().__init__()
+        d = config.hidden_size
+        self.input_layernorm = nn.LayerNorm(d, eps=config.layer_norm_epsilon)
+        self.post_attention_layernorm = nn.LayerNorm(d, eps=config.layer_norm_epsilon)
+        self.self_attn = Phi3SmallAttention(config)
+        self.mlp = Phi3SmallMLP(config)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x + self.self_attn(self.input_layernorm(x))
+        return x + self.mlp(self.post_attention_layernorm(x))
 
 
 class Phi3Small(transformers.PreTrainedModel):

@@ -103,6 +103,12 @@ def published(change: Callable[[State, dict[str, Any]], tuple[State, dict[str, A
     return rewrite
 
 
+def run_one_token(model: torch.nn.Module, case: Case) -> None:
+    """Run a token alone through the model, without a cache that would join it to others."""
+    model.config.get_text_config().use_cache = False
+    model(input_ids=torch.tensor([[7]]), **case.extra_inputs)
+
+
 def hidden_states(model: torch.nn.Module, case: Case, tokens: list[int]) -> np.ndarray:
     """Output of every block for each token alone, (tokens, blocks, hidden_size)."""
     outputs: list[torch.Tensor] = []

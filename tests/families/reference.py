@@ -1,38 +1,36 @@
-"""L of a block from its transformers modules alone: Jacobian of attention, least squares of FFN.
+"""L of a block from its transformers modules alone, as a dense matrix with its own error bar.
 
-Knows neither tensor names nor our code: it calls a block's norms, attention and FFN as the model
-does, and looks at what they do to vectors.
+The reference knows neither tensor names nor our code. Attention that is affine in a single token
+has the Jacobian of its module; every other branch is fitted by least squares on what its module
+returns for Gaussian vectors. With residuals r of such a fit on N vectors z, the fit differs from
+E[Jacobian] by the mean of r z', each term of which has mean 0: that is the error to expect.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from operator import attrgetter
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
-from tests.families.harness import Case
+import ckptforensics
+from ckptforensics.layers import load_block
+from ckptforensics.linear import Fit, block_map
+from tests.families.wiring import Branch, Experts, Map, Rows, Wiring, choose_block, wire
 
-ATTENTION = ("self_attn", "attn", "attention", "self_attention")
-FFN = ("mlp", "shared_mlp", "ffn", "feed_forward")
-ATTENTION_NORMS = ("input_layernorm", "self_attn_layer_norm", "ln_1", "ln_attn", "norm_1")
-# A block without a norm of its own for the FFN is parallel and shares the other.
-FFN_NORMS = (
-    "pre_ff_layernorm",
-    "pre_feedforward_layernorm",
-    "post_attention_layernorm",
-    "pre_feedforward_layernorm",
-    "final_layer_norm",
-    "ln_2",
-    "ln_mlp",
-    "norm_2",
-    *ATTENTION_NORMS,
-)
-Rows = torch.Tensor
+Matrix = NDArray[np.float64]
+COUNTS = (100_000, 1_000_000)
+ROWS_AT_ONCE = 2000  # what fits into a processor's cache
+KEPT = 10  # blocks of rows from which residuals and derivatives are estimated
+ATTENTION_SHARE = 5  # attention is slow and nearly affine: a fifth of the vectors will do
+# Vectors over which `ckptforensics` averages a router's weights: its own sampling error.
+ROUTER_SAMPLES = 4096
 
 
 @dataclass(frozen=True)
@@ -49,113 +47,200 @@ class Affine:
     bias: Rows
     centred: bool
 
-    def matrix(self) -> Rows:
+    def matrix(self) -> Matrix:
         """diag(gain), times I - 11'/d where the norm centres."""
         d = len(self.gain)
         centre = torch.eye(d, dtype=torch.float64)
-        return self.gain[:, None] * (centre - 1 / d if self.centred else centre)
+        return (self.gain[:, None] * (centre - 1 / d if self.centred else centre)).numpy()
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A branch's linear map before its norm and factor, at growing numbers of vectors.
+
+    Attributes
+    ----------
+    maps : number of vectors to the map; equal for all numbers where the map is exact
+    z, residuals : some of the vectors and the fit's residuals there, (k, d); None where exact
+    drifts : maps whose sum over Gaussian factors is the error of averaged router weights
+    share : the fit used this part of each number of vectors
+    """
+
+    maps: dict[int, Matrix]
+    z: Matrix | None = None
+    residuals: Matrix | None = None
+    drifts: tuple[Matrix, ...] = ()
+    share: int = 1
+
+    def square_error(self, left: Matrix, right: Matrix, count: int) -> float:
+        """Expected |left (map - true map) right|_F^2."""
+        total = sum(float(np.sum((left @ drift @ right) ** 2)) for drift in self.drifts)
+        if self.z is not None and self.residuals is not None:
+            rest = np.sum((self.residuals @ left.T) ** 2, axis=1)
+            total += (
+                float(np.mean(rest * np.sum((self.z @ right) ** 2, axis=1))) * self.share / count
+            )
+        return total
 
 
 class BlockReference:
-    """The linear part of a model's first block, from what its modules return."""
+    """L of one block.
 
-    def __init__(self, model: nn.Module, case: Case) -> None:
-        block = attrgetter(case.blocks)(model)[0]
-        attention, ffn = _first(block, ATTENTION), _first(block, FFN) or _two_maps(block)
-        norms = _first(block, ATTENTION_NORMS), _first(block, FFN_NORMS)
-        assert attention is not None
-        assert ffn is not None
-        assert norms[0] is not None
-        assert norms[1] is not None
-        config = model.config.get_text_config()
-        self.scale = getattr(config, "residual_multiplier", 1.0)
-        self.width = config.hidden_size
-        calls = [attention, *([ffn] if isinstance(ffn, nn.Module) else [])]
-        self.calls = _arguments(model, calls, case)
-        self.attention, self.ffn = attention, ffn
-        self.attention_norm, self.ffn_norm = (_affine(n, self.width) for n in norms)
+    Parameters
+    ----------
+    wiring : the block's parts
+    width : hidden_size
+    counts : of the vectors that maps are fitted on, ascending
+    """
 
-    def attention_map(self) -> np.ndarray:
-        """A: the Jacobian of attention for one token at position 0, times the norm's linear part.
-
-        Taken at a small vector, where no bound on the values acts.
-        """
-        n = 1e-3 * torch.randn(1, 1, self.width, generator=torch.Generator().manual_seed(5))
-
-        def attend(n: Rows) -> Rows:
-            return self._call(self.attention, n).reshape(-1)
-
-        jacobian = torch.autograd.functional.jacobian(attend, n).reshape(self.width, self.width)
-        matrix = jacobian.double() @ self.attention_norm.matrix()
-        return (self.scale * matrix).numpy()
-
-    def ffn_map(self, count: int, before: np.ndarray | None) -> tuple[np.ndarray, float]:
-        """F by least squares on Gaussian vectors, and the Frobenius norm of its error to expect.
-
-        With residuals r of the fit, F - E[Jacobian] is the mean of r z' over `count` vectors, each
-        term of which has mean 0.
-
-        Parameters
-        ----------
-        count : number of vectors
-        before : matrix that F is multiplied with from the right in the expected error; None for
-            the identity
-        """
-        z = torch.randn(count, self.width, generator=torch.Generator().manual_seed(count))
-        if self.ffn_norm.centred:
-            z -= z.mean(dim=1, keepdim=True)
-        with torch.no_grad():
-            n = z * self.ffn_norm.gain.float() + self.ffn_norm.bias.float()
-            y = self.scale * self._call(self.ffn, n[:, None, :]).reshape(count, -1)
-        z, y = (z - z.mean(dim=0)).double(), (y - y.mean(dim=0)).double()
-        fitted = torch.linalg.pinv(z.T @ z, rtol=1e-10, hermitian=True) @ (z.T @ y)
-        rest = y - z @ fitted
-        seen = z if before is None else z @ torch.from_numpy(before).double()
-        squares = rest.square().sum(dim=1) * seen.square().sum(dim=1)
-        return fitted.T.numpy(), float(squares.mean().div(count).sqrt())
-
-    def _call(self, module: Callable[..., Any], n: Rows) -> Rows:
-        """The module as the model called it, on other vectors."""
-        args, kwargs = self.calls.get(module, ((None,), {}))
-        if args:
-            output = module(n, *args[1:], **kwargs)
+    def __init__(self, wiring: Wiring, width: int, counts: Sequence[int]) -> None:
+        self.wiring = wiring
+        self.identity = np.eye(width)
+        jacobian = _jacobian(wiring.attention, width)
+        if jacobian is None:
+            few = _fitted(wiring.attention, width, [c // ATTENTION_SHARE for c in counts], seed=1)
+            maps = {ATTENTION_SHARE * count: m for count, m in few.maps.items()}
+            self.attention = replace(few, maps=maps, share=ATTENTION_SHARE)
         else:
-            output = module(**kwargs | {"hidden_states": n})
-        result: Rows = output[0] if isinstance(output, tuple) else output
-        return result
+            self.attention = Estimate(dict.fromkeys(counts, jacobian))
+        self.ffn = _fitted(wiring.ffn, width, counts, seed=2)
+
+    def linear_map(self, count: int) -> tuple[Matrix, float]:
+        """L with `count` vectors, and the Frobenius norm of its error to expect."""
+        a, a_scale = self._branch(self.attention.maps[count], self.wiring.attention)
+        f, f_scale = self._branch(self.ffn.maps[count], self.wiring.ffn)
+        if self.wiring.parallel:
+            whole, before, behind = self.identity + a + f, self.identity, self.identity
+        else:
+            before, a_end = _after(self.identity + a, self.wiring.attention.after)
+            behind, f_end = _after(self.identity + f, self.wiring.ffn.after)
+            whole = behind @ before
+            a_scale, f_scale = a_end @ a_scale, f_end @ f_scale
+        square = self.attention.square_error(behind @ a_scale, self.identity, count)
+        square += self.ffn.square_error(f_scale, before, count)
+        return whole, float(np.sqrt(square))
+
+    def _branch(self, linear: Matrix, branch: Branch) -> tuple[Matrix, Matrix]:
+        """The map with the branch's own norm and factor, and these as a matrix."""
+        _, scale = _after(linear, branch.post)
+        factor = torch.as_tensor(branch.factor).detach().double().numpy()
+        scale = np.broadcast_to(factor, len(linear))[:, None] * scale
+        return scale @ linear, scale
 
 
-def _first(block: nn.Module, names: tuple[str, ...]) -> nn.Module | None:
-    return next((m for m in (getattr(block, name, None) for name in names) if m is not None), None)
+def convention_and_least_squares(branch: Branch, width: int, count: int) -> tuple[Matrix, Matrix]:
+    """A branch with the norm behind it or its sum: by L's convention, and its best linear map."""
+    linear = _fitted(branch, width, [count], seed=2).maps[count]
+    if branch.after is not None:
+        linear, norm = np.eye(width) + linear, branch.after
+        inside = replace(branch, call=lambda x: norm(x + branch.call(x)))
+    else:
+        norm = branch.post
+        inside = replace(branch, call=lambda n: norm(branch.call(n)))
+    return _after(linear, norm)[0], _fitted(inside, width, [count], seed=2).maps[count]
 
 
-def _two_maps(block: Any) -> Callable[[Rows], Rows] | None:
-    """OPT's FFN, which is not a module."""
-    if not hasattr(block, "fc1"):
-        return None
-    return lambda n: block.fc2(block.activation_fn(block.fc1(n)))
+def _after(linear: Matrix, norm: nn.Module | None) -> tuple[Matrix, Matrix]:
+    """norm(M z) for isotropic z, where M z has a mean square of |M|_F^2 / d; and M's factor."""
+    if norm is None:
+        return linear, np.eye(len(linear))
+    affine = _affine(norm, len(linear))
+    centre = np.eye(len(linear)) - (1 / len(linear) if affine.centred else 0)
+    size = np.linalg.norm(centre @ linear) / np.sqrt(len(linear))
+    scale = affine.matrix() / size
+    return scale @ linear, scale
 
 
-def _arguments(model: nn.Module, modules: list[nn.Module], case: Case) -> dict[Any, Any]:
-    """Arguments with which the model calls some of its modules for one token at position 0."""
-    found: dict[Any, Any] = {}
+def _jacobian(branch: Branch, width: int) -> Matrix | None:
+    """Jacobian of attention at one token; None where it differs from token to token."""
+    norm = _affine(branch.before, width)
+    generator = torch.Generator().manual_seed(5)
+    here, *others = (2 * torch.randn(1, width, generator=generator) for _ in range(9))
+    jacobian = torch.autograd.functional.jacobian(lambda n: branch.call(n)[0], here)[:, 0]
+    with torch.no_grad():
+        for there in others:
+            step = branch.call(there) - branch.call(here)
+            error = torch.linalg.norm(step - (there - here) @ jacobian.T)
+            if error > 1e-4 * torch.linalg.norm(step):
+                return None
+    return jacobian.double().numpy() @ norm.matrix()
 
-    def keep(module: nn.Module, args: Any, kwargs: Any) -> None:
-        found[module] = args, kwargs
 
-    hooks = [m.register_forward_pre_hook(keep, with_kwargs=True) for m in modules]
-    try:
+def _fitted(branch: Branch, width: int, counts: Sequence[int], seed: int) -> Estimate:
+    """The branch's map by least squares with intercept, at each of the `counts`."""
+    norm = _affine(branch.before, width)
+    call, drifts = branch.call, ()
+    if branch.experts is not None:
+        call, drifts = _mean_experts(branch.experts, norm, counts[-1], seed)
+    gram = np.zeros((width + 1, 2 * width + 1))
+    maps, rows, done = {}, [], 0
+    for z, n in _gaussian(norm, counts[-1], seed):
         with torch.no_grad():
-            model(input_ids=torch.tensor([[7]]), use_cache=False, **case.extra_inputs)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return found
+            y = call(n).double().numpy()
+        row = np.concatenate([np.ones((len(z), 1)), z.double().numpy(), y], axis=1)
+        gram += row[:, : width + 1].T @ row
+        rows = [*rows[1 - KEPT :], row]
+        done += len(z)
+        if done in counts:
+            # Minimum norm: centred vectors lie in a hyperplane.
+            inverse = np.linalg.pinv(gram[:, : width + 1], rcond=1e-10, hermitian=True)
+            solution = inverse @ gram[:, width + 1 :]
+            maps[done] = solution[1:].T
+    z, y = np.split(np.concatenate(rows), [width + 1], axis=1)
+    return Estimate(maps, z[:, 1:], y - z @ solution, drifts)
 
 
-def _affine(norm: nn.Module, width: int) -> Affine:
+def _mean_experts(
+    experts: Experts, norm: Affine, count: int, seed: int
+) -> tuple[Map, tuple[Matrix, ...]]:
+    """The layer of experts with the mean weights of its own router, and their uncertainty.
+
+    Each expert reads every vector. Where the router weighs what experts read, an expert has the
+    mean weight of those that chose it on its input and its share of them on its output.
+    """
+    seen = []
+    with torch.no_grad():
+        for _, n in _gaussian(norm, count, seed):
+            weights = experts.weights(n)
+            chosen = [(weights > 0).to(weights.dtype)] if experts.on_input else []
+            shared = [] if experts.shared_weight is None else [experts.shared_weight(n)]
+            seen.append(torch.cat([*chosen, weights, *shared], dim=1))
+    samples = torch.cat(seen)
+    mean = samples.mean(dim=0)
+
+    def call(n: Rows) -> Rows:
+        return experts.mixed(n, mean)
+
+    # Both ours and these means are taken over samples: the map's derivatives by the means, along
+    # the principal axes of the means' errors.
+    spread = torch.cov(samples.T.double()) * (1 / ROUTER_SAMPLES + 1 / count)
+    sizes, axes = torch.linalg.eigh(spread)
+    steps = (sizes.clamp(min=0).sqrt() * axes).T.float()
+    moved = [torch.zeros(norm.gain.numel(), norm.gain.numel()).double() for _ in steps]
+    for z, n in _gaussian(norm, KEPT * ROWS_AT_ONCE, seed + 10):
+        with torch.no_grad():
+            for matrix, step in zip(moved, steps, strict=True):
+                change = experts.mixed(n, mean + step) - experts.mixed(n, mean)
+                matrix += change.double().T @ z.double() / (KEPT * ROWS_AT_ONCE)
+    return call, tuple(matrix.numpy() for matrix in moved)
+
+
+def _gaussian(norm: Affine, count: int, seed: int) -> Iterator[tuple[Rows, Rows]]:
+    """Normalised Gaussian vectors and what the norm makes of them, in blocks."""
+    generator = torch.Generator().manual_seed(seed)
+    gain, bias = norm.gain.float(), norm.bias.float()
+    for _ in range(0, count, ROWS_AT_ONCE):
+        z = torch.randn(ROWS_AT_ONCE, len(gain), generator=generator)
+        if norm.centred:
+            z -= z.mean(dim=1, keepdim=True)
+        yield z, z * gain + bias
+
+
+def _affine(norm: nn.Module | None, width: int) -> Affine:
     """Gain and bias from a norm's values at vectors of mean 0, so large that eps is nothing."""
     signs = torch.ones(width, dtype=torch.float64)
+    if norm is None:
+        return Affine(signs, torch.zeros_like(signs), centred=False)
     signs[::2] = -1
     double = norm.double()
     with torch.no_grad():
@@ -164,3 +249,62 @@ def _affine(norm: nn.Module, width: int) -> Affine:
     bias = (plus + minus) / 2
     centred = torch.allclose(moved, plus, rtol=1e-5, atol=1e-6)
     return Affine((plus - bias) / signs, bias, centred)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Our L beside the reference.
+
+    Attributes
+    ----------
+    errors : number of vectors to the relative Frobenius norm of the difference
+    expected : the same, as sampling noise alone would make it
+    experts : the noise contains that of the means of a router's weights
+    """
+
+    errors: dict[int, float]
+    expected: dict[int, float]
+    experts: bool
+
+    def problem(self) -> str | None:
+        """What speaks against a difference by the reference's noise alone, None for nothing.
+
+        The difference has the size of the noise at each number of vectors, and so falls as one
+        over its square root. The means of a router's weights, ours over 4,096 vectors, differ by a
+        handful of Gaussian numbers: that part of the noise scatters more than that of a whole
+        matrix, and does not fall.
+        """
+        low, high = (0.4, 2.0) if self.experts else (0.75, 1.35)
+        for count, error in self.errors.items():
+            if not low < error / self.expected[count] < high:
+                return f"{error:.2e} with {count:,} vectors, noise is {self.expected[count]:.2e}"
+        few, many = self.errors.values()
+        root = np.sqrt(COUNTS[1] / COUNTS[0])
+        falls = few > many if self.experts else low < few / many / root < high
+        return None if falls else f"{few:.2e} falls to {many:.2e} with {root**2:.0f} times as many"
+
+
+def compare(
+    model: nn.Module, blocks: str, run: Callable[[nn.Module], Any], folder: Path
+) -> Comparison:
+    """Compare L of one block of a model with that of its files.
+
+    Parameters
+    ----------
+    model : the transformers model
+    blocks : attribute path to its blocks
+    run : makes the model process one token alone; given the block
+    folder : where the model is saved
+    """
+    number = choose_block(model, blocks)
+    module = attrgetter(blocks)(model)[number]
+    block = load_block(ckptforensics.open_checkpoint(folder), number + 1)
+    ours = block_map(block, Fit()).dense().astype(np.float64)
+    wiring = wire(model, blocks, number, lambda: run(module))
+    reference = BlockReference(wiring, len(ours), COUNTS)
+    errors, expected = {}, {}
+    for count in COUNTS:
+        theirs, noise = reference.linear_map(count)
+        errors[count] = float(np.linalg.norm(ours - theirs) / np.linalg.norm(theirs))
+        expected[count] = noise / float(np.linalg.norm(theirs))
+    return Comparison(errors, expected, experts=bool(reference.ffn.drifts))

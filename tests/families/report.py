@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
 import transformers
@@ -21,42 +22,93 @@ from tests.families.harness import (
     hidden_states,
     relative_errors,
     rollout_states,
+    run_one_token,
     save_model,
 )
+from tests.families.reference import ATTENTION_SHARE, COUNTS, Comparison, compare
 from tests.families.test_families import CASES, TOKENS
-from tests.families.test_vision import TOLERANCE, TOWERS, worst_block_error
+from tests.families.test_hybrids import GEMMA3N, HYBRIDS, Hybrid, worst_ffn_error
+from tests.families.towers import (
+    TOLERANCE,
+    TOWERS,
+    Tower,
+    run_one_patch,
+    saved_tower,
+    worst_block_error,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 VERIFIED = ROOT / "ckptforensics" / "architectures" / "verified.json"
 PAGE = ROOT / "docs" / "families.md"
 
 
-def worst_error(case: Case) -> float:
-    """Largest relative difference of a hidden state over tokens and blocks."""
+@dataclass(frozen=True)
+class Row:
+    """One case: the rollout's largest relative error, and L beside the dense reference.
+
+    Of a hybrid, what the FFNs add where the mixer is skipped; L is then None.
+    """
+
+    name: str
+    error: float
+    tolerance: float
+    linear: Comparison | None
+
+    @property
+    def passed(self) -> bool:
+        """Both agree with transformers."""
+        linear = self.linear is None or self.linear.problem() is None
+        return self.error < self.tolerance and linear
+
+
+def of_case(case: Case, folder: Path) -> Row:
+    """Rollout and L of a language model."""
     model = build_model(case)
-    with tempfile.TemporaryDirectory() as folder:
-        save_model(model, Path(folder), case)
-        ours = rollout_states(Path(folder), TOKENS)
-    return float(relative_errors(ours, hidden_states(model, case, TOKENS)).max())
+    save_model(model, folder, case)
+    errors = relative_errors(rollout_states(folder, TOKENS), hidden_states(model, case, TOKENS))
+    linear = compare(model, case.blocks, lambda _: run_one_token(model, case), folder)
+    return Row(case.name, float(errors.max()), case.tolerance, linear)
+
+
+def of_tower(tower: Tower, folder: Path) -> Row:
+    """Blocks and L of a vision tower."""
+    error = worst_block_error(tower, folder)
+    linear = compare(saved_tower(tower, folder), tower.blocks, run_one_patch, folder)
+    return Row(tower.name, error, TOLERANCE, linear)
+
+
+def of_hybrid(hybrid: Hybrid, folder: Path) -> Row:
+    """FFNs of a hybrid."""
+    model = build_model(hybrid.case)
+    model.save_pretrained(folder)
+    return Row(hybrid.name, worst_ffn_error(hybrid, model, folder), TOLERANCE, None)
+
+
+def all_rows() -> dict[str, list[Row]]:
+    """The rows of each family."""
+    rows: dict[str, list[Row]] = {}
+    for case in [*CASES, *TOWERS]:
+        with tempfile.TemporaryDirectory() as folder:
+            make = of_case if isinstance(case, Case) else of_tower
+            rows.setdefault(case.family, []).append(make(case, Path(folder)))
+    for hybrid in [*HYBRIDS, GEMMA3N]:
+        with tempfile.TemporaryDirectory() as folder:
+            rows.setdefault(hybrid.family, []).append(of_hybrid(hybrid, Path(folder)))
+    return rows
 
 
 def main() -> None:
     """Run all cases and write both files."""
-    rows: dict[str, list[tuple[str, float, float]]] = {}
-    for case in CASES:
-        rows.setdefault(case.family, []).append((case.name, worst_error(case), case.tolerance))
-    for tower in TOWERS:
-        with tempfile.TemporaryDirectory() as folder:
-            error = worst_block_error(tower, Path(folder))
-        rows.setdefault(tower.family, []).append((tower.name, error, TOLERANCE))
+    rows = all_rows()
     verified = {
-        family: sorted(name for name, _, _ in found)
+        family: sorted(row.name for row in found)
         for family, found in sorted(rows.items())
-        if all(error < tolerance for _, error, tolerance in found)
+        if all(row.passed for row in found)
     }
     record = {"transformers": transformers.__version__, "families": verified}
     VERIFIED.write_text(json.dumps(record, indent=2) + "\n")
 
+    many = COUNTS[-1]
     lines = [
         "# Families",
         "",
@@ -65,20 +117,41 @@ def main() -> None:
         "the same hidden",
         "states after every block as the rollout of their saved files; the error is the largest "
         "relative difference.",
-        "Vision towers are compared block by block on random vectors. A family that transformers "
-        "lacks is compared",
+        "Vision towers are compared block by block on random vectors; so are, without L, the FFNs "
+        "of hybrids in layers",
+        "whose mixer is skipped (cases that end in -ffn). A family that transformers lacks is "
+        "compared",
         "with a reference of its published code in the case itself (`tests/families/cases_*.py`).",
+        "",
+        "It means too that L of a block equals a dense reference made of transformers' own modules "
+        "(`tests/families/reference.py`):",
+        "the Jacobian of attention at one token, and least squares of every branch that is not "
+        f"affine on {many:,} Gaussian vectors",
+        f"(attention on {many // ATTENTION_SHARE:,}). Least squares is noisy: the columns are the "
+        "largest relative difference of a",
+        "family's cases (Frobenius norm) and, of the same case, the size that the reference's own "
+        "noise gives it, told from its residuals;",
+        "with experts that includes the 4,096 vectors over which a router's weights are averaged.",
+        f"The test also sees the difference fall between {COUNTS[0]:,} and {many:,} vectors.",
         "[Add a family](add-a-family.md) says how a family is added.",
         "",
-        "| family | belongs to it | `model_type` | GGUF | verified by | error |",
-        "|---|---|---|---|---|---|",
+        "| family | belongs to it | `model_type` | GGUF | verified by | error | L | noise |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for name, family in families().items():
-        cases = ", ".join(verified.get(name, ["not verified"]))
-        worst = f"{max(error for _, error, _ in rows[name]):.0e}" if name in verified else ""
         types = ", ".join(f"`{t}`" for t in family.model_types)
         ggufs = ", ".join(f"`{t}`" for t in family.gguf_architectures)
-        lines.append(f"| {name} | {family.description} | {types} | {ggufs} | {cases} | {worst} |")
+        results = "not verified | | | |"
+        if name in verified:
+            error = max(row.error for row in rows[name])
+            results = f"{', '.join(verified[name])} | {error:.0e} "
+            linear = [row.linear for row in rows[name] if row.linear is not None]
+            if linear:
+                worst = max(linear, key=lambda found: found.errors[many])
+                results += f"| {worst.errors[many]:.2%} | {worst.expected[many]:.2%} |"
+            else:
+                results += "| | |"
+        lines.append(f"| {name} | {family.description} | {types} | {ggufs} | {results}")
     PAGE.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 

@@ -6,29 +6,14 @@ import json
 from pathlib import Path
 
 import pytest
-import transformers
 from safetensors.torch import load_file, save_file
 
 import ckptforensics
-from ckptforensics.errors import FormatError, NothingAnalysable, TensorError
-from tests.families.cases_dense import CASES, SIZES
+from ckptforensics.errors import FormatError, TensorError
+from tests.families.cases_dense import CASES
 from tests.families.harness import build_model, save_model
 
 BY_NAME = {case.name: case for case in CASES}
-
-
-def test_gemma3n_is_refused_with_its_reason(tmp_path: Path) -> None:
-    config = transformers.Gemma3nTextConfig(
-        **SIZES,
-        head_dim=8,
-        num_kv_shared_layers=0,
-        hidden_size_per_layer_input=6,
-        vocab_size_per_layer_input=61,
-        activation_sparsity_pattern=[0.0] * 3,
-    )
-    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
-    with pytest.raises(NothingAnalysable, match="four residual streams"):
-        ckptforensics.open_checkpoint(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["qwen2-biases", "gemma", "olmo", "internlm2", "phi3"])

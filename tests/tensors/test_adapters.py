@@ -339,7 +339,7 @@ def test_without_an_adapter_there_is_no_base(llama, capsys):
 def test_an_adapter_alone_says_which_base_it_needs(file, llama, tmp_path, capsys):
     adapter = write_adapter(tmp_path / "adapter", low_rank(base_tensors(llama), [V]))
     ran = run(capsys, "sign", adapter / file)
-    assert_one_error(ran, 3, "adapter of 'some-org/some-base'", "--base BASE")
+    assert_one_error(ran, 3, "adapter of 'some-org/some-base'", "--base some-org/some-base")
     (adapter / "adapter_config.json").unlink()
     assert_one_error(run(capsys, "sign", adapter / file), 3, "this is an adapter", "--base BASE")
     ran = run(capsys, "sign", adapter / file, "--base", llama)

@@ -142,6 +142,13 @@ class QuantizedStore(TensorStore):
         """See `TensorStore.prefetch`."""
         self.stored.prefetch(part.name for name in names for part in self.parts(name))
 
+    def prefetch_rows(self, name: str, rows: Iterable[tuple[int, int]]) -> None:
+        """See `TensorStore.prefetch_rows`."""
+        if name in self.weights:
+            self.prefetch([name])  # the parts are not stored by rows
+        else:
+            self.stored.prefetch_rows(name, rows)
+
     def stored_bytes(self, name: str) -> NDArray[np.uint8]:
         """See `TensorStore.stored_bytes`."""
         return self.stored.stored_bytes(name)
