@@ -82,9 +82,9 @@ def accumulate(
             dense = own.dense().astype(np.float64)
             product = dense @ product
             # The tokens' direction rarely turns much within one layer.
-            start = None if leading is None else dense @ leading
+            start = None if leading is None else dense @ leading[:, 0]
             spectrum = singular_triplets(_Dense(product), 2, start=start, generator=generator)
-            alone = singular_triplets(_Dense(dense), 1, start=spectrum.left, generator=generator)
+            alone = singular_triplets(_Dense(dense), 1, start=spectrum.left[:, 0], generator=generator)
             leading = spectrum.left
             s1 = max(float(spectrum.values[0]), float(np.finfo(np.float64).tiny))
             s2 = float(spectrum.values[1])
@@ -102,6 +102,7 @@ def accumulate(
                 )
             )
             progress.step(block.prefix)
+            del block, own  # before the next one is read
     finally:
         progress.finish()
     return tuple(found)

@@ -121,6 +121,7 @@ def rollout(
             if kept is not None:
                 kept[:, i] = x
             progress.step(block.prefix)
+            del block  # before the next one is read
     finally:
         progress.finish()
     document = NormsDocument(

@@ -12,8 +12,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ckptforensics.layers import Block, Ffn, Floats, Moe
-from ckptforensics.linear.forward import apply_linear, block_forward, ffn_forward, ffn_hidden
+from ckptforensics.linear.forward import (
+    apply_linear,
+    block_forward,
+    ffn_forward,
+    ffn_hidden,
+    finish_branch,
+)
 from ckptforensics.linear.norms import apply_norm
+from ckptforensics.linear.routing import routing_weights
+from ckptforensics.parallel import over_rows
 
 
 @dataclass(frozen=True)
@@ -59,8 +67,8 @@ class Trigger:
     super_weight: SuperWeight
 
 
-def response(block: Block, direction: NDArray[np.float64], size: float) -> Response:
-    """Feed +-size * direction to the true block and read what it adds along the direction.
+def probe_pair(direction: NDArray[np.float64], size: float) -> Floats:
+    """The residual streams +-size * direction, (2, hidden_size).
 
     Parameters
     ----------
@@ -68,9 +76,19 @@ def response(block: Block, direction: NDArray[np.float64], size: float) -> Respo
     size : norm c of the probed residual stream
     """
     u = direction.astype(np.float32)
-    x = np.stack([u, -u]) * np.float32(size)
-    added = (block_forward(block, x) - x) @ u
+    return np.stack([u, -u]) * np.float32(size)
+
+
+def read_response(pair: Floats, after: Floats, direction: NDArray[np.float64]) -> Response:
+    """What a block that turns `pair` of `probe_pair` into `after` adds along the direction."""
+    added = (after - pair) @ direction.astype(np.float32)
     return Response(plus=float(added[0]), minus=float(added[1]))
+
+
+def response(block: Block, direction: NDArray[np.float64], size: float) -> Response:
+    """Feed +-size * direction to the true block and read what it adds along the direction."""
+    pair = probe_pair(direction, size)
+    return read_response(pair, block_forward(block, pair), direction)
 
 
 def trigger(ffn: Ffn | Moe, direction: NDArray[np.float64]) -> Trigger:
@@ -78,7 +96,7 @@ def trigger(ffn: Ffn | Moe, direction: NDArray[np.float64]) -> Trigger:
 
     The vectors have a unit mean square, which matters only where no norm precedes the FFN. In a
     layer of experts the output is that of the experts the router chooses, and the super weight
-    the strongest among all experts, each fed the vectors by itself.
+    the strongest among these and the shared expert.
 
     Parameters
     ----------
@@ -86,30 +104,41 @@ def trigger(ffn: Ffn | Moe, direction: NDArray[np.float64]) -> Trigger:
     """
     v = direction.astype(np.float32) * np.float32(np.sqrt(direction.size))
     x = np.stack([v, -v])
-    outputs = ffn_forward(ffn, x)
+    n = apply_norm(x, ffn.norm)
+    if isinstance(ffn, Ffn):
+        added, candidate = _answer(ffn, n)
+        candidates = [candidate]
+        outputs = finish_branch(ffn, added)
+    else:
+        outputs = ffn_forward(ffn, x)
+        chosen = np.flatnonzero(routing_weights(ffn, n).any(axis=0))
+        acting = [ffn.experts[int(i)] for i in chosen]
+        if ffn.shared is not None:
+            acting.append(ffn.shared)
+        candidates = [_answer(expert, n)[1] for expert in acting]
     norms = np.linalg.norm(outputs, axis=1)
     stronger = int(np.argmax(norms))
-    n = apply_norm(x, ffn.norm)
-    candidates = []
-    for expert in experts(ffn):
-        hidden = ffn_hidden(expert, n)
-        row = int(np.argmax(np.linalg.norm(apply_linear(expert.down, hidden), axis=1)))
-        candidates.append(_super_weight(expert, hidden[row]))
     strongest = max(candidates, key=lambda weight: abs(weight.amplitude))
     return Trigger(float(norms[stronger]), outputs[stronger], strongest)
 
 
-def experts(ffn: Ffn | Moe) -> tuple[Ffn, ...]:
-    """The FFN itself, or the routed experts and then the shared one."""
-    if isinstance(ffn, Ffn):
-        return (ffn,)
-    return ffn.experts if ffn.shared is None else (*ffn.experts, ffn.shared)
+def _answer(ffn: Ffn, n: Floats) -> tuple[Floats, SuperWeight]:
+    """Output for rows of normed input, and the super weight of the row with the larger one."""
+    hidden = ffn_hidden(ffn, n)
+    added = apply_linear(ffn.down, hidden)
+    row = int(np.argmax(np.linalg.norm(added, axis=1)))
+    return added, _super_weight(ffn, hidden[row])
 
 
 def _super_weight(ffn: Ffn, hidden: Floats) -> SuperWeight:
     """The entry of W_down with the largest |weight| times |activation|."""
-    down = ffn.down.weight
-    column = int(np.argmax(np.abs(down).max(axis=0) * np.abs(hidden)))
-    row = int(np.argmax(np.abs(down[:, column])))
+    down, size = ffn.down.weight, np.abs(hidden)
+
+    def strongest(rows: slice) -> tuple[float, int, int]:
+        amplitude = np.abs(down[rows]) * size
+        row, column = np.unravel_index(np.argmax(amplitude), amplitude.shape)
+        return float(amplitude[row, column]), rows.start + int(row), int(column)
+
+    _, row, column = max(over_rows(strongest, *down.shape), key=lambda found: found[0])
     value = float(down[row, column])
     return SuperWeight(ffn.down_name, row, column, value, value * float(hidden[column]))
