@@ -27,7 +27,7 @@ from ckptforensics.probes import (
 )
 from ckptforensics.progress import Progress, Silent
 from ckptforensics.results import Eigenvalue, Skipped
-from ckptforensics.spectra import Triplets, eigenpairs, singular_triplets
+from ckptforensics.spectra import Triplets, nearest_eigenpair, singular_triplets
 
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
@@ -312,14 +312,12 @@ def _experts(
 
 
 def _nearest_eigenvalue(operator: BlockMap, direction: Float64) -> Eigenvalue | None:
-    # Three digits are enough for evidence, and each product is a pass over the layer.
-    pairs = eigenpairs(ResidualMap(operator), start=direction, tolerance=1e-3, max_products=160)
-    if not pairs:
+    pair = nearest_eigenpair(ResidualMap(operator), direction)
+    if pair is None:
         return None
-    cosines = [float(abs(np.vdot(pair.vector, direction))) for pair in pairs]
-    best = int(np.argmax(cosines))
     return Eigenvalue(
-        real=pairs[best].value.real,
-        imag=abs(pairs[best].value.imag),
-        angle_deg=float(np.degrees(np.arccos(min(1.0, cosines[best])))),
+        real=pair.value.real,
+        imag=pair.value.imag,
+        angle_deg=float(np.degrees(np.arccos(pair.cosine))),
+        residual=pair.residual,
     )
