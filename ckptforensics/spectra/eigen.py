@@ -85,7 +85,8 @@ def _nearest(basis: Float64, images: Float64, acceptable: float) -> Eigenpair | 
     values, small = np.linalg.eig(basis.T @ images)
     errors = np.linalg.norm(images @ small - basis @ (small * values), axis=0)
     sizes = np.abs(values)
-    residuals = np.divide(errors, sizes, out=np.full(sizes.shape, np.inf), where=sizes > 0)
+    noise = _NOISE * np.linalg.norm(images, axis=0).max()
+    residuals = np.divide(errors, sizes, out=np.full(sizes.shape, np.inf), where=sizes > noise)
     # The columns of `small` have unit norm and the basis is orthonormal: the first row is cosines.
     cosines = np.where(residuals <= acceptable, np.abs(small[0]), -1.0)
     at = int(np.argmax(cosines))
