@@ -16,10 +16,6 @@ def run() -> None:
         with open(_HELP, encoding="utf-8") as file:
             _print(file.read())
         return
-    # Set before NumPy loads its BLAS; a user's own setting wins.
-    threads = str(os.cpu_count() or 1)
-    for name in ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS"):
-        os.environ.setdefault(name, threads)
     from ckptforensics.cli.main import main
 
     sys.exit(main())

@@ -15,11 +15,12 @@ from ckptforensics.layers import Attention, Block, Ffn, Floats, Linear, Moe, Sin
 from ckptforensics.linear.activations import activation, sigmoid
 from ckptforensics.linear.norms import apply_norm
 from ckptforensics.linear.routing import routing_weights
+from ckptforensics.parallel import multiply
 
 
 def apply_linear(linear: Linear, rows: Floats) -> Floats:
     """weight x + bias for each row x."""
-    out: Floats = rows @ linear.weight.T
+    out = multiply(linear.weight, np.ascontiguousarray(rows.T)).T
     if linear.bias is not None:
         out += linear.bias
     return out

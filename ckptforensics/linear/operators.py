@@ -25,7 +25,7 @@ from ckptforensics.linear.fit import (
 from ckptforensics.linear.forward import sink_weights
 from ckptforensics.linear.norms import affine, fold_norm
 from ckptforensics.linear.routing import expert_shares
-from ckptforensics.parallel import over_rows
+from ckptforensics.parallel import multiply, multiply_adjoint, over_rows
 
 # Columns of the identity multiplied at once where a whole matrix's size is needed.
 _COLUMNS_AT_ONCE = 512
@@ -87,11 +87,11 @@ class AttentionMap(Operator):
 
     def matmat(self, x: Floats) -> Floats:
         """The product with each column of x."""
-        return self.output @ (self.value @ x)
+        return multiply(self.output, multiply(self.value, x))
 
     def rmatmat(self, y: Floats) -> Floats:
         """The adjoint's product with each column of y."""
-        return self.value.T @ (self.output.T @ y)
+        return multiply_adjoint(self.value, multiply_adjoint(self.output, y))
 
 
 class FfnMap(Operator):
@@ -110,11 +110,11 @@ class FfnMap(Operator):
 
     def matmat(self, x: Floats) -> Floats:
         """The product with each column of x."""
-        return self.down @ (self.f1 @ x)
+        return multiply(self.down, multiply(self.f1, x))
 
     def rmatmat(self, y: Floats) -> Floats:
         """The adjoint's product with each column of y."""
-        return self.f1.T @ (self.down.T @ y)
+        return multiply_adjoint(self.f1, multiply_adjoint(self.down, y))
 
     def heaviest_neuron(self) -> Floats:
         """The column of W_down of the neuron with the largest |w_down,k| |row k of F1|.
