@@ -7,13 +7,13 @@ costs nothing.
 
 from __future__ import annotations
 
-from importlib import import_module
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
-
 from ckptforensics.version import __version__
 
+# Type checkers take the name for true; importing `typing` for it would take longer than all else.
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from ckptforensics.checkpoint import Checkpoint, open_checkpoint
     from ckptforensics.errors import CkptError
     from ckptforensics.findings import (
@@ -48,28 +48,28 @@ __all__ = [
     "sign",
 ]
 
-_HOMES = MappingProxyType(
-    {
-        "Accumulated": "ckptforensics.findings",
-        "Calibration": "ckptforensics.linear",
-        "Checkpoint": "ckptforensics.checkpoint",
-        "CkptError": "ckptforensics.errors",
-        "Fit": "ckptforensics.linear",
-        "Rollout": "ckptforensics.findings",
-        "Signature": "ckptforensics.results",
-        "accumulate": "ckptforensics.findings",
-        "find_layers": "ckptforensics.findings",
-        "fingerprint_distance": "ckptforensics.findings",
-        "inspect": "ckptforensics.findings",
-        "load_result": "ckptforensics.results",
-        "open_checkpoint": "ckptforensics.checkpoint",
-        "rollout": "ckptforensics.findings",
-        "sign": "ckptforensics.findings",
-    }
-)
+_HOMES = {
+    "Accumulated": "ckptforensics.findings",
+    "Calibration": "ckptforensics.linear",
+    "Checkpoint": "ckptforensics.checkpoint",
+    "CkptError": "ckptforensics.errors",
+    "Fit": "ckptforensics.linear",
+    "Rollout": "ckptforensics.findings",
+    "Signature": "ckptforensics.results",
+    "accumulate": "ckptforensics.findings",
+    "find_layers": "ckptforensics.findings",
+    "fingerprint_distance": "ckptforensics.findings",
+    "inspect": "ckptforensics.findings",
+    "load_result": "ckptforensics.results",
+    "open_checkpoint": "ckptforensics.checkpoint",
+    "rollout": "ckptforensics.findings",
+    "sign": "ckptforensics.findings",
+}
 
 
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
+        from importlib import import_module
+
         return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,6 +1,6 @@
 """`python -m ckptforensics` is `ckpt`."""
 
-from ckptforensics.cli.main import run
+from ckptforensics.cli.entry import run
 
 if __name__ == "__main__":
     run()

@@ -6,10 +6,11 @@ are added. Nothing here or later knows tensor names or families.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
-from dataclasses import dataclass
-from typing import Literal
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,8 +18,13 @@ from numpy.typing import NDArray
 from ckptforensics.architectures import LayerPlan, Role, RoutingPlan, WeightRef
 from ckptforensics.checkpoint import Checkpoint
 from ckptforensics.errors import NothingAnalysable
+from ckptforensics.parallel import in_threads
 
 Floats = NDArray[np.float32]
+
+# Bytes that the routed experts of one block may take.
+EXPERT_MEMORY = 4 << 30
+_FLOAT_BYTES = 4
 
 
 @dataclass(frozen=True)
@@ -140,7 +146,7 @@ class Moe:
     correction : (num_experts,) added to the scores for choosing experts only
     expert_scale : (num_experts,) learned factor on each expert's weight
     plan : how scores become weights
-    experts : the routed experts
+    experts : the routed experts; read anew at each access unless `held`
     shared : the expert that always acts, None for none
     shared_router : (1, hidden_size), sigmoid of which weighs the shared expert
     post_norm, after_norm, scale : as in `Attention`
@@ -150,13 +156,18 @@ class Moe:
     router: Linear
     correction: Floats | None
     plan: RoutingPlan
-    experts: tuple[Ffn, ...]
+    experts: Sequence[Ffn]
     shared: Ffn | None = None
     expert_scale: Floats | None = None
     shared_router: Linear | None = None
     post_norm: Norm | None = None
     after_norm: Norm | None = None
     scale: Floats | float | None = None
+
+    @property
+    def held(self) -> bool:
+        """Whether all experts are in memory."""
+        return isinstance(self.experts, tuple)
 
 
 @dataclass(frozen=True)
@@ -181,8 +192,13 @@ class Block:
     mixer: str | None = None
 
 
-def load_block(checkpoint: Checkpoint, layer: int) -> Block:
+def load_block(checkpoint: Checkpoint, layer: int, *, expert_memory: int = EXPERT_MEMORY) -> Block:
     """Read block `layer` (from 1) into memory as float32.
+
+    Parameters
+    ----------
+    expert_memory : bytes that its routed experts and their linear fits may take; where they need
+        more, each expert is read when it is used
 
     Raises
     ------
@@ -199,23 +215,32 @@ def load_block(checkpoint: Checkpoint, layer: int) -> Block:
             f"layer {layer} ({plan.prefix.rstrip('.')}) has nothing to analyse: {plan.skipped}",
             path=checkpoint.source.path,
         )
-    checkpoint.store.prefetch(sorted({name for name, _ in plan.names()}))
+    if checkpoint.source.remote is not None:  # all ranges together, not one tensor after another
+        checkpoint.store.prefetch(_names(checkpoint, plan, expert_memory))
     reader = _BlockReader(checkpoint, plan)
     return Block(
         layer=layer,
         prefix=plan.prefix.rstrip("."),
         residual=checkpoint.architecture.residual,
         attention=reader.attention() if "value" in plan.refs else None,
-        ffn=reader.moe() if plan.experts else reader.ffn(),
+        ffn=reader.moe(hold=_hold(checkpoint, plan, expert_memory))
+        if plan.experts
+        else reader.ffn(),
         mixer=plan.mixer,
     )
 
 
-def stream_blocks(checkpoint: Checkpoint, layers: Sequence[int] | None = None) -> Iterator[Block]:
-    """Yield the blocks in order, the next one being read while the caller computes.
+def stream_blocks(
+    checkpoint: Checkpoint,
+    layers: Sequence[int] | None = None,
+    *,
+    expert_memory: int = EXPERT_MEMORY,
+) -> Iterator[Block]:
+    """Yield the blocks in order; one is in memory at a time if the caller lets go of the last.
 
-    At most two blocks are in memory at a time. Without `layers`, those of which something is
-    analysed; NothingAnalysable if there are none.
+    While the caller computes, the next block's bytes are fetched, or read into the operating
+    system's cache. Without `layers`, those of which something is analysed; NothingAnalysable if
+    there are none.
     """
     architecture = checkpoint.architecture
     wanted = layers or architecture.analysed
@@ -226,30 +251,73 @@ def stream_blocks(checkpoint: Checkpoint, layers: Sequence[int] | None = None) -
             path=checkpoint.source.path,
         )
     with ThreadPoolExecutor(1, thread_name_prefix="read") as reader:
-        pending = reader.submit(load_block, checkpoint, wanted[0])
+        pending: Future[None] | None = None
         try:
-            for following in [*wanted[1:], None]:
-                block = pending.result()
+            for layer, following in zip(wanted, [*wanted[1:], None], strict=True):
+                block = load_block(checkpoint, layer, expert_memory=expert_memory)
                 if following is not None:
-                    pending = reader.submit(load_block, checkpoint, following)
+                    names = _names(checkpoint, architecture.layers[following - 1], expert_memory)
+                    pending = reader.submit(checkpoint.store.prefetch, names)
                 yield block
                 del block
+                if pending is not None:
+                    pending.result()
         except BaseException:
             # The caller failed, left or was interrupted: nobody waits for the next block.
             remote = checkpoint.source.remote
-            while remote is not None and not pending.done():
+            while remote is not None and pending is not None and not pending.done():
                 remote.cancel()  # again and again: the reader may not have begun to fetch
                 wait([pending], timeout=0.1)
             raise
 
 
+def _names(checkpoint: Checkpoint, plan: LayerPlan, expert_memory: int) -> list[str]:
+    """The tensors of a block that are read whole."""
+    read = plan if _hold(checkpoint, plan, expert_memory) else replace(plan, experts=())
+    return sorted({name for name, _ in read.names()})
+
+
+def _hold(checkpoint: Checkpoint, plan: LayerPlan, expert_memory: int) -> bool:
+    """Whether the experts and a third more, for their fits, take no more than this."""
+    names = {ref.weight for refs in plan.experts for ref in refs.values()}
+    elements = sum(math.prod(checkpoint.store.info(name).shape) for name in names)
+    return elements * _FLOAT_BYTES * 4 <= 3 * expert_memory
+
+
+class _StreamedExperts(Sequence[Ffn]):
+    """Experts that are read when they are used, and not kept."""
+
+    def __init__(
+        self,
+        read: Callable[[Mapping[Role, WeightRef]], Ffn],
+        refs: Sequence[Mapping[Role, WeightRef]],
+    ) -> None:
+        self._read = read
+        self._refs = refs
+
+    def __len__(self) -> int:
+        return len(self._refs)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._read(self._refs[index])
+
+
 class _BlockReader:
-    """Reads the weights of one block by their roles."""
+    """Reads the weights of one block by their roles, its matrices on all cores."""
 
     def __init__(self, checkpoint: Checkpoint, plan: LayerPlan) -> None:
         self.architecture = checkpoint.architecture
         self.store = checkpoint.store
         self.refs = plan.refs
+        sizes = {
+            role: math.prod(self.store.info(ref.weight).shape)
+            for role, ref in plan.refs.items()
+            if len(self.store.info(ref.weight).shape) > 1
+        }
+        # Large ones first, so that the cores finish together.
+        roles = sorted(sizes, key=lambda role: -sizes[role])
+        read = in_threads(lambda role: self.read_linear(plan.refs[role]), roles)
+        self.matrices = dict(zip(roles, read, strict=True))
         self.expert_refs = plan.experts
         self.hidden_size = checkpoint.architecture.sizes.hidden_size
 
@@ -300,8 +368,8 @@ class _BlockReader:
             scale=self.scale("ffn_scale", self.architecture.ffn_scale),
         )
 
-    def moe(self) -> Moe:
-        """The branch of routed and shared experts."""
+    def moe(self, *, hold: bool) -> Moe:
+        """The branch of routed and shared experts; the routed ones in memory with `hold`."""
         assert self.architecture.routing is not None
         before, after = self.norms("ffn")
         shared = None
@@ -313,13 +381,19 @@ class _BlockReader:
             correction=self.vector("router_correction"),
             expert_scale=self.vector("router_scale"),
             plan=self.architecture.routing,
-            experts=tuple(self.expert(refs, "expert") for refs in self.expert_refs),
+            experts=tuple(in_threads(self.routed, self.expert_refs))
+            if hold
+            else _StreamedExperts(self.routed, self.expert_refs),
             shared=shared,
             shared_router=self.optional("shared_router"),
             post_norm=self.norm("ffn_post_norm"),
             after_norm=after,
             scale=self.scale("ffn_scale", self.architecture.ffn_scale),
         )
+
+    def routed(self, refs: Mapping[Role, WeightRef]) -> Ffn:
+        """One routed expert."""
+        return self.expert(refs, "expert")
 
     def expert(self, refs: Mapping[Role, WeightRef], kind: Literal["expert", "shared"]) -> Ffn:
         """One expert, whose norm is that of the branch."""
@@ -386,7 +460,7 @@ class _BlockReader:
 
     def linear(self, role: Role) -> Linear:
         """A linear map as (out, in), with the share of a fused tensor that belongs to the role."""
-        return self.read_linear(self.refs[role])
+        return self.matrices.pop(role)
 
     def read_linear(self, ref: WeightRef) -> Linear:
         """A linear map as (out, in); see `WeightRef`."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from importlib import import_module
 from types import MappingProxyType
 from typing import Any
@@ -93,13 +92,3 @@ def main(arguments: list[str] | None = None) -> int:
 def _fail(message: str, code: int) -> int:
     click.echo("ckpt: error: " + one_line(" ".join(message.split("\n"))), err=True)
     return code
-
-
-def run() -> None:
-    """Console script: run and exit."""
-    # One core is left to the thread that reads and decodes the next layer; both on one core cost
-    # more than the second brings. Set before NumPy loads its BLAS; a user's own setting wins.
-    threads = str(max(1, (os.cpu_count() or 2) - 1))
-    for name in ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS"):
-        os.environ.setdefault(name, threads)
-    sys.exit(main())

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from ckptforensics.checkpoint import Checkpoint, open_checkpoint
 from ckptforensics.layers import stream_blocks
 from ckptforensics.linear import Fit, block_map
+from ckptforensics.parallel import one_blas_thread
 from ckptforensics.progress import Progress, Silent
 from ckptforensics.spectra import singular_triplets
 
@@ -46,6 +47,7 @@ class Accumulated:
     layer_cosine: float
 
 
+@one_blas_thread()
 def accumulate(
     model: Checkpoint | str | Path,
     *,
@@ -82,10 +84,10 @@ def accumulate(
             dense = own.dense().astype(np.float64)
             product = dense @ product
             # The tokens' direction rarely turns much within one layer.
-            start = None if leading is None else dense @ leading
+            start = None if leading is None else dense @ leading[:, 0]
             spectrum = singular_triplets(_Dense(product), 2, start=start, generator=generator)
-            alone = singular_triplets(_Dense(dense), 1, start=spectrum.left, generator=generator)
             leading = spectrum.left
+            alone = singular_triplets(_Dense(dense), 1, start=leading[:, 0], generator=generator)
             s1 = max(float(spectrum.values[0]), float(np.finfo(np.float64).tiny))
             s2 = float(spectrum.values[1])
             product /= s1
@@ -102,6 +104,7 @@ def accumulate(
                 )
             )
             progress.step(block.prefix)
+            del block, own  # before the next one is read
     finally:
         progress.finish()
     return tuple(found)

@@ -15,11 +15,14 @@ from ckptforensics.errors import NothingAnalysable
 from ckptforensics.findings.skipped import skipped_layers
 from ckptforensics.layers import Block, Ffn, Floats, Moe, stream_blocks
 from ckptforensics.linear import BlockMap, ExpertsMap, FfnMap, Fit, ResidualMap, block_map
+from ckptforensics.parallel import one_blas_thread
 from ckptforensics.probes import (
     Response,
     Trigger,
     advance,
     embed,
+    probe_pair,
+    read_response,
     response,
     start_tokens,
     trigger,
@@ -27,7 +30,7 @@ from ckptforensics.probes import (
 )
 from ckptforensics.progress import Progress, Silent
 from ckptforensics.results import Eigenvalue, Skipped
-from ckptforensics.spectra import Triplets, eigenpairs, singular_triplets
+from ckptforensics.spectra import Triplets, nearest_eigenpair, singular_triplets
 
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
@@ -36,7 +39,8 @@ Float64 = NDArray[np.float64]
 ROLLOUT_TOKENS = 64
 # Tokens share a direction where the mean of their unit vectors is at least this long.
 SHARED = 0.9
-_HEAVY_NEURONS = 6
+# Fixed: two runs must give the same signature. Tokens and start vectors only need to be generic.
+_SEED = 0
 
 
 @dataclass(frozen=True)
@@ -141,6 +145,7 @@ class Measurements:
         return np.array([m.sigma for m in self.layers], np.float32)
 
 
+@one_blas_thread()
 def measure(
     checkpoint: Checkpoint,
     fit: Fit,
@@ -162,9 +167,7 @@ def measure(
         if a weight cannot be decoded, is not finite, or the activation is unknown.
     """
     progress = progress or Silent()
-    # Fixed seed: two runs must give the same signature. The start vectors only need to be generic.
-    generator = np.random.default_rng(0)
-    tokens, skipped = _tokens(checkpoint, generator)
+    tokens, skipped = _tokens(checkpoint, np.random.default_rng(_SEED))
     gap = checkpoint.architecture.first_gap
     skipped = [*skipped_layers(checkpoint.architecture), *skipped]
     if gap is not None and tokens is not None:
@@ -176,19 +179,18 @@ def measure(
     progress.start("layers", len(checkpoint.architecture.analysed))
     try:
         for block in stream_blocks(checkpoint):
-            after = None
             if gap is not None and block.layer >= gap:
                 x, before = None, None
-            if x is not None:
-                x = advance(block, x)
-                after = token_state(x)
-            layer = _measure_layer(block, fit, before, after, with_eigenvalues, generator)
+            x, probe, answer = _advance(block, x, before)
+            after = None if x is None else token_state(x)
+            layer = _measure_layer(block, fit, (before, after), (probe, answer), with_eigenvalues)
             if before is not None:
                 lowest = min(lowest, before.median)
                 layer = replace(layer, lowest=lowest)
             measured.append(layer)
             before = after
             progress.step(block.prefix)
+            del block  # before the next one is read
     finally:
         progress.finish()
     return Measurements(tuple(measured), tuple(skipped), None if tokens is None else tuple(tokens))
@@ -231,39 +233,67 @@ def _tokens(
     return tokens, skipped
 
 
+@dataclass(frozen=True)
+class _Probe:
+    """Direction u and norm c of the response probe; `of_tokens` if u is their shared direction."""
+
+    direction: Float64
+    size: float
+    of_tokens: bool
+
+
+def _advance(
+    block: Block, x: Floats | None, before: TokenState | None
+) -> tuple[Floats | None, _Probe | None, Response | None]:
+    """The tokens after the block, and the probe of their shared direction in the same products."""
+    if x is None or before is None:
+        return None, None, None
+    if before.concentration < SHARED:
+        return advance(block, x), None, None
+    probe = _Probe(before.direction, before.median, of_tokens=True)
+    pair = probe_pair(probe.direction, probe.size)
+    after = advance(block, np.concatenate([x, pair]))
+    return after[:-2], probe, read_response(pair, after[-2:], probe.direction)
+
+
 def _measure_layer(
     block: Block,
     fit: Fit,
-    before: TokenState | None,
-    after: TokenState | None,
+    tokens: tuple[TokenState | None, TokenState | None],
+    probed: tuple[_Probe | None, Response | None],
     with_eigenvalues: bool,
-    generator: np.random.Generator,
 ) -> LayerMeasurement:
+    generator = np.random.default_rng([_SEED, block.layer])
+    before, after = tokens
+    probe, answer = probed
     with np.errstate(over="ignore", invalid="ignore"):  # the spectra report it as an error
         operator = block_map(block, fit)
-    heavy = operator.ffn.heaviest_columns(_HEAVY_NEURONS)
-    spectrum = singular_triplets(operator, 2, start=heavy, generator=generator)
-    v1 = singular_triplets(operator.ffn, 1, start=heavy, generator=generator).right[:, 0]
-    probed_tokens = before is not None and before.concentration >= SHARED
-    if before is not None and probed_tokens:
-        direction, size = before.direction, before.median
-    else:
+        experts, start = _experts(block.ffn, operator.ffn, generator)
+        # The leading direction of F, guessed from its heaviest neuron or expert, is a good guess of
+        # that of L.
+        lead = singular_triplets(operator.ffn, 1, start=start, generator=generator)
+        spectrum = singular_triplets(operator, 2, start=lead.left[:, 0], generator=generator)
+    v1 = lead.right[:, 0]
+    if probe is None:
         # Nothing enters along a shared direction yet: probe what the layer itself prefers, at the
         # size of what enters (a unit mean square where no token is known).
-        direction = spectrum.left[:, 0]
-        size = float(np.sqrt(direction.size)) if before is None else before.median
+        u1 = spectrum.left[:, 0]
+        size = float(np.sqrt(u1.size)) if before is None else before.median
+        probe = _Probe(u1, size, of_tokens=False)
+        if block.mixer is None:
+            answer = response(block, u1, size)
     return LayerMeasurement(
         layer=block.layer,
         prefix=block.prefix,
         spectrum=spectrum,
         trigger_direction=v1,
         trigger=trigger(block.ffn, v1),
-        probe_direction=direction,
-        probe_size=size,
-        probed_tokens=probed_tokens,
-        response=None if block.mixer is not None else response(block, direction, size),
-        experts=_experts(block.ffn, operator.ffn, generator),
-        eigenvalue=_nearest_eigenvalue(operator, direction) if with_eigenvalues else None,
+        probe_direction=probe.direction,
+        probe_size=probe.size,
+        probed_tokens=probe.of_tokens,
+        response=answer,
+        experts=experts,
+        eigenvalue=_nearest_eigenvalue(operator, probe.direction) if with_eigenvalues else None,
         before=before,
         after=after,
     )
@@ -271,35 +301,34 @@ def _measure_layer(
 
 def _experts(
     ffn: Ffn | Moe, operator: FfnMap | ExpertsMap, generator: np.random.Generator
-) -> tuple[ExpertMeasurement, ...]:
+) -> tuple[tuple[ExpertMeasurement, ...], Floats | Float64]:
+    """What each expert does, and a guess of the leading left singular vector of F."""
     if isinstance(ffn, Ffn) or isinstance(operator, FfnMap):
-        return ()
-    parts = [
-        (f"expert {i}", expert, own, weight)
-        for i, (expert, own, weight) in enumerate(
-            zip(ffn.experts, operator.experts, operator.weights, strict=True)
-        )
-    ]
-    if ffn.shared is not None and operator.shared is not None:
-        parts.append(("shared expert", ffn.shared, *operator.shared))
+        assert isinstance(operator, FfnMap)
+        return (), operator.heaviest_neuron()
     measured = []
-    for name, expert, own, weight in parts:
-        heavy = own.heaviest_columns(_HEAVY_NEURONS)
-        lead = singular_triplets(own, 1, start=heavy, generator=generator)
+    strongest, start = -1.0, np.zeros(operator.shape[0])
+    for i, (own, weight) in enumerate(operator.parts()):
+        lead = singular_triplets(own, 1, start=own.heaviest_neuron(), generator=generator)
+        routed = i < len(ffn.experts)
+        expert = ffn.experts[i] if routed else ffn.shared
+        assert expert is not None
         answer = trigger(replace(expert, norm=ffn.norm), lead.right[:, 0])
-        measured.append(ExpertMeasurement(name, weight, float(lead.values[0]), answer))
-    return tuple(measured)
+        sigma = float(lead.values[0])
+        name = f"expert {i}" if routed else "shared expert"
+        measured.append(ExpertMeasurement(name, weight, sigma, answer))
+        if weight * sigma > strongest:
+            strongest, start = weight * sigma, lead.left[:, 0]
+    return tuple(measured), start
 
 
 def _nearest_eigenvalue(operator: BlockMap, direction: Float64) -> Eigenvalue | None:
-    # Three digits are enough for evidence, and each product is a pass over the layer.
-    pairs = eigenpairs(ResidualMap(operator), start=direction, tolerance=1e-3, max_products=160)
-    if not pairs:
+    pair = nearest_eigenpair(ResidualMap(operator), direction)
+    if pair is None:
         return None
-    cosines = [float(abs(np.vdot(pair.vector, direction))) for pair in pairs]
-    best = int(np.argmax(cosines))
     return Eigenvalue(
-        real=pairs[best].value.real,
-        imag=abs(pairs[best].value.imag),
-        angle_deg=float(np.degrees(np.arccos(min(1.0, cosines[best])))),
+        real=pair.value.real,
+        imag=pair.value.imag,
+        angle_deg=float(np.degrees(np.arccos(pair.cosine))),
+        residual=pair.residual,
     )

@@ -13,6 +13,7 @@ from ckptforensics.checkpoint import Checkpoint, open_checkpoint
 from ckptforensics.errors import NothingAnalysable, UsageError
 from ckptforensics.findings.model import model_record
 from ckptforensics.layers import Floats, stream_blocks
+from ckptforensics.parallel import one_blas_thread
 from ckptforensics.probes import (
     advance,
     embed,
@@ -59,6 +60,7 @@ class Rollout:
         write_atomically(path, write)
 
 
+@one_blas_thread()
 def rollout(
     model: Checkpoint | str | Path,
     *,
@@ -122,6 +124,7 @@ def rollout(
             if kept is not None:
                 kept[:, i] = x
             progress.step(block.prefix)
+            del block  # before the next one is read
     finally:
         progress.finish()
     document = NormsDocument(

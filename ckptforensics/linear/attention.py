@@ -12,6 +12,7 @@ from ckptforensics.linear.base import Operator
 from ckptforensics.linear.fit import Fit, fit_ffn
 from ckptforensics.linear.norms import fold_norm
 from ckptforensics.linear.quadratic import mean_norm_jacobian, sigmoid_moments
+from ckptforensics.parallel import multiply, multiply_adjoint
 
 Float64 = NDArray[np.float64]
 _Real = TypeVar("_Real", np.float32, np.float64)
@@ -39,11 +40,11 @@ class AttentionMap(Operator):
 
     def matmat(self, x: Floats) -> Floats:
         """The product with each column of x."""
-        return self.output @ (self.value @ x)
+        return multiply(self.output, multiply(self.value, x))
 
     def rmatmat(self, y: Floats) -> Floats:
         """The adjoint's product with each column of y."""
-        return self.value.T @ (self.output.T @ y)
+        return multiply_adjoint(self.value, multiply_adjoint(self.output, y))
 
 
 def _value_map(attention: Attention, *, centred: bool) -> Floats:

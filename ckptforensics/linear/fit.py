@@ -8,7 +8,7 @@ docs/mathematics.md, equations 4 to 7.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -19,6 +19,7 @@ from ckptforensics.layers import Ffn, Floats, Linear, Norm
 from ckptforensics.linear.forward import dense_forward, ffn_hidden
 from ckptforensics.linear.moments import clamped_moments, gaussian_moments
 from ckptforensics.linear.norms import affine, fold_norm, normalise
+from ckptforensics.parallel import over_rows
 from ckptforensics.sources import Source
 from ckptforensics.tensors import open_store
 
@@ -28,9 +29,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 FitKind = Literal["canonical", "paper", "sampled"]
+# Of each row of F1 on the gate's row (None without a gate) and on the up row.
+Coefficients = tuple["Floats | None", "Floats"]
 
-# Hidden units folded at once, and samples drawn at once: temporaries stay near 16 MB.
-_UNITS_AT_ONCE = 1024
+# Samples drawn at once.
 _SAMPLES_AT_ONCE = 4096
 
 
@@ -124,7 +126,9 @@ def fit_ffn(ffn: Ffn, fit: Fit, layer: int) -> Floats:
     """
     if fit.kind == "sampled":
         return _fit_sampled(ffn, fit, layer, ffn_hidden)
-    return _fit_closed(ffn, with_norm=fit.kind == "canonical")
+    with_norm = fit.kind == "canonical"
+    on_gate, on_up = closed_coefficients(ffn, with_norm=with_norm)
+    return combine_rows(ffn, on_gate, on_up, with_norm=with_norm)
 
 
 def fit_gated_output(ffn: Ffn, fit: Fit, layer: int) -> tuple[Floats, Floats]:
@@ -144,8 +148,9 @@ def fit_gated_output(ffn: Ffn, fit: Fit, layer: int) -> tuple[Floats, Floats]:
         identity = np.eye(gate.weight.shape[0], dtype=np.float32)
         return identity, _fit_sampled(ffn, fit, layer, dense_forward)
     with_norm = fit.kind == "canonical"
-    up, up_shift = _folded_rows(ffn.up, ffn.norm, slice(None), with_norm)
-    opens, opens_shift = _folded_rows(gate, ffn.norm, slice(None), with_norm)
+    norm = ffn.norm if with_norm else None
+    up, up_shift = fold_norm(ffn.up.weight, norm), _shift(ffn.up, ffn.norm, with_norm)
+    opens, opens_shift = fold_norm(gate.weight, norm), _shift(gate, ffn.norm, with_norm)
     y, slope, bend = _moments(ffn.activation, up, up_shift)
     share, share_slope, share_bend = _moments("sigmoid", opens, opens_shift)
     # E[q(G) p(U)] is nearly E[q] E[p] + cov(G, U) E[q'] E[p'] (Price's theorem).
@@ -168,53 +173,82 @@ def _moments(name: str, rows: Floats, shift: NDArray[np.float64]) -> tuple[Float
     return value.astype(np.float32), slope.astype(np.float32), bend.astype(np.float32)
 
 
-def _fit_closed(ffn: Ffn, *, with_norm: bool) -> Floats:
-    width, hidden_size = ffn.up.weight.shape
-    f1 = np.empty((width, hidden_size), np.float32)
-    for begin in range(0, width, _UNITS_AT_ONCE):
-        rows = slice(begin, min(begin + _UNITS_AT_ONCE, width))
-        up, up_shift = _folded_rows(ffn.up, ffn.norm, rows, with_norm)
-        if ffn.gate is None:
-            # y_i = s(w_i.z + c_i): row i of F1 = E[s'] w_i
-            sigma = np.linalg.norm(up, axis=1)
-            _, slope, _ = gaussian_moments(ffn.activation, sigma, up_shift)
-            f1[rows] = up * slope[:, None].astype(np.float32)
-            continue
-        # y_i = s(g_i.z + c_i)(u_i.z + e_i):
-        # row i of F1 = (rho E[U s'] + e E[s']) g_i + E[s] u_i,  rho = g.u / |g|^2
-        gate, gate_shift = _folded_rows(ffn.gate, ffn.norm, rows, with_norm)
-        square = np.einsum("ij,ij->i", gate, gate).astype(np.float64)
-        dot = np.einsum("ij,ij->i", gate, up).astype(np.float64)
-        rho = np.divide(dot, square, out=np.zeros_like(dot), where=square > 0)
-        if ffn.clamp is not None:
-            rest = np.einsum("ij,ij->i", up, up).astype(np.float64) - rho * dot
-            on_gate, on_up = clamped_moments(
-                np.sqrt(square), gate_shift, rho, np.sqrt(np.maximum(rest, 0)), up_shift, ffn.clamp
-            )
-        else:
-            value, slope, moment = gaussian_moments(ffn.activation, np.sqrt(square), gate_shift)
-            on_gate, on_up = rho * moment + up_shift * slope, value
-        f1[rows] = gate * on_gate[:, None].astype(np.float32)
-        f1[rows] += up * on_up[:, None].astype(np.float32)
-    if not with_norm and ffn.norm is not None:
-        # The paper fits y on the norm's output and appends the gain to the map.
-        f1 *= ffn.norm.gain
+def closed_coefficients(ffn: Ffn, *, with_norm: bool) -> Coefficients:
+    """The coefficients that make F1 of the gate's and the up matrix in closed form.
+
+    `with_norm` takes the moments of the folded rows (`canonical`), else of the stored (`paper`).
+    """
+    up_shift = _shift(ffn.up, ffn.norm, with_norm)
+    norm = ffn.norm if with_norm else None
+    up_weight = ffn.up.weight
+    if ffn.gate is None:
+        # y_i = s(w_i.z + c_i): row i of F1 = E[s'] w_i
+        (square,) = _row_products(norm, (up_weight, up_weight))
+        _, slope, _ = gaussian_moments(ffn.activation, np.sqrt(square), up_shift)
+        return None, slope.astype(np.float32)
+    # y_i = s(g_i.z + c_i)(u_i.z + e_i):
+    # row i of F1 = (rho E[U s'] + e E[s']) g_i + E[s] u_i,  rho = g.u / |g|^2
+    gate_shift = _shift(ffn.gate, ffn.norm, with_norm)
+    gate_weight = ffn.gate.weight
+    square, dot = _row_products(norm, (gate_weight, gate_weight), (gate_weight, up_weight))
+    rho = np.divide(dot, square, out=np.zeros_like(dot), where=square > 0)
+    if ffn.clamp is not None:
+        (rest,) = _row_products(norm, (up_weight, up_weight))
+        rest -= rho * dot
+        on_gate, on_up = clamped_moments(
+            np.sqrt(square), gate_shift, rho, np.sqrt(np.maximum(rest, 0)), up_shift, ffn.clamp
+        )
+    else:
+        value, slope, moment = gaussian_moments(ffn.activation, np.sqrt(square), gate_shift)
+        on_gate, on_up = rho * moment + up_shift * slope, value
+    return on_gate.astype(np.float32), on_up.astype(np.float32)
+
+
+def combine_rows(
+    ffn: Ffn,
+    on_gate: Floats | None,
+    on_up: Floats,
+    *,
+    with_norm: bool,
+) -> Floats:
+    """F1 from the coefficients of `closed_coefficients`, with respect to the direction of x."""
+    f1 = np.empty_like(ffn.up.weight)
+    # The paper fits y on the norm's output and appends the gain, without centring, to the map.
+    norm = ffn.norm if with_norm or ffn.norm is None else replace(ffn.norm, kind="rms")
+
+    def combine(rows: slice) -> None:
+        np.multiply(ffn.up.weight[rows], on_up[rows, None], out=f1[rows])
+        if ffn.gate is not None and on_gate is not None:
+            f1[rows] += ffn.gate.weight[rows] * on_gate[rows, None]
+        if norm is not None:
+            f1[rows] = fold_norm(f1[rows], norm)
+
+    over_rows(combine, *f1.shape)
     return f1
 
 
-def _folded_rows(
-    linear: Linear, norm: Norm | None, rows: slice, with_norm: bool
-) -> tuple[Floats, NDArray[np.float64]]:
-    """Rows of the weight and the constant, with respect to the fit's Gaussian vector."""
-    weight = linear.weight[rows]
-    shift = np.zeros(weight.shape[0])
+def _row_products(norm: Norm | None, *pairs: tuple[Floats, Floats]) -> list[NDArray[np.float64]]:
+    """Inner products of corresponding rows of each pair of matrices, the norm folded into both."""
+    rows, columns = pairs[0][0].shape
+    out = [np.empty(rows) for _ in pairs]
+
+    def multiply(block: slice) -> None:
+        folded = {id(m): fold_norm(m[block], norm) for pair in pairs for m in pair}
+        for total, (a, b) in zip(out, pairs, strict=True):
+            total[block] = np.einsum("ij,ij->i", folded[id(a)], folded[id(b)])
+
+    over_rows(multiply, rows, columns)
+    return out
+
+
+def _shift(linear: Linear, norm: Norm | None, with_norm: bool) -> NDArray[np.float64]:
+    """The constant of each row, with respect to the fit's Gaussian vector."""
+    shift = np.zeros(linear.weight.shape[0])
     if linear.bias is not None:
-        shift += linear.bias[rows]
-    if with_norm:
-        if norm is not None and norm.bias is not None:
-            shift += weight @ norm.bias
-        weight = fold_norm(weight, norm)
-    return weight, shift
+        shift += linear.bias
+    if with_norm and norm is not None and norm.bias is not None:
+        shift += linear.weight @ norm.bias
+    return shift
 
 
 def _fit_sampled(

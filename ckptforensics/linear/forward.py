@@ -15,11 +15,12 @@ from ckptforensics.layers import Attention, Block, Ffn, Floats, Linear, Moe, Sin
 from ckptforensics.linear.activations import activation, sigmoid
 from ckptforensics.linear.norms import apply_norm
 from ckptforensics.linear.routing import routing_weights
+from ckptforensics.parallel import multiply
 
 
 def apply_linear(linear: Linear, rows: Floats) -> Floats:
     """weight x + bias for each row x."""
-    out: Floats = rows @ linear.weight.T
+    out = multiply(linear.weight, np.ascontiguousarray(rows.T)).T
     if linear.bias is not None:
         out += linear.bias
     return out
@@ -42,7 +43,7 @@ def attention_forward(attention: Attention, x: Floats) -> Floats:
     value = heads.reshape(len(value), -1)
     if attention.gate is not None:
         value = value * sigmoid(apply_linear(attention.gate, n))
-    return _finish(attention, apply_linear(attention.output, value))
+    return finish_branch(attention, apply_linear(attention.output, value))
 
 
 def sink_weights(sink: Sink, n: Floats) -> Floats:
@@ -80,17 +81,18 @@ def ffn_forward(ffn: Ffn | Moe, x: Floats) -> Floats:
     """What the FFN or the experts add to each row of the residual stream, (N, hidden_size)."""
     n = apply_norm(x, ffn.norm)
     added = experts_forward(ffn, n) if isinstance(ffn, Moe) else dense_forward(ffn, n)
-    return _finish(ffn, added)
+    return finish_branch(ffn, added)
 
 
 def experts_forward(moe: Moe, n: Floats) -> Floats:
     """Weighted sum of the experts' outputs for rows of normed input, (N, hidden_size)."""
     weights = routing_weights(moe, n)
-    out = np.zeros((len(n), moe.experts[0].down.weight.shape[0]), np.float32)
-    for expert, weight in zip(moe.experts, weights.T, strict=True):
+    out = np.zeros_like(n)
+    for index, weight in enumerate(weights.T):
         rows = np.flatnonzero(weight)
         if rows.size == 0:
             continue
+        expert = moe.experts[index]
         share = weight[rows, None].astype(np.float32)
         if moe.plan.routing == "sigmoid-input":
             out[rows] += dense_forward(expert, n[rows] * share)
@@ -133,7 +135,7 @@ def dense_forward(ffn: Ffn, n: Floats) -> Floats:
     return out
 
 
-def _finish(branch: Attention | Ffn | Moe, added: Floats) -> Floats:
+def finish_branch(branch: Attention | Ffn | Moe, added: Floats) -> Floats:
     """The branch's own norm and factor, which come before its result is added."""
     added = apply_norm(added, branch.post_norm)
     return added if branch.scale is None else added * np.asarray(branch.scale, np.float32)

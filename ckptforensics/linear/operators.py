@@ -6,15 +6,26 @@ weights; a block of k vectors costs one pass over the weights whatever k is.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
+from ckptforensics.errors import UsageError
 from ckptforensics.layers import Attention, Block, Ffn, Floats, Linear, Moe, Norm
 from ckptforensics.linear.attention import AttentionMap
 from ckptforensics.linear.base import Operator
-from ckptforensics.linear.fit import Fit, fit_ffn, fit_gated_output
+from ckptforensics.linear.fit import (
+    Coefficients,
+    Fit,
+    closed_coefficients,
+    combine_rows,
+    fit_ffn,
+    fit_gated_output,
+)
 from ckptforensics.linear.routing import expert_shares
+from ckptforensics.parallel import multiply, multiply_adjoint, over_rows
 
 
 class FfnMap(Operator):
@@ -33,23 +44,21 @@ class FfnMap(Operator):
 
     def matmat(self, x: Floats) -> Floats:
         """The product with each column of x."""
-        return self.down @ (self.f1 @ x)
+        return multiply(self.down, multiply(self.f1, x))
 
     def rmatmat(self, y: Floats) -> Floats:
         """The adjoint's product with each column of y."""
-        return self.f1.T @ (self.down.T @ y)
+        return multiply_adjoint(self.f1, multiply_adjoint(self.down, y))
 
-    def neuron_weights(self) -> Floats:
-        """|w_down,k| |row k of F1| of each neuron."""
-        return np.linalg.norm(self.down, axis=0) * np.linalg.norm(self.f1, axis=1)
+    def heaviest_neuron(self) -> Floats:
+        """The column of W_down of the neuron with the largest |w_down,k| |row k of F1|.
 
-    def heaviest_columns(self, count: int) -> Floats:
-        """Columns of W_down of the `count` neurons with the largest |w_down,k| |row k of F1|.
-
-        A few such neurons make the singular defect, so these columns nearly span its direction.
+        A few such neurons make the singular defect, so it is a good guess of its direction.
         """
-        heaviest = np.argsort(self.neuron_weights())[::-1][:count]
-        return self.down[:, heaviest]
+        down, f1 = self.down, self.f1
+        columns = sum(over_rows(lambda r: np.einsum("ij,ij->j", down[r], down[r]), *down.shape))
+        rows = np.concatenate(over_rows(lambda r: np.einsum("ij,ij->i", f1[r], f1[r]), *f1.shape))
+        return down[:, int(np.argmax(columns * rows))]
 
 
 class ExpertsMap(Operator):
@@ -60,49 +69,63 @@ class ExpertsMap(Operator):
 
     Attributes
     ----------
-    experts : each routed expert's F, in their order
+    experts : each routed expert's F, in their order; made anew at each access where the block
+        does not hold its experts
     weights : its mean weight over Gaussian input
     shared : the shared expert's F and its mean weight, or None
     """
 
     def __init__(
         self,
-        experts: list[FfnMap],
-        weights: list[float],
+        hidden_size: int,
+        experts: Sequence[FfnMap],
+        weights: Sequence[float],
         shared: tuple[FfnMap, float] | None = None,
     ) -> None:
-        self.shape = experts[0].shape
+        self.shape = (hidden_size, hidden_size)
         self.experts = experts
         self.weights = weights
         self.shared = shared
-        self._parts = list(zip(experts, weights, strict=True))
-        if shared is not None:
-            self._parts.append(shared)
+
+    def parts(self) -> Iterator[tuple[FfnMap, float]]:
+        """The routed experts and then the shared one, each with its weight."""
+        yield from zip(self.experts, self.weights, strict=True)
+        if self.shared is not None:
+            yield self.shared
 
     def matmat(self, x: Floats) -> Floats:
         """The product with each column of x."""
         out = np.zeros((self.shape[0], x.shape[1]), np.float32)
-        for expert, weight in self._parts:
+        for expert, weight in self.parts():
             out += np.float32(weight) * expert.matmat(x)
         return out
 
     def rmatmat(self, y: Floats) -> Floats:
         """The adjoint's product with each column of y."""
         out = np.zeros((self.shape[1], y.shape[1]), np.float32)
-        for expert, weight in self._parts:
+        for expert, weight in self.parts():
             out += np.float32(weight) * expert.rmatmat(y)
         return out
 
-    def heaviest_columns(self, count: int) -> Floats:
-        """Columns of the down maps of the heaviest neurons of all experts, by their weight."""
-        columns, weights = [], []
-        for expert, weight in self._parts:
-            strength = expert.neuron_weights()
-            heaviest = np.argsort(strength)[::-1][:count]
-            columns.append(expert.down[:, heaviest])
-            weights.append(weight * strength[heaviest])
-        order = np.argsort(np.concatenate(weights))[::-1][:count]
-        return np.concatenate(columns, axis=1)[:, order]
+
+class _StreamedMaps(Sequence[FfnMap]):
+    """F of experts that are not held: read and folded at each access, fitted at the first."""
+
+    def __init__(self, experts: Sequence[Ffn], fit: Fit) -> None:
+        self._experts = experts
+        self._with_norm = fit.kind == "canonical"
+        self._coefficients: dict[int, Coefficients] = {}
+
+    def __len__(self) -> int:
+        return len(self._experts)
+
+    def __getitem__(self, index: Any) -> Any:
+        expert = self._experts[index]
+        if index not in self._coefficients:
+            found = closed_coefficients(expert, with_norm=self._with_norm)
+            self._coefficients[index] = found
+        f1 = combine_rows(expert, *self._coefficients[index], with_norm=self._with_norm)
+        return FfnMap(expert.down.weight, f1)
 
 
 class ScaledMap(Operator):
@@ -225,16 +248,39 @@ def ffn_map(ffn: Ffn | Moe, fit: Fit, layer: int) -> FfnMap | ExpertsMap:
             return FfnMap(*fit_gated_output(ffn, fit, layer))
         return FfnMap(ffn.down.weight, fit_ffn(ffn, fit, layer))
     shares, shared_share = expert_shares(ffn)
-    experts, weights = [], []
-    for expert, (weight, input_scale) in zip(ffn.experts, shares, strict=True):
-        own = _with_input_scale(replace(expert, norm=ffn.norm), input_scale)
-        experts.append(FfnMap(own.down.weight, fit_ffn(own, fit, layer)))
-        weights.append(weight)
+    own = _Experts(ffn.experts, ffn.norm, [scale for _, scale in shares])
+    experts: Sequence[FfnMap]
+    if ffn.held:
+        experts = [FfnMap(expert.down.weight, fit_ffn(expert, fit, layer)) for expert in own]
+    elif fit.kind == "sampled":
+        raise UsageError(
+            f"the experts of layer {layer} do not fit into the memory allowed, so that a sampled "
+            "fit would be repeated for every product",
+            hint="allow more with --memory, or use another fit",
+        )
+    else:
+        experts = _StreamedMaps(own, fit)
     shared = None
     if ffn.shared is not None:
-        own = replace(ffn.shared, norm=ffn.norm)
-        shared = (FfnMap(own.down.weight, fit_ffn(own, fit, layer)), shared_share)
-    return ExpertsMap(experts, weights, shared)
+        always = replace(ffn.shared, norm=ffn.norm)
+        shared = (FfnMap(always.down.weight, fit_ffn(always, fit, layer)), shared_share)
+    return ExpertsMap(ffn.router.weight.shape[1], experts, [w for w, _ in shares], shared)
+
+
+class _Experts(Sequence[Ffn]):
+    """The experts as their fit sees them: behind the branch's norm, the input times a factor."""
+
+    def __init__(self, experts: Sequence[Ffn], norm: Norm | None, scales: list[float]) -> None:
+        self._experts = experts
+        self._norm = norm
+        self._scales = scales
+
+    def __len__(self) -> int:
+        return len(self._experts)
+
+    def __getitem__(self, index: Any) -> Any:
+        expert = replace(self._experts[index], norm=self._norm)
+        return _with_input_scale(expert, self._scales[index])
 
 
 def _with_input_scale(expert: Ffn, factor: float) -> Ffn:

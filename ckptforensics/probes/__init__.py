@@ -1,7 +1,15 @@
 """The true, nonlinear block applied to chosen vectors."""
 
 from ckptforensics.probes.embedding import embed, finish_embedding, vocabulary_size
-from ckptforensics.probes.response import Response, SuperWeight, Trigger, experts, response, trigger
+from ckptforensics.probes.response import (
+    Response,
+    SuperWeight,
+    Trigger,
+    probe_pair,
+    read_response,
+    response,
+    trigger,
+)
 from ckptforensics.probes.rollout import advance, start_tokens
 
 __all__ = [
@@ -10,8 +18,9 @@ __all__ = [
     "Trigger",
     "advance",
     "embed",
-    "experts",
     "finish_embedding",
+    "probe_pair",
+    "read_response",
     "response",
     "start_tokens",
     "trigger",

@@ -16,11 +16,13 @@ from ckptforensics.linear.activations import sigmoid
 from ckptforensics.linear.forward import (
     apply_linear,
     block_forward,
-    dense_forward,
     ffn_forward,
     ffn_hidden,
+    finish_branch,
 )
 from ckptforensics.linear.norms import apply_norm
+from ckptforensics.linear.routing import routing_weights
+from ckptforensics.parallel import over_rows
 
 
 @dataclass(frozen=True)
@@ -67,8 +69,8 @@ class Trigger:
     super_weight: SuperWeight
 
 
-def response(block: Block, direction: NDArray[np.float64], size: float) -> Response:
-    """Feed +-size * direction to the true block and read what it adds along the direction.
+def probe_pair(direction: NDArray[np.float64], size: float) -> Floats:
+    """The residual streams +-size * direction, (2, hidden_size).
 
     Parameters
     ----------
@@ -76,9 +78,19 @@ def response(block: Block, direction: NDArray[np.float64], size: float) -> Respo
     size : norm c of the probed residual stream
     """
     u = direction.astype(np.float32)
-    x = np.stack([u, -u]) * np.float32(size)
-    added = (block_forward(block, x) - x) @ u
+    return np.stack([u, -u]) * np.float32(size)
+
+
+def read_response(pair: Floats, after: Floats, direction: NDArray[np.float64]) -> Response:
+    """What a block that turns `pair` of `probe_pair` into `after` adds along the direction."""
+    added = (after - pair) @ direction.astype(np.float32)
     return Response(plus=float(added[0]), minus=float(added[1]))
+
+
+def response(block: Block, direction: NDArray[np.float64], size: float) -> Response:
+    """Feed +-size * direction to the true block and read what it adds along the direction."""
+    pair = probe_pair(direction, size)
+    return read_response(pair, block_forward(block, pair), direction)
 
 
 def trigger(ffn: Ffn | Moe, direction: NDArray[np.float64]) -> Trigger:
@@ -86,7 +98,7 @@ def trigger(ffn: Ffn | Moe, direction: NDArray[np.float64]) -> Trigger:
 
     The vectors have a unit mean square, which matters only where no norm precedes the FFN. In a
     layer of experts the output is that of the experts the router chooses, and the super weight
-    the strongest among all experts, each fed the vectors by itself.
+    the strongest among these and the shared expert.
 
     Parameters
     ----------
@@ -94,32 +106,47 @@ def trigger(ffn: Ffn | Moe, direction: NDArray[np.float64]) -> Trigger:
     """
     v = direction.astype(np.float32) * np.float32(np.sqrt(direction.size))
     x = np.stack([v, -v])
-    outputs = ffn_forward(ffn, x)
+    n = apply_norm(x, ffn.norm)
+    if isinstance(ffn, Ffn):
+        added, candidate = _answer(ffn, n)
+        candidates = [candidate]
+        outputs = finish_branch(ffn, added)
+    else:
+        outputs = ffn_forward(ffn, x)
+        chosen = np.flatnonzero(routing_weights(ffn, n).any(axis=0))
+        acting = [ffn.experts[int(i)] for i in chosen]
+        if ffn.shared is not None:
+            acting.append(ffn.shared)
+        candidates = [_answer(expert, n)[1] for expert in acting]
     norms = np.linalg.norm(outputs, axis=1)
     stronger = int(np.argmax(norms))
-    n = apply_norm(x, ffn.norm)
-    candidates = []
-    for expert in experts(ffn):
-        row = int(np.argmax(np.linalg.norm(dense_forward(expert, n), axis=1)))
-        candidates.append(_super_weight(expert, n[row : row + 1]))
     strongest = max(candidates, key=lambda weight: abs(weight.amplitude))
     return Trigger(float(norms[stronger]), outputs[stronger], strongest)
 
 
-def experts(ffn: Ffn | Moe) -> tuple[Ffn, ...]:
-    """The FFN itself, or the routed experts and then the shared one."""
-    if isinstance(ffn, Ffn):
-        return (ffn,)
-    return ffn.experts if ffn.shared is None else (*ffn.experts, ffn.shared)
+def _answer(ffn: Ffn, n: Floats) -> tuple[Floats, SuperWeight]:
+    """Output for rows of normed input, and the super weight of the row with the larger one."""
+    hidden = ffn_hidden(ffn, n)
+    added = apply_linear(ffn.down, hidden)
+    opens = None if ffn.output_gate is None else sigmoid(apply_linear(ffn.output_gate, n))
+    if opens is not None:
+        added = added * opens
+    row = int(np.argmax(np.linalg.norm(added, axis=1)))
+    return added, _super_weight(ffn, hidden[row], None if opens is None else opens[row])
 
 
-def _super_weight(ffn: Ffn, n: Floats) -> SuperWeight:
-    """The entry of W_down that adds most to one coordinate for normed input n, (1, hidden_size)."""
-    hidden = ffn_hidden(ffn, n)[0]
-    acting = ffn.down.weight
-    if ffn.output_gate is not None:
-        acting = acting * sigmoid(apply_linear(ffn.output_gate, n)).T
-    column = int(np.argmax(np.abs(acting).max(axis=0) * np.abs(hidden)))
-    row = int(np.argmax(np.abs(acting[:, column])))
-    value, acts = float(ffn.down.weight[row, column]), float(acting[row, column])
+def _super_weight(ffn: Ffn, hidden: Floats, opens: Floats | None) -> SuperWeight:
+    """The entry of W_down with the largest |weight| |activation|, times the output gate."""
+    down, size = ffn.down.weight, np.abs(hidden)
+
+    def strongest(rows: slice) -> tuple[float, int, int]:
+        amplitude = np.abs(down[rows]) * size
+        if opens is not None:
+            amplitude *= opens[rows, None]
+        row, column = np.unravel_index(np.argmax(amplitude), amplitude.shape)
+        return float(amplitude[row, column]), rows.start + int(row), int(column)
+
+    _, row, column = max(over_rows(strongest, *down.shape), key=lambda found: found[0])
+    value = float(down[row, column])
+    acts = value if opens is None else value * float(opens[row])
     return SuperWeight(ffn.down_name, row, column, value, acts * float(hidden[column]))

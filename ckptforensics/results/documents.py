@@ -137,11 +137,12 @@ class ResponseRecord(_Frozen):
 
 
 class Eigenvalue(_Frozen):
-    """The eigenpair of R whose eigenvector is nearest the probed direction."""
+    """The eigenpair of R nearest the probed direction, and |R q - lambda q| / |lambda|."""
 
     real: Finite
     imag: Finite
     angle_deg: Finite
+    residual: Finite
 
 
 class ExpertRecord(_Frozen):

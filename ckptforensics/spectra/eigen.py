@@ -1,4 +1,9 @@
-"""Selected eigenpairs of a matrix-free operator, by implicitly restarted Arnoldi (ARPACK)."""
+"""The eigenpair of a matrix-free operator nearest a direction, by Arnoldi iteration from it.
+
+A Krylov space that begins with the direction meets first the eigenvectors the direction leans to:
+one close to it converges within a few products. Where none has converged after a bounded number of
+products, none is close, and that is the answer.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +12,12 @@ from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+Float64 = NDArray[np.float64]
+
+# What orthogonalising leaves of a vector below this share of it is noise of float32 products.
+_NOISE = 1e-6
+_CLOSE = 0.5
 
 
 class _Operator(Protocol):
@@ -17,86 +28,71 @@ class _Operator(Protocol):
 
 @dataclass(frozen=True)
 class Eigenpair:
-    """An eigenvalue, its unit eigenvector and |M x - lambda x| / |lambda|."""
+    """An eigenvalue, its unit eigenvector, |M x - lambda x| / |lambda|, and |cosine| with u."""
 
     value: complex
     vector: NDArray[np.complex128]
     residual: float
+    cosine: float
 
 
-def eigenpairs(
+def nearest_eigenpair(
     operator: _Operator,
-    count: int = 6,
+    direction: NDArray[Any],
     *,
-    start: NDArray[Any] | None = None,
-    tolerance: float = 1e-5,
-    max_products: int = 400,
-) -> list[Eigenpair]:
-    """The eigenpairs of largest magnitude, largest first.
+    tolerance: float = 1e-3,
+    acceptable: float = 0.1,
+    max_products: int = 12,
+) -> Eigenpair | None:
+    """The eigenpair whose vector has the smallest angle to `direction` u, of those that converge.
 
     Parameters
     ----------
     operator : square
-    count : pairs wanted; a complex pair may add one
-    start : (n,) start vector, random directions mixed in by ARPACK's own restarts
-    tolerance : relative accuracy of the eigenvalues
-    max_products : bound on the work; pairs not converged by then are left out
+    direction : (n,), not zero
+    tolerance : residual at which a pair closer than 60 degrees ends the search
+    acceptable : residual above which a pair has not converged
+    max_products : bound on the work
 
     Returns
     -------
-    list of Eigenpair, possibly empty
+    Eigenpair, of a conjugate pair the one with positive imaginary part, or None
     """
-    n = operator.shape[0]
-    count = min(count, n)
-    if count >= n - 1:  # ARPACK needs room; a matrix this small is solved whole
-        solved: Any = np.linalg.eig(operator.matmat(np.eye(n, dtype=np.float32)))
-    else:
-        solved = _arnoldi(operator, count, start, tolerance, max_products)
-    values, vectors = solved
-    pairs = [_measured(operator, v, x) for v, x in zip(values, vectors.T, strict=True)]
-    return sorted(pairs, key=lambda pair: -abs(pair.value))[: count + 1]
+    start = np.asarray(direction, np.float64)
+    basis = [start / np.linalg.norm(start)]
+    images: list[Float64] = []
+    limit = min(max_products, operator.shape[0])
+    while True:
+        column = np.ascontiguousarray(basis[-1][:, None], np.float32)
+        images.append(np.asarray(operator.matmat(column), np.float64)[:, 0])
+        space = np.stack(basis, axis=1)
+        found = _nearest(space, np.stack(images, axis=1), acceptable)
+        if len(images) == limit:
+            return found
+        if found is not None and found.residual <= tolerance and found.cosine > _CLOSE:
+            return found
+        rest = images[-1]
+        for _ in range(2):  # twice is enough (Giraud et al. 2005)
+            rest = rest - space @ (space.T @ rest)
+        size = float(np.linalg.norm(rest))
+        if size <= _NOISE * np.linalg.norm(images[-1]):
+            return found  # the space is invariant: nothing else leans to the direction
+        basis.append(rest / size)
 
 
-def _arnoldi(
-    operator: _Operator,
-    count: int,
-    start: NDArray[Any] | None,
-    tolerance: float,
-    max_products: int,
-) -> tuple[NDArray[Any], NDArray[Any]]:
-    from scipy.sparse.linalg import ArpackError, ArpackNoConvergence, LinearOperator, eigs
-
-    n = operator.shape[0]
-
-    def product(x: NDArray[Any]) -> NDArray[Any]:
-        column = np.asarray(x, np.float32).reshape(n, 1)
-        result: NDArray[Any] = np.asarray(operator.matmat(column), np.float64)[:, 0]
-        return result
-
-    subspace = min(n, max(2 * count + 1, 20))
-    v0 = np.ones(n) if start is None or not np.any(start) else np.asarray(start, np.float64)
-    try:
-        values, vectors = eigs(
-            LinearOperator((n, n), matvec=product, dtype=np.float64),
-            k=count,
-            which="LM",
-            v0=v0,
-            ncv=subspace,
-            tol=tolerance,
-            maxiter=max(1, max_products // subspace),
-        )
-    except ArpackNoConvergence as stopped:
-        return np.asarray(stopped.eigenvalues), np.asarray(stopped.eigenvectors)
-    except ArpackError:  # no subspace to iterate on: the zero operator
-        return np.zeros(0), np.zeros((n, 0))
-    return np.asarray(values), np.asarray(vectors)
-
-
-def _measured(operator: _Operator, value: Any, vector: NDArray[Any]) -> Eigenpair:
-    x = np.asarray(vector, np.complex128)
-    x = x / np.linalg.norm(x)
-    parts = np.stack([x.real, x.imag], axis=1).astype(np.float32)
-    image = np.asarray(operator.matmat(parts), np.float64)
-    error = image[:, 0] + 1j * image[:, 1] - value * x
-    size = max(abs(complex(value)), float(np.finfo(np.float64).tiny))
-    return Eigenpair(complex(value), x, float(np.linalg.norm(error)) / size)
+def _nearest(basis: Float64, images: Float64, acceptable: float) -> Eigenpair | None:
+    """The converged Ritz pair nearest the first basis vector; None if none has converged."""
+    values, small = np.linalg.eig(basis.T @ images)
+    errors = np.linalg.norm(images @ small - basis @ (small * values), axis=0)
+    sizes = np.abs(values)
+    noise = _NOISE * np.linalg.norm(images, axis=0).max()
+    residuals = np.divide(errors, sizes, out=np.full(sizes.shape, np.inf), where=sizes > noise)
+    # The columns of `small` have unit norm and the basis is orthonormal: the first row is cosines.
+    cosines = np.where(residuals <= acceptable, np.abs(small[0]), -1.0)
+    at = int(np.argmax(cosines))
+    if cosines[at] < 0:
+        return None
+    value, vector = complex(values[at]), (basis @ small[:, at]).astype(np.complex128)
+    if value.imag < 0:
+        value, vector = value.conjugate(), vector.conj()
+    return Eigenpair(value, vector, float(residuals[at]), min(1.0, float(cosines[at])))

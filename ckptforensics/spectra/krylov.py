@@ -1,10 +1,11 @@
-"""Leading singular triplets by a block Krylov method with a measured residual.
+"""Leading singular triplets by Golub-Kahan-Lanczos bidiagonalisation with a measured residual.
 
-Each round multiplies the operator with a block of new right vectors, extracts the best triplets
-the subspace holds (Rayleigh-Ritz: the thin SVD of M K), multiplies the adjoint with the leading
-left vectors, and orthogonalises the result against the subspace to get the next block. The
-adjoint products are the exact residual M'u - s v of each triplet at no extra cost, so the
-iteration stops when the answer is good and says how good it is.
+Each step multiplies the operator with one new right vector, and its adjoint with the new left
+vector that results; both are orthogonalised against all before them, twice. The triplets are those
+of M on the space of right vectors (Rayleigh-Ritz), and the adjoint's products, which are kept, give
+their exact residual M'u - s v at no extra cost: the iteration stops when the answer is good, and
+says how good it is. Products with one vector read a matrix at the memory's speed, which products
+with a few do not (docs/performance.md).
 """
 
 from __future__ import annotations
@@ -20,8 +21,17 @@ from ckptforensics.errors import NotFinite
 Floats = NDArray[np.float32]
 Float64 = NDArray[np.float64]
 
-# Singular values below this share of the first are noise of the float32 products.
+# What orthogonalising leaves of a vector below this share of it is noise of float32 products.
+_NOISE = 1e-6
+# Size of the random part of the start vector beside the guess: what the guess lacks is found too.
+_GENERIC = 0.1
+# Residual of all triplets but the first, relative to their own value, which is off by its square.
+_LATER = 1e-2
+# Singular values below this share of the first are noise.
 _TINY = 1e-5
+# A gap of this size is checked with so many steps from another random vector.
+_CHECKED_GAP = 1.5
+_CHECK_STEPS = 3
 
 
 class _Operator(Protocol):
@@ -42,14 +52,14 @@ class Triplets:
     values : (count,)
     right : (columns, count) unit columns v
     residuals : (count,) |M'u - s v| / s_1
-    rounds : block products with M
+    steps : products with M, and as many with its adjoint
     """
 
     left: Float64
     values: Float64
     right: Float64
     residuals: Float64
-    rounds: int
+    steps: int
 
 
 def singular_triplets(
@@ -57,24 +67,25 @@ def singular_triplets(
     count: int = 2,
     *,
     start: NDArray[Any] | None = None,
-    block: int = 8,
-    tolerance: float = 1e-5,
-    max_rounds: int = 40,
+    tolerance: float = 1e-4,
+    max_steps: int = 40,
     generator: np.random.Generator,
 ) -> Triplets:
     """The `count` leading singular triplets of `operator`.
+
+    From one start vector, two equal singular values look like one. So a gap behind the first is
+    believed only after a few steps from another random vector have found nothing there.
 
     Parameters
     ----------
     operator : of shape (rows, columns)
     count : triplets wanted
-    start : (rows, k) guesses of left singular vectors; random vectors fill the block up
-    block : vectors multiplied at once, at least `count`
-    tolerance : residual of the first triplet, relative to s_1, at which to stop; the others may
-        be 10 times worse, relative to their own value, which is off by the square of it only
-    max_rounds : an operator whose leading values are clustered stops here, and its residuals say
-        how far it came
-    generator : of the random start vectors
+    start : (rows,) guess of the first left singular vector
+    tolerance : residual of the first triplet, relative to s_1, at which to stop; the others stop
+        at 1e-2 (or this, if larger) relative to their own value, which is off by its square only
+    max_steps : an operator whose leading values are clustered stops here (but not before `count`
+        steps), and its residuals say how far it came
+    generator : of the random vectors
 
     Returns
     -------
@@ -87,81 +98,121 @@ def singular_triplets(
     """
     rows, columns = operator.shape
     count = min(count, rows, columns)
-    block = min(max(block, count), rows, columns)
-    guess = generator.standard_normal((rows, block))
-    if start is not None:
-        taken = start[:, :block]
-        guess[:, : taken.shape[1]] = taken
-    basis = np.zeros((columns, 0))
-    # The images M K of the basis, kept as their QR factorisation, which grows with them.
-    q, r = np.zeros((rows, 0)), np.zeros((0, 0))
-    fresh = _orthonormal(operator.rmatmat(_columns(_orthonormal(guess, None))), None)
-    if fresh.shape[1] == 0:  # the adjoint maps even random vectors to zero: the zero operator
-        left = np.eye(rows, count)
-        return Triplets(left, np.zeros(count), np.eye(columns, count), np.zeros(count), 0)
-    if fresh.shape[1] < block:  # of lower rank than the block: any other vectors complete it
-        more = generator.standard_normal((columns, block - fresh.shape[1]))
-        fresh = np.hstack([fresh, _orthonormal(more, fresh)])
-    rounds = 0
+    space = _Space(operator, generator)
+    following = _product(operator.rmatmat, _guess(start, rows, generator))
+    waiting: NDArray[np.float64] | None = None
+    checked_until = 0
     while True:
-        basis = np.hstack([basis, fresh])
-        q, r = _extend_qr(q, r, np.asarray(operator.matmat(_columns(fresh)), np.float64))
-        rounds += 1
-        u, s, vt = np.linalg.svd(r)
-        left, values, right = q @ u[:, :block], s[:block], basis @ vt[:block].T
-        back = np.asarray(operator.rmatmat(_columns(left)), np.float64)
-        if not np.isfinite(back).all():
-            raise NotFinite("the products with the layer's weights overflow float32")
+        space.step(following)
+        left, values, right, residuals = space.triplets(count)
+        following = space.back[-1]
+        steps = len(space.back)
+        if steps == min(rows, columns) or steps >= max(max_steps, count):
+            break
+        if steps < max(count, checked_until):
+            continue
+        if steps == checked_until and waiting is not None:
+            following, waiting = waiting, None
+        if not _good(values, residuals, tolerance):
+            continue
+        if checked_until or count < 2 or values[0] < _CHECKED_GAP * values[1]:
+            break
+        checked_until = steps + _CHECK_STEPS
+        following, waiting = generator.standard_normal(columns), following
+    left, right = _fix_signs(left, right)
+    return Triplets(left, values, right, residuals, steps)
+
+
+def _good(values: Float64, residuals: Float64, tolerance: float) -> bool:
+    own = np.maximum(values, max(_TINY * values[0], np.finfo(np.float64).tiny)) / max(
+        values[0], np.finfo(np.float64).tiny
+    )
+    limits = max(tolerance, _LATER) * own
+    limits[0] = tolerance
+    return bool(np.all(residuals <= limits))
+
+
+def _guess(
+    start: NDArray[Any] | None, rows: int, generator: np.random.Generator
+) -> NDArray[np.float64]:
+    random = generator.standard_normal(rows)
+    random /= np.linalg.norm(random)
+    size = 0.0 if start is None else float(np.linalg.norm(start))
+    if start is None or not 0 < size < np.inf:
+        return random
+    return np.asarray(start, np.float64) / size + _GENERIC * random
+
+
+class _Space:
+    """Orthonormal left and right vectors, M on the right ones, and the adjoint's products.
+
+    Attributes
+    ----------
+    left, right : unit vectors with M right = left @ coefficients
+    back : the products of the adjoint with the left vectors
+    """
+
+    def __init__(self, operator: _Operator, generator: np.random.Generator) -> None:
+        self.operator = operator
+        self.generator = generator
+        self.left: list[Float64] = []
+        self.right: list[Float64] = []
+        self.back: list[Float64] = []
+        self._coefficients: list[Float64] = []
+
+    def step(self, candidate: Float64) -> None:
+        """Extend the space by what is new in the candidate right vector."""
+        right, _ = self._new(candidate, self.right)
+        self.right.append(right)
+        image = _product(self.operator.matmat, right)
+        left, coefficients = self._new(image, self.left)
+        self.left.append(left)
+        self._coefficients.append(coefficients)
+        self.back.append(_product(self.operator.rmatmat, left))
+
+    def triplets(self, count: int) -> tuple[Float64, Float64, Float64, Float64]:
+        """The leading `count` (or all) u, s, v of the space and their residuals."""
+        n = len(self.left)
+        small = np.zeros((n, n))
+        for column, coefficients in enumerate(self._coefficients):
+            small[: column + 1, column] = coefficients
+        p, values, qt = np.linalg.svd(small)
+        p, values, q = p[:, :count], values[:count], qt[:count].T
+        left, right = np.stack(self.left, axis=1) @ p, np.stack(self.right, axis=1) @ q
+        errors = np.stack(self.back, axis=1) @ p - right * values
         scale = max(float(values[0]), np.finfo(np.float64).tiny)
-        errors = (back - right * values)[:, :count]
-        residuals = np.linalg.norm(errors, axis=0) / scale
-        own = residuals * scale <= 10 * tolerance * np.maximum(values[:count], _TINY * scale)
-        done = residuals[0] <= tolerance and bool(np.all(own))
-        room = columns - basis.shape[1]
-        if done or rounds >= max_rounds or room <= 0:
-            break
-        fresh = _orthonormal(back, basis)[:, :room]
-        if fresh.shape[1] == 0:  # the subspace is invariant: nothing better exists outside it
-            break
-    left, right = _fix_signs(left[:, :count], right[:, :count])
-    return Triplets(left, values[:count], right, residuals, rounds)
+        return left, values, right, np.linalg.norm(errors, axis=0) / scale
+
+    def _new(self, candidate: Float64, against: list[Float64]) -> tuple[Float64, Float64]:
+        """Unit vector of what is new, and the candidate's coefficients on all with the new one.
+
+        Where nothing new is left, a random vector orthogonal to all takes its place, with
+        coefficient 0.
+        """
+        basis = np.stack(against, axis=1) if against else np.zeros((candidate.size, 0))
+        size = float(np.linalg.norm(candidate))
+        overlap, rest = _orthogonal(candidate, basis)
+        new = float(np.linalg.norm(rest))
+        if new <= _NOISE * size:
+            new = 0.0
+            _, rest = _orthogonal(self.generator.standard_normal(candidate.size), basis)
+        return rest / np.linalg.norm(rest), np.append(overlap, new)
 
 
-def _columns(x: Float64) -> Floats:
-    return np.ascontiguousarray(x, dtype=np.float32)
+def _orthogonal(x: Float64, basis: Float64) -> tuple[Float64, Float64]:
+    """Coefficients of x on the basis and the rest; twice is enough (Giraud et al. 2005)."""
+    overlap = basis.T @ x
+    rest = x - basis @ overlap
+    again = basis.T @ rest
+    return overlap + again, rest - basis @ again
 
 
-def _extend_qr(q: Float64, r: Float64, more: Float64) -> tuple[Float64, Float64]:
-    """QR factors of [Q R, more]; Gram-Schmidt twice keeps Q orthonormal."""
-    overlap = q.T @ more
-    rest = more - q @ overlap
-    again = q.T @ rest
-    rest -= q @ again
-    new_q, new_r = np.linalg.qr(rest)
-    old = r.shape[1]
-    grown = np.zeros((r.shape[0] + new_r.shape[0], old + more.shape[1]))
-    grown[: r.shape[0], :old] = r
-    grown[: r.shape[0], old:] = overlap + again
-    grown[r.shape[0] :, old:] = new_r
-    return np.hstack([q, new_q]), grown
-
-
-def _orthonormal(x: NDArray[Any], against: Float64 | None) -> Float64:
-    """Orthonormal columns of x after removing its part in `against`; dependent ones are dropped."""
-    y = np.asarray(x, np.float64)
-    if not np.isfinite(y).all():
+def _product(multiply: Any, x: Float64) -> Float64:
+    column = np.ascontiguousarray(x[:, None], np.float32)
+    result = np.asarray(multiply(column), np.float64)[:, 0]
+    if not np.isfinite(result).all():
         raise NotFinite("the products with the layer's weights overflow float32")
-    norms = np.linalg.norm(y, axis=0)
-    y = y[:, norms > 0] / norms[norms > 0]
-    for _ in range(2):  # twice is enough (Giraud et al. 2005)
-        if against is not None:
-            y = y - against @ (against.T @ y)
-        if y.shape[1] == 0:
-            return y
-        u, s, _ = np.linalg.svd(y, full_matrices=False)
-        # Float32 products carry relative errors near 1e-7: smaller parts are noise.
-        y = u[:, s > 1e-6]
-    return y
+    return result
 
 
 def _fix_signs(left: Float64, right: Float64) -> tuple[Float64, Float64]:

@@ -144,10 +144,11 @@ def _cast(code: str) -> Callable[[Bytes, Floats], None]:
 
 
 def _decode_bf16(raw: Bytes, out: Floats) -> None:
-    # BF16 is the high half of a float32: storing it there beats a shift and a cast.
-    halves = out.view("<u2")
-    halves[0::2] = 0
-    halves[1::2] = raw.view("<u2")
+    # BF16 is the high half of a float32. Widening and then shifting in place, while the block is
+    # in the cache, beats storing the halves and a shift that widens.
+    bits = out.view("<u4")
+    bits[:] = raw.view("<u2")
+    bits <<= 16
 
 
 def _decode_f8(exponent_bits: int, *, has_infinity: bool) -> Callable[[Bytes, Floats], None]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import mmap
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,8 +22,11 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-# Elements decoded at once: the dequantizers' temporaries stay near 4 MB each.
-BLOCK_ELEMENTS = 1 << 20
+# Elements decoded at once: a block and its temporaries stay in the processor's cache until it is
+# checked (docs/performance.md).
+BLOCK_ELEMENTS = 1 << 17
+# Bytes read at once to bring a local file into the operating system's cache.
+_READ_AHEAD = 1 << 22
 _HEADERS_AT_ONCE = 8
 # The header of a remote GGUF file is read on by this many bytes, for a small file by this share of
 # it: what is read too much is little in both cases.
@@ -92,6 +96,7 @@ class TensorStore:
         self.tensors: Mapping[str, TensorInfo] = MappingProxyType(tensors)
         self._remote = remote
         self._maps: dict[Path, mmap.mmap] = {}
+        self._lock = threading.Lock()
 
     def __contains__(self, name: object) -> bool:
         return name in self.tensors
@@ -156,14 +161,19 @@ class TensorStore:
         return out
 
     def prefetch(self, names: Iterable[str]) -> None:
-        """Fetch whole tensors of remote files together; nothing to do for local ones."""
-        if self._remote is None:
-            return
+        """Fetch whole tensors of remote files together, or read local ones ahead.
+
+        Reading ahead only fills the operating system's cache, in a file's order: nothing is kept.
+        """
         ranges: dict[Path, list[tuple[int, int]]] = {}
         for name in names:
             info = self.info(name)
             ranges.setdefault(info.path, []).append((info.offset, info.nbytes))
-        self._remote.fetch(ranges)
+        if self._remote is not None:
+            self._remote.fetch(ranges)
+            return
+        for path, wanted in ranges.items():
+            _read_ahead(path, sorted(wanted))
 
     def prefetch_rows(self, name: str, rows: Iterable[tuple[int, int]]) -> None:
         """Fetch row ranges (start, stop) of one tensor of a remote file together."""
@@ -198,13 +208,15 @@ class TensorStore:
         return np.frombuffer(self._map(info.path), np.uint8, count, info.offset + begin)
 
     def _map(self, path: Path) -> mmap.mmap:
-        if path not in self._maps:
-            try:
-                with path.open("rb") as file:
-                    self._maps[path] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            except OSError as problem:
-                raise FormatError(f"cannot read the file: {problem.strerror}", path=path) from None
-        return self._maps[path]
+        with self._lock:
+            if path not in self._maps:
+                try:
+                    with path.open("rb") as file:
+                        self._maps[path] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+                except OSError as problem:
+                    reason = f"cannot read the file: {problem.strerror}"
+                    raise FormatError(reason, path=path) from None
+            return self._maps[path]
 
     def _release(self, info: TensorInfo, begin: int, count: int) -> None:
         """Give mapped pages back, so that the resident set does not grow with the file."""
@@ -213,6 +225,16 @@ class TensorStore:
         first = (info.offset + begin) // mmap.PAGESIZE * mmap.PAGESIZE
         last = info.offset + begin + count
         self._map(info.path).madvise(mmap.MADV_DONTNEED, first, last - first)
+
+
+def _read_ahead(path: Path, ranges: list[tuple[int, int]]) -> None:
+    scratch = memoryview(bytearray(_READ_AHEAD))
+    # A file that cannot be read is reported by whoever needs its bytes.
+    with contextlib.suppress(OSError), path.open("rb", buffering=0) as file:
+        for begin, count in ranges:
+            file.seek(begin)
+            while count > 0 and (done := file.readinto(scratch[:count])):
+                count -= done
 
 
 def _read_headers(source: Source, remote: Fetcher) -> list[Container]:

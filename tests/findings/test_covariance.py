@@ -24,6 +24,8 @@ from tests import helpers_models as models
 # Both sides are made in float64 and stored in float32, which alone moves a singular value by some
 # parts in 1e7.
 SAME = 1e-5
+# The second singular value stops at a residual of 1e-2, which it is off by the square of.
+SAME_SECOND = 1e-3
 
 HEADS, KV_HEADS, HEAD_DIM = 6, 2, 10
 
@@ -226,17 +228,23 @@ def _both(
     return paths[0], paths[1], turn
 
 
+def same_sigma(one: ckptforensics.Signature, other: ckptforensics.Signature) -> None:
+    """The leading singular values agree, and the second ones as far as they are known."""
+    np.testing.assert_allclose(one.sigma[:, 0], other.sigma[:, 0], rtol=SAME)
+    np.testing.assert_allclose(one.sigma[:, 1], other.sigma[:, 1], rtol=SAME_SECOND)
+
+
 @pytest.mark.parametrize(("make", "rewrite"), CASES)
 def test_signature_follows_the_rewriting(make, rewrite, tmp_path: Path):
     before, after, turn = _both(make, rewrite, tmp_path)
     one, other = ckptforensics.sign(before), ckptforensics.sign(after)
-    np.testing.assert_allclose(other.sigma, one.sigma, rtol=SAME)
+    same_sigma(other, one)
     gaps = one.sigma[:, 0] / one.sigma[:, 1]
     assert gaps.max() > 3  # the planted neuron is seen
     for layer, gap in enumerate(gaps):
         if gap > 1.05:
-            # Float32 noise of 1e-6 and a residual of 1e-5, over the gap.
-            limit = np.degrees(3e-5 / (1 - 1 / gap))
+            # Float32 noise of 1e-6 and a residual of 1e-4 on either side, over the gap.
+            limit = np.degrees(2e-4 / (1 - 1 / gap))
             assert models.angle(other.u[layer], turn @ one.u[layer]) < limit
             assert models.angle(other.v[layer], turn @ one.v[layer]) < 20 * limit
 
@@ -266,7 +274,7 @@ def test_paper_is_not_covariant(tmp_path: Path):
     assert max(triggers) > 5
     # After folding there is no gain left to disagree about.
     canonical = ckptforensics.sign(after)
-    np.testing.assert_allclose(canonical.sigma, other.sigma, rtol=SAME)
+    same_sigma(canonical, other)
 
 
 @pytest.mark.parametrize("fit", [Fit("canonical"), Fit("paper")])
@@ -274,4 +282,4 @@ def test_permutations_and_rescaling_spare_both_fits(fit: Fit, tmp_path: Path):
     for rewrite in (permute_neurons, rescale_units, permute_heads):
         before, after, _ = _both(_llama, rewrite, tmp_path / rewrite.__name__)
         one, other = (ckptforensics.sign(path, fit=fit) for path in (before, after))
-        np.testing.assert_allclose(other.sigma, one.sigma, rtol=SAME)
+        same_sigma(other, one)

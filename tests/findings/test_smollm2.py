@@ -96,7 +96,7 @@ def test_direction_is_that_of_high_norm_tokens(
 
 def test_residuals(signatures):
     for signature in signatures.values():
-        assert signature.residual.max() < 1e-5
+        assert signature.residual.max() < 1e-4
         assert signature.u.shape == signature.v.shape == (30, 576)
         np.testing.assert_allclose(np.linalg.norm(signature.u, axis=1), 1, atol=1e-6)
         np.testing.assert_allclose(np.linalg.norm(signature.v, axis=1), 1, atol=1e-6)
@@ -109,9 +109,11 @@ def test_dense_svd_of_a_layer(smollm2_gguf: Path, signatures):
     for block in stream_blocks(open_checkpoint(smollm2_gguf), (6, 12)):
         dense = block_map(block, Fit()).dense().astype(np.float64)
         u, s, _ = np.linalg.svd(dense)
-        np.testing.assert_allclose(signatures["canonical"].sigma[block.layer - 1], s[:2], rtol=1e-5)
-        # The residual of 1e-5 over the gap, and float32.
-        limit = np.degrees(3e-5 / (1 - s[1] / s[0]))
+        sigma = signatures["canonical"].sigma[block.layer - 1]
+        # A value is off by its residual squared: 1e-4 of the first, 1e-2 of the second.
+        assert sigma[0] == pytest.approx(s[0], rel=1e-5)
+        assert sigma[1] == pytest.approx(s[1], rel=1e-3)
+        limit = np.degrees(1e-4 / (1 - s[1] / s[0]))
         assert models.angle(signatures["canonical"].u[block.layer - 1], u[:, 0]) < limit
 
 

@@ -38,15 +38,15 @@ def test_against_dense_svd(name: str):
     assert found.left.shape == (matrix.shape[0], count)
     assert found.right.shape == (matrix.shape[1], count)
 
-    # A residual r moves a value by r at most and, away from its neighbours, by r^2: the second
-    # value stops at 3e-4.
-    np.testing.assert_allclose(found.values[0], s[0], rtol=2e-6, atol=0)
-    np.testing.assert_allclose(found.values, s[:count], atol=3e-5 * s[0])
+    # A residual r moves a value by r at most, and by r^2 over the distance to its neighbours: the
+    # first stops at r = 1e-4, the second at 1e-2 of itself.
+    np.testing.assert_allclose(found.values[0], s[0], rtol=1e-5, atol=0)
+    np.testing.assert_allclose(found.values, s[:count], rtol=1e-2, atol=1e-6 * s[0])
     for i in range(count):
         apart = np.min(np.abs(np.delete(s, i) - s[i]), initial=np.inf)
         if s[i] > 0 and apart > 0.1 * s[0]:
             # Davis and Kahan: the sine of the angle is at most the residual over the gap.
-            limit = np.degrees(10 * 4e-4 if i else 10 * 2e-5)
+            limit = np.degrees(10 * 1e-2 if i else 10 * 1e-4)
             assert angle(found.left[:, i], u[:, i]) < limit
             assert angle(found.right[:, i], vt[i]) < limit
 
@@ -61,37 +61,38 @@ def test_vectors_are_orthonormal_with_fixed_signs(name: str):
     assert np.all(largest > 0)
 
 
-@pytest.mark.parametrize("max_rounds", [1, 2, 40])
+@pytest.mark.parametrize("max_steps", [2, 5, 40])
 @pytest.mark.parametrize("name", MATRICES)
-def test_residuals_are_honest(name: str, max_rounds: int):
+def test_residuals_are_honest(name: str, max_steps: int):
     """What is reported is what is there, also when the iteration was stopped early."""
     matrix = MATRICES[name]
-    found = triplets(matrix, max_rounds=max_rounds)
+    found = triplets(matrix, max_steps=max_steps)
     back, forth = measured_residuals(matrix, found)
     np.testing.assert_allclose(found.residuals, back, rtol=0.05, atol=ROUNDING)
     assert np.all(forth < ROUNDING)  # u is M v / s by construction
-    assert found.rounds <= max_rounds
+    assert found.steps <= max_steps
 
 
 def test_early_stop_reports_a_large_residual():
     matrix = MATRICES["clustered"]
-    found = triplets(matrix, max_rounds=1)
-    assert found.rounds == 1
+    found = triplets(matrix, max_steps=2)
+    assert found.steps == 2
     # Values between 9.95 and 10 mix freely: u1 is any of them, and that is said.
     assert found.residuals[0] > 1e-4
-    better = triplets(matrix, max_rounds=40)
+    better = triplets(matrix, max_steps=120, tolerance=1e-5)
     assert better.residuals[0] < 1e-5 < found.residuals[0]
-    # A slowly falling spectrum without a gap: one round of 8 vectors does not come close.
-    assert triplets(MATRICES["random"], max_rounds=1).residuals[0] > 0.05
+    # A slowly falling spectrum without a gap: two steps do not come close.
+    assert triplets(MATRICES["random"], max_steps=2).residuals[0] > 0.05
 
 
 def test_tolerance_is_kept():
-    for tolerance in (1e-2, 1e-4):
+    steps = []
+    for tolerance in (1e-1, 1e-2, 1e-4):
         found = triplets(MATRICES["random"], tolerance=tolerance)
         assert found.residuals[0] <= tolerance
-        assert found.residuals[1] <= 30 * tolerance
-    loose = triplets(MATRICES["random"], tolerance=1e-2)
-    assert loose.rounds < found.rounds
+        assert found.residuals[1] <= max(tolerance, 1e-2)
+        steps.append(found.steps)
+    assert steps == sorted(set(steps))
 
 
 @pytest.mark.parametrize("count", [1, 2, 5, 12])
@@ -99,27 +100,33 @@ def test_counts(count: int):
     matrix = with_values(np.geomspace(100, 0.01, 70), 90, 70, seed=9)
     found = triplets(matrix, count)
     s = np.linalg.svd(matrix, compute_uv=False)
-    np.testing.assert_allclose(found.values, s[:count], rtol=1e-5)
-    assert np.all(found.residuals < 30e-5)
+    np.testing.assert_allclose(found.values, s[:count], rtol=2e-3)
+    assert np.all(found.residuals[1:] * s[0] < 1e-2 * s[1:count])
 
 
-def test_good_start_saves_rounds():
-    matrix = MATRICES["planted rank one"]
-    u = np.linalg.svd(matrix)[0][:, :2]
-    assert triplets(matrix, start=u, tolerance=1e-4).rounds <= triplets(matrix).rounds
-    found = triplets(matrix, 1, start=u[:, :1])
-    assert found.rounds == 1
+def test_equal_leading_values_are_no_gap():
+    """One start vector sees one of two equal values; the second start must see the other."""
+    matrix = MATRICES["equal leading pair"]
+    u = np.linalg.svd(matrix)[0]
+    for start in (None, u[:, 0], u[:, 1]):
+        found = triplets(matrix, start=start)
+        np.testing.assert_allclose(found.values, [7, 7], rtol=2e-3)
 
 
-@pytest.mark.parametrize("flaw", ["orthogonal", "zero", "repeated", "too many"])
+def test_good_start_saves_steps():
+    matrix = MATRICES["random"]
+    u = np.linalg.svd(matrix)[0]
+    assert triplets(matrix, 1, start=u[:, 0]).steps < triplets(matrix, 1).steps
+
+
+@pytest.mark.parametrize("flaw", ["orthogonal", "zero", "infinite"])
 def test_bad_start_does_no_harm(flaw: str):
     matrix = MATRICES["two planted"]
     u, s, _ = np.linalg.svd(matrix)
     start = {
-        "orthogonal": u[:, -3:],
-        "zero": np.zeros((120, 3)),
-        "repeated": np.repeat(u[:, 5:6], 6, axis=1),
-        "too many": np.random.default_rng(3).standard_normal((120, 50)),
+        "orthogonal": u[:, -1],
+        "zero": np.zeros(120),
+        "infinite": np.full(120, np.inf),
     }[flaw]
     found = triplets(matrix, start=start)
     np.testing.assert_allclose(found.values, s[:2], rtol=1e-6)

@@ -1,0 +1,40 @@
+"""What `ckpt` starts with: nothing is imported that the command does not need."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+_HELP = os.path.join(os.path.dirname(__file__), "help.txt")
+_HELP_WIDTH = 80
+
+
+def run() -> None:
+    """Console script: run and exit."""
+    if sys.argv[1:] in (["--help"], ["-h"]) and _plain_terminal():
+        # What click would print, saved: importing click takes longer than everything else.
+        with open(_HELP, encoding="utf-8") as file:
+            _print(file.read())
+        return
+    from ckptforensics.cli.main import main
+
+    sys.exit(main())
+
+
+def _print(text: str) -> None:
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # The reader has gone; what Python would flush at its end goes nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _plain_terminal() -> bool:
+    """No shell that asks for completions, and no terminal that the saved help is too wide for."""
+    if "_CKPT_COMPLETE" in os.environ:
+        return False
+    try:
+        return os.get_terminal_size(sys.stdout.fileno()).columns >= _HELP_WIDTH
+    except (OSError, ValueError):  # not a terminal
+        return "COLUMNS" not in os.environ

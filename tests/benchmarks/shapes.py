@@ -1,0 +1,174 @@
+"""Checkpoints of a chosen shape with RANDOM weights and planted defects, written shard by shard.
+
+    python -m tests.benchmarks.shapes DIR [--hidden 4096 --ffn 11008 --layers 32]
+
+Nothing in them was trained. What a trained layer has and a plain Gaussian one lacks is imitated:
+the sizes of neurons and value channels spread log-normally, so that spectra fall off as in real
+models (the benchmark prints how many steps they took), one neuron of the explosion layer answers
+what all embeddings share and writes a large multiple of one direction, one of the decay layer takes
+most of it off.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+import numpy as np
+import torch
+from safetensors.torch import save_file
+
+Array = np.ndarray
+
+# How far the neurons' sizes spread: standard deviation of the logarithm.
+_SPREAD = 0.6
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of a LLaMA-like model; `planted` layers explode and, the last but one, decay."""
+
+    hidden: int
+    ffn: int
+    layers: int
+    vocabulary: int = 32000
+    kv_share: int = 1  # query heads to a key-value head
+    head_dim: int = 128
+
+    @property
+    def explosion(self) -> int:
+        """The layer, from 1, that explodes."""
+        return min(2, self.layers)
+
+    @property
+    def decay(self) -> int | None:
+        """The layer that decays; None in a model too shallow for one."""
+        return self.layers - 1 if self.layers > 3 else None
+
+    @property
+    def parameters(self) -> int:
+        """Weights of all layers and the embeddings."""
+        kv = self.hidden // self.kv_share
+        layer = 2 * self.hidden**2 + 2 * self.hidden * kv + 3 * self.hidden * self.ffn
+        return self.layers * layer + self.vocabulary * self.hidden
+
+
+LLAMA2_7B = Shape(4096, 11008, 32)
+
+
+def write(folder: Path, shape: Shape) -> Path:
+    """Write `config.json` and one BF16 shard a layer."""
+    folder.mkdir(parents=True, exist_ok=True)
+    heads = shape.hidden // shape.head_dim
+    config = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_size": shape.hidden,
+        "intermediate_size": shape.ffn,
+        "num_hidden_layers": shape.layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": heads // shape.kv_share,
+        "hidden_act": "silu",
+        "rms_norm_eps": 1e-5,
+        "vocab_size": shape.vocabulary,
+        "tie_word_embeddings": True,
+        "bos_token_id": 1,
+        "dtype": "bfloat16",
+    }
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    generator = np.random.default_rng(20250711)
+    direction, shared = _planted_directions(generator, shape.hidden)
+    names: dict[str, str] = {}
+    for layer in range(shape.layers + 1):
+        if layer == 0:
+            tensors = _outer_tensors(generator, shape, shared)
+        else:
+            tensors = _layer_tensors(generator, shape, layer, direction, shared)
+        file = f"model-{layer + 1:05d}-of-{shape.layers + 1:05d}.safetensors"
+        save_file(_in_bf16(tensors), folder / file)
+        names |= dict.fromkeys(tensors, file)
+    index = {"metadata": {}, "weight_map": names}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    return folder
+
+
+def _planted_directions(generator: np.random.Generator, hidden: int) -> tuple[Array, Array]:
+    direction = generator.standard_normal(hidden) * 0.4 / hidden**0.5
+    direction[17] = 1.0
+    direction /= np.linalg.norm(direction)
+    shared = generator.standard_normal(hidden)
+    shared -= direction * (direction @ shared)
+    return direction, shared / np.linalg.norm(shared)
+
+
+def _random(generator: np.random.Generator, rows: int, columns: int, scale: float) -> Array:
+    values = generator.standard_normal((rows, columns), dtype=np.float32)
+    values *= np.float32(scale)
+    return values
+
+
+def _outer_tensors(generator: np.random.Generator, shape: Shape, shared: Array) -> dict[str, Array]:
+    embeddings = _random(generator, shape.vocabulary, shape.hidden, 1.0)
+    embeddings += (shape.hidden**0.5 * shared).astype(np.float32)
+    return {
+        "model.embed_tokens.weight": embeddings,
+        "model.norm.weight": np.ones(shape.hidden),
+    }
+
+
+def _layer_tensors(
+    generator: np.random.Generator, shape: Shape, layer: int, direction: Array, shared: Array
+) -> dict[str, Array]:
+    hidden, ffn = shape.hidden, shape.ffn
+    kv, scale = hidden // shape.kv_share, hidden**-0.5
+
+    def sizes(count: int) -> Array:
+        return np.exp(_SPREAD * generator.standard_normal((count, 1), dtype=np.float32))
+
+    matrices = {
+        "self_attn.q_proj": _random(generator, hidden, hidden, scale),
+        "self_attn.k_proj": _random(generator, kv, hidden, scale),
+        "self_attn.v_proj": _random(generator, kv, hidden, 0.5 * scale) * sizes(kv),
+        "self_attn.o_proj": _random(generator, hidden, hidden, 0.5 * scale) * sizes(hidden).T,
+        "mlp.gate_proj": _random(generator, ffn, hidden, scale) * sizes(ffn),
+        "mlp.up_proj": _random(generator, ffn, hidden, scale) * sizes(ffn),
+        "mlp.down_proj": _random(generator, hidden, ffn, 0.5 * ffn**-0.5) * sizes(ffn).T,
+    }
+    for planted, reads, writes in (
+        (shape.explosion, shared, 5.0 * direction),
+        (shape.decay, direction, -2.0 * direction),
+    ):
+        if layer == planted:
+            neuron = 41 if layer == shape.explosion else 97
+            matrices["mlp.gate_proj"][neuron] = 4 * reads
+            matrices["mlp.up_proj"][neuron] = 4 * reads
+            matrices["mlp.down_proj"][:, neuron] = writes
+    gains = {
+        name: 0.5 + 0.1 * generator.standard_normal(hidden)
+        for name in ("input_layernorm", "post_attention_layernorm")
+    }
+    return {
+        f"model.layers.{layer - 1}.{name}.weight": values
+        for name, values in (matrices | gains).items()
+    }
+
+
+def _in_bf16(tensors: dict[str, Array]) -> dict[str, torch.Tensor]:
+    return {name: torch.from_numpy(values).to(torch.bfloat16) for name, values in tensors.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--hidden", type=int, default=LLAMA2_7B.hidden)
+    parser.add_argument("--ffn", type=int, default=LLAMA2_7B.ffn)
+    parser.add_argument("--layers", type=int, default=LLAMA2_7B.layers)
+    options = parser.parse_args()
+    click.echo(write(options.folder, Shape(options.hidden, options.ffn, options.layers)))
+
+
+if __name__ == "__main__":
+    main()
