@@ -284,6 +284,27 @@ def _hold(checkpoint: Checkpoint, plan: LayerPlan, expert_memory: int) -> bool:
     return elements * _FLOAT_BYTES * 4 <= 3 * expert_memory
 
 
+def memory_needed(checkpoint: Checkpoint) -> tuple[int, int]:
+    """Bytes that the largest block takes without its routed experts, and that one expert takes.
+
+    As float32 and with its linear fit, which is no larger than a third of it. Tensors that several
+    roles share are counted for each.
+    """
+
+    def needed(refs: Mapping[Role, WeightRef], share: int) -> int:
+        sizes = [math.prod(checkpoint.store.info(ref.weight).shape) for ref in refs.values()]
+        stacked = [ref.expert is not None for ref in refs.values()]
+        elements = sum(n // share if s else n for n, s in zip(sizes, stacked, strict=True))
+        return elements * _FLOAT_BYTES * 4 // 3
+
+    plans = checkpoint.architecture.layers
+    experts = ((refs, len(plan.experts)) for plan in plans for refs in plan.experts[:1])
+    return (
+        max((needed(plan.refs, 1) for plan in plans), default=0),
+        max((needed(refs, count) for refs, count in experts), default=0),
+    )
+
+
 class _StreamedExperts(Sequence[Ffn]):
     """Experts that are read when they are used, and not kept."""
 
@@ -460,7 +481,9 @@ class _BlockReader:
 
     def linear(self, role: Role) -> Linear:
         """A linear map as (out, in), with the share of a fused tensor that belongs to the role."""
-        return self.matrices.pop(role)
+        # What is stored as a vector, such as a router of one row, is not among the matrices.
+        found = self.matrices.pop(role, None)
+        return self.read_linear(self.refs[role]) if found is None else found
 
     def read_linear(self, ref: WeightRef) -> Linear:
         """A linear map as (out, in); see `WeightRef`."""

@@ -11,6 +11,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 # The fixtures are scripts of the repository, not of the installed package.
 sys.path.insert(0, str(ROOT))
+# Tests measure, whatever was signed before; those of the cache name a directory.
+os.environ["CKPT_CACHE"] = ""
 
 
 def _real_model(make):

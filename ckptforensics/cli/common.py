@@ -180,6 +180,12 @@ def open_model(
 
 def model_argument(function: Function) -> Function:
     """Add MODEL, --config, --base, --offline and --strict."""
+    function = click.argument("model", type=click.Path(path_type=Path))(function)
+    return model_options(function)
+
+
+def model_options(function: Function) -> Function:
+    """Add --config, --base, --offline and --strict."""
     function = click.option(
         "--strict", is_flag=True, help="Fail where a family is only inferred or a part skipped."
     )(function)
@@ -191,12 +197,11 @@ def model_argument(function: Function) -> Function:
         type=click.Path(path_type=Path),
         help="The model that MODEL, a LoRA or DoRA adapter, is merged onto.",
     )(function)
-    function = click.option(
+    return click.option(
         "--config",
         type=click.Path(exists=True, dir_okay=False, path_type=Path),
         help="A config.json in place of the one beside the weights.",
     )(function)
-    return click.argument("model", type=click.Path(path_type=Path))(function)
 
 
 def fit_options(function: Function) -> Function:

@@ -25,6 +25,7 @@ _COMMANDS = MappingProxyType(
         "inspect": "Show family, shapes and files; what is read and what is not.",
         "families": "List the supported families and how each was verified.",
         "show": "Render a saved result again.",
+        "cache": "Show or clear the cache of signatures.",
     }
 )
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from ckptforensics.architectures import Architecture
 from ckptforensics.checkpoint import Checkpoint
 from ckptforensics.errors import NothingAnalysable
+from ckptforensics.findings.scope import Scope, is_prefix
 from ckptforensics.findings.skipped import skipped_layers
 from ckptforensics.layers import Block, Ffn, Floats, Moe, stream_blocks
 from ckptforensics.linear import BlockMap, ExpertsMap, FfnMap, Fit, ResidualMap, block_map
@@ -145,6 +146,16 @@ class Measurements:
         return np.array([m.sigma for m in self.layers], np.float32)
 
 
+class Journal(Protocol):
+    """Keeps the finished layers of one measurement, so that another run can go on behind them."""
+
+    def restore(self) -> tuple[list[LayerMeasurement], Floats | None]:
+        """The layers an interrupted run has finished, and the tokens after the last of them."""
+
+    def save(self, layers: Sequence[LayerMeasurement], x: Floats | None) -> None:
+        """Keep the layers finished so far and the tokens after the last; None if there are none."""
+
+
 @one_blas_thread()
 def measure(
     checkpoint: Checkpoint,
@@ -152,14 +163,22 @@ def measure(
     *,
     with_eigenvalues: bool,
     progress: Progress | None = None,
+    journal: Journal | None = None,
+    scope: Scope | None = None,
 ) -> Measurements:
     """Measure every layer in one pass over the weights.
+
+    Every layer has random vectors of its own, so a run that goes on behind the layers of a journal
+    measures the others exactly as one that measured all of them.
 
     Parameters
     ----------
     fit : how the FFN is fitted
     with_eigenvalues : also find the eigenpair of R nearest the probed direction
     progress : told of each layer
+    journal : of the same measurement, begun before; it is told of each layer but the last
+    scope : what is measured, by default everything; tokens are rolled out as long as no layer is
+        left out
 
     Raises
     ------
@@ -167,33 +186,50 @@ def measure(
         if a weight cannot be decoded, is not finite, or the activation is unknown.
     """
     progress = progress or Silent()
+    scope = scope or Scope()
+    wanted = scope.wanted(checkpoint)
+    expert_memory = scope.expert_memory(checkpoint)
     tokens, skipped = _tokens(checkpoint, np.random.default_rng(_SEED))
+    skipped = [*scope.left_out(checkpoint), *skipped]
+    if not is_prefix(wanted, checkpoint.architecture.analysed) and tokens is not None:
+        tokens = None
+        reason = "needs every layer from the first on; layers get no label without it"
+        skipped.append(Skipped(what="single-token rollout", reason=reason))
     gap = checkpoint.architecture.first_gap
     skipped = [*skipped_layers(checkpoint.architecture), *skipped]
     if gap is not None and tokens is not None:
         skipped.append(_rollout_ends(checkpoint.architecture, gap))
-    x = None if tokens is None else embed(checkpoint, tokens)
+    measured, x = ([], None) if journal is None else journal.restore()
+    if not measured and tokens is not None:
+        x = embed(checkpoint, tokens)
     before = None if x is None else token_state(x)
-    measured = []
-    lowest = math.inf
-    progress.start("layers", len(checkpoint.architecture.analysed))
+    wanted = wanted[len(measured) :]
+    progress.start("layers", len(wanted))
     try:
-        for block in stream_blocks(checkpoint):
+        for block in stream_blocks(checkpoint, wanted, expert_memory=expert_memory):
             if gap is not None and block.layer >= gap:
                 x, before = None, None
             x, probe, answer = _advance(block, x, before)
             after = None if x is None else token_state(x)
-            layer = _measure_layer(block, fit, (before, after), (probe, answer), with_eigenvalues)
-            if before is not None:
-                lowest = min(lowest, before.median)
-                layer = replace(layer, lowest=lowest)
-            measured.append(layer)
+            layer = _measure_layer(
+                block, fit, scope, (before, after), (probe, answer), with_eigenvalues
+            )
+            measured.append(replace(layer, lowest=_lowest(before, measured)))
             before = after
+            if journal is not None and block.layer != wanted[-1]:
+                journal.save(measured, x)
             progress.step(block.prefix)
             del block  # before the next one is read
     finally:
         progress.finish()
     return Measurements(tuple(measured), tuple(skipped), None if tokens is None else tuple(tokens))
+
+
+def _lowest(before: TokenState | None, measured: Sequence[LayerMeasurement]) -> float | None:
+    """Smallest median norm of the tokens so far; None where there are none."""
+    if before is None:
+        return None
+    return min([before.median, *(m.lowest for m in measured[-1:] if m.lowest is not None)])
 
 
 def _rollout_ends(architecture: Architecture, gap: int) -> Skipped:
@@ -259,6 +295,7 @@ def _advance(
 def _measure_layer(
     block: Block,
     fit: Fit,
+    scope: Scope,
     tokens: tuple[TokenState | None, TokenState | None],
     probed: tuple[_Probe | None, Response | None],
     with_eigenvalues: bool,
@@ -271,8 +308,10 @@ def _measure_layer(
         experts, start = _experts(block.ffn, operator.ffn, generator)
         # The leading direction of F, guessed from its heaviest neuron or expert, is a good guess of
         # that of L.
+        near = scope.start(block.layer, operator.shape[0])
         lead = singular_triplets(operator.ffn, 1, start=start, generator=generator)
-        spectrum = singular_triplets(operator, 2, start=lead.left[:, 0], generator=generator)
+        guess = lead.left[:, 0] if near is None else near
+        spectrum = singular_triplets(operator, 2, start=guess, generator=generator)
     v1 = lead.right[:, 0]
     if probe is None:
         # Nothing enters along a shared direction yet: probe what the layer itself prefers, at the

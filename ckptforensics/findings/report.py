@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ckptforensics.checkpoint import Checkpoint, open_checkpoint
+from ckptforensics.errors import CkptError
 from ckptforensics.findings.accumulated import Accumulated, accumulate
 from ckptforensics.findings.begin import begin_token
+from ckptforensics.findings.cache import SignatureCache
+from ckptforensics.findings.cachekey import places, signature_keys
 from ckptforensics.findings.fingerprint import fingerprint, layer_weights
 from ckptforensics.findings.labels import Label, label
 from ckptforensics.findings.measure import SHARED, LayerMeasurement, Measurements, measure
 from ckptforensics.findings.model import model_record
+from ckptforensics.findings.scope import Scope
 from ckptforensics.linear import Fit
 from ckptforensics.progress import Progress
 from ckptforensics.results import (
@@ -24,6 +30,7 @@ from ckptforensics.results import (
     LayerEvidence,
     LayersDocument,
     LayerSignature,
+    ModelRecord,
     ResponseRecord,
     Signature,
     SignatureDocument,
@@ -41,6 +48,8 @@ def sign(
     fit: Fit | None = None,
     digest: bool = False,
     progress: Progress | None = None,
+    cache: SignatureCache | None = None,
+    scope: Scope | None = None,
 ) -> Signature:
     """The signature of a checkpoint: its singular defect directions, layer by layer.
 
@@ -50,6 +59,10 @@ def sign(
     fit : of the FFN, `canonical` by default
     digest : also compute the SHA-256 of whole files
     progress : told of each layer
+    cache : where to look for the signature first and to keep it, and the layers finished so far
+        while it is made; by default nothing is kept
+    scope : what is measured, by default everything; a signature of some layers has no fingerprint,
+        and is neither kept nor looked for
 
     Returns
     -------
@@ -63,8 +76,57 @@ def sign(
     """
     checkpoint = _opened(model)
     fit = fit or Fit()
-    measured = measure(checkpoint, fit, with_eigenvalues=False, progress=progress)
+    scope = scope or Scope()
+    if cache is not None and scope.whole:
+        return _sign_with(cache, checkpoint, fit, digest, scope, progress)
     record = model_record(checkpoint, digest=digest, progress=progress)
+    measured = measure(checkpoint, fit, with_eigenvalues=False, progress=progress, scope=scope)
+    return _signature(measured, fit, record, whole=scope.layers is None)
+
+
+def _sign_with(
+    cache: SignatureCache,
+    checkpoint: Checkpoint,
+    fit: Fit,
+    digest: bool,
+    scope: Scope,
+    progress: Progress | None,
+) -> Signature:
+    """The signature from the cache, or measured from where an interrupted run stopped and kept."""
+    files = places(checkpoint)
+    record = model_record(checkpoint, digest=digest, progress=progress)
+    paths = [container.path for container in checkpoint.store.containers]
+    pairs = zip(paths, record.files, strict=True)
+    sha256 = {path: file.sha256 for path, file in pairs if file.sha256 is not None}
+    keys = signature_keys(checkpoint, fit, sha256)
+    found = cache.get(keys)
+    if found is not None:
+        # Names and digests are those of the files as they were found now.
+        afresh = {"model": record, "fit_options": _fit_options(fit)}
+        return replace(found, document=found.document.model_copy(update=afresh))
+    journal = cache.partial(keys[0], len(checkpoint.architecture.analysed))
+    try:
+        measured = measure(
+            checkpoint,
+            fit,
+            with_eigenvalues=False,
+            progress=progress,
+            journal=journal,
+            scope=scope,
+        )
+    except KeyboardInterrupt:
+        journal.flush()
+        raise
+    signature = _signature(measured, fit, record, whole=True)
+    with suppress(CkptError):
+        # What was measured of files that changed meanwhile is the signature of neither.
+        if places(checkpoint) == files:
+            cache.put(keys, signature)
+    journal.discard()
+    return signature
+
+
+def _signature(measured: Measurements, fit: Fit, record: ModelRecord, *, whole: bool) -> Signature:
     labels = [label(m) for m in measured.layers]
     u, sigma = measured.u, measured.sigma
     v = np.stack([_positive(m.trigger_direction) for m in measured.layers]).astype(np.float32)
@@ -82,7 +144,7 @@ def sign(
     )
     document = SignatureDocument(
         tool_version=__version__,
-        fingerprint=fingerprint(u, sigma),
+        fingerprint=fingerprint(u, sigma) if whole else None,
         model=record,
         fit=fit.kind,
         fit_options=_fit_options(fit),
@@ -101,6 +163,7 @@ def find_layers(
     fit: Fit | None = None,
     accumulated: bool = False,
     progress: Progress | None = None,
+    scope: Scope | None = None,
 ) -> LayersDocument:
     """Explosion and decay layers, each with its evidence, and the super weights.
 
@@ -110,6 +173,7 @@ def find_layers(
     fit : of the FFN, `canonical` by default
     accumulated : also the directions of the products L_i ... L_1, in a second pass
     progress : told of each layer
+    scope : what is measured, by default everything; `accumulated` takes all layers
 
     Raises
     ------
@@ -118,7 +182,7 @@ def find_layers(
     """
     checkpoint = _opened(model)
     fit = fit or Fit()
-    measured = measure(checkpoint, fit, with_eigenvalues=True, progress=progress)
+    measured = measure(checkpoint, fit, with_eigenvalues=True, progress=progress, scope=scope)
     products = accumulate(checkpoint, fit=fit, progress=progress) if accumulated else ()
     labels = [label(m) for m in measured.layers]
     return LayersDocument(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from ckptforensics.architectures import Architecture
 from ckptforensics.results import Skipped
 
@@ -15,17 +17,17 @@ def skipped_layers(architecture: Architecture) -> tuple[Skipped, ...]:
         elif plan.mixer is not None:
             groups.setdefault(("all but the FFN of ", plan.mixer), []).append(number)
     return tuple(
-        Skipped(what=f"{part}layer{'s' if len(layers) > 1 else ''} {_runs(layers)}", reason=reason)
+        Skipped(what=f"{part}layer{'s' if len(layers) > 1 else ''} {runs(layers)}", reason=reason)
         for (part, reason), layers in groups.items()
     )
 
 
-def _runs(numbers: list[int]) -> str:
+def runs(numbers: Sequence[int]) -> str:
     """Increasing numbers in words: 1 to 3, 5."""
-    runs: list[list[int]] = []
+    found: list[list[int]] = []
     for number in numbers:
-        if runs and runs[-1][-1] == number - 1:
-            runs[-1] = [runs[-1][0], number]
+        if found and found[-1][-1] == number - 1:
+            found[-1] = [found[-1][0], number]
         else:
-            runs.append([number])
-    return ", ".join(" to ".join(map(str, run)) for run in runs)
+            found.append([number])
+    return ", ".join(" to ".join(map(str, run)) for run in found)

@@ -18,7 +18,7 @@ from ckptforensics.errors import UsageError
 from ckptforensics.layers import Ffn, Floats, Linear, Norm
 from ckptforensics.linear.forward import dense_forward, ffn_hidden
 from ckptforensics.linear.moments import clamped_moments, gaussian_moments
-from ckptforensics.linear.norms import affine, fold_norm, normalise
+from ckptforensics.linear.norms import affine, fold_in_place, fold_norm, normalise
 from ckptforensics.parallel import over_rows
 from ckptforensics.sources import Source
 from ckptforensics.tensors import open_store
@@ -217,11 +217,11 @@ def combine_rows(
     norm = ffn.norm if with_norm or ffn.norm is None else replace(ffn.norm, kind="rms")
 
     def combine(rows: slice) -> None:
-        np.multiply(ffn.up.weight[rows], on_up[rows, None], out=f1[rows])
+        block = np.multiply(ffn.up.weight[rows], on_up[rows, None], out=f1[rows])
         if ffn.gate is not None and on_gate is not None:
-            f1[rows] += ffn.gate.weight[rows] * on_gate[rows, None]
+            block += ffn.gate.weight[rows] * on_gate[rows, None]
         if norm is not None:
-            f1[rows] = fold_norm(f1[rows], norm)
+            fold_in_place(block, norm)
 
     over_rows(combine, *f1.shape)
     return f1
@@ -233,9 +233,15 @@ def _row_products(norm: Norm | None, *pairs: tuple[Floats, Floats]) -> list[NDAr
     out = [np.empty(rows) for _ in pairs]
 
     def multiply(block: slice) -> None:
-        folded = {id(m): fold_norm(m[block], norm) for pair in pairs for m in pair}
+        scaled: dict[int, Floats] = {}
         for total, (a, b) in zip(out, pairs, strict=True):
-            total[block] = np.einsum("ij,ij->i", folded[id(a)], folded[id(b)])
+            if id(a) not in scaled:
+                scaled[id(a)] = a[block] if norm is None else a[block] * np.square(norm.gain)
+            total[block] = np.einsum("ij,ij->i", scaled[id(a)], b[block])
+            if norm is not None and norm.kind == "layer":
+                # Of rows without their means: <a, b> - d mean(a) mean(b).
+                sums = (np.einsum("ij,j->i", m[block], norm.gain) for m in (a, b))
+                total[block] -= np.prod(np.stack(list(sums)), axis=0, dtype=np.float64) / columns
 
     over_rows(multiply, rows, columns)
     return out

@@ -28,7 +28,17 @@ def apply_linear(linear: Linear, rows: Floats) -> Floats:
 
 def attention_forward(attention: Attention, x: Floats) -> Floats:
     """What attention adds to each row of the residual stream, (N, hidden_size)."""
-    n = apply_norm(x, attention.norm)
+    return finish_branch(attention, branch_result(attention, apply_norm(x, attention.norm)))
+
+
+def branch_result(branch: Attention | Ffn | Moe, n: Floats) -> Floats:
+    """What a branch makes of rows of normed input, before its own norm and factor, (N, d)."""
+    if isinstance(branch, Attention):
+        return _attention_result(branch, n)
+    return experts_forward(branch, n) if isinstance(branch, Moe) else dense_forward(branch, n)
+
+
+def _attention_result(attention: Attention, n: Floats) -> Floats:
     compressed = n
     if attention.latent is not None:
         compressed = apply_norm(apply_linear(attention.latent, n), attention.latent_norm)
@@ -43,7 +53,7 @@ def attention_forward(attention: Attention, x: Floats) -> Floats:
     value = heads.reshape(len(value), -1)
     if attention.gate is not None:
         value = value * sigmoid(apply_linear(attention.gate, n))
-    return finish_branch(attention, apply_linear(attention.output, value))
+    return apply_linear(attention.output, value)
 
 
 def sink_weights(sink: Sink, n: Floats) -> Floats:
@@ -79,9 +89,7 @@ def ffn_hidden(ffn: Ffn, n: Floats) -> Floats:
 
 def ffn_forward(ffn: Ffn | Moe, x: Floats) -> Floats:
     """What the FFN or the experts add to each row of the residual stream, (N, hidden_size)."""
-    n = apply_norm(x, ffn.norm)
-    added = experts_forward(ffn, n) if isinstance(ffn, Moe) else dense_forward(ffn, n)
-    return finish_branch(ffn, added)
+    return finish_branch(ffn, branch_result(ffn, apply_norm(x, ffn.norm)))
 
 
 def experts_forward(moe: Moe, n: Floats) -> Floats:

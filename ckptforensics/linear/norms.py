@@ -7,6 +7,7 @@ from typing import Literal
 import numpy as np
 
 from ckptforensics.layers import Floats, Norm
+from ckptforensics.parallel import over_rows
 
 
 def normalise(x: Floats, kind: Literal["rms", "layer"], eps: float) -> Floats:
@@ -37,7 +38,18 @@ def fold_norm(weight: Floats, norm: Norm | None) -> Floats:
     """weight diag(g) for RMSNorm, weight diag(g) C for LayerNorm, C = I - 11'/d."""
     if norm is None:
         return weight
-    folded = weight * norm.gain
-    if norm.kind == "layer":
-        folded -= folded.mean(axis=1, keepdims=True)
+    folded = np.empty_like(weight)
+
+    def fold(rows: slice) -> None:
+        folded[rows] = weight[rows]
+        fold_in_place(folded[rows], norm)
+
+    over_rows(fold, *weight.shape)
     return folded
+
+
+def fold_in_place(rows: Floats, norm: Norm) -> None:
+    """Rows of a weight become rows of what `fold_norm` returns."""
+    rows *= norm.gain
+    if norm.kind == "layer":
+        rows -= rows.mean(axis=1, keepdims=True)

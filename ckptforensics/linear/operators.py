@@ -24,8 +24,14 @@ from ckptforensics.linear.fit import (
     fit_ffn,
     fit_gated_output,
 )
+from ckptforensics.linear.forward import branch_result, finish_branch
+from ckptforensics.linear.norms import affine
 from ckptforensics.linear.routing import expert_shares
 from ckptforensics.parallel import multiply, multiply_adjoint, over_rows
+
+# Vectors over which the size of what enters a norm behind a branch is taken; fixed, so that
+# results repeat.
+_SIZE_SAMPLES = 512
 
 
 class FfnMap(Operator):
@@ -226,17 +232,18 @@ def block_map(block: Block, fit: Fit) -> BlockMap:
     ffn = ffn_map(block.ffn, fit, block.layer)
     # The paper's convention leaves LayerNorm's centring out of both branches.
     centred = fit.kind != "paper"
-    f_branch = _behind(ffn, block.ffn, centred=centred)
+    f_branch, f_size = _behind(ffn, block.ffn, centred=centred)
+    f_norm = block.ffn.after_norm
     if block.attention is None:
-        return BlockMap([_normed(SumMap([f_branch]), block.ffn.after_norm, centred=centred)], ffn)
-    a_branch = _behind(
+        return BlockMap([_normed(SumMap([f_branch]), f_norm, f_size, centred=centred)], ffn)
+    a_branch, a_size = _behind(
         AttentionMap(block.attention, centred=centred), block.attention, centred=centred
     )
     if block.residual == "parallel":
         return BlockMap([SumMap([a_branch, f_branch])], ffn)
     steps = [
-        _normed(SumMap([a_branch]), block.attention.after_norm, centred=centred),
-        _normed(SumMap([f_branch]), block.ffn.after_norm, centred=centred),
+        _normed(SumMap([a_branch]), block.attention.after_norm, a_size, centred=centred),
+        _normed(SumMap([f_branch]), f_norm, f_size, centred=centred),
     ]
     return BlockMap(steps, ffn)
 
@@ -295,21 +302,56 @@ def _with_input_scale(expert: Ffn, factor: float) -> Ffn:
     return replace(expert, gate=gate, up=scaled(expert.up))
 
 
-def _behind(inner: Operator, branch: Attention | Ffn | Moe, *, centred: bool) -> Operator:
-    """The branch with its own norm and factor; the norm divides by the branch's own size."""
-    inner = _normed(inner, branch.post_norm, centred=centred)
-    if branch.scale is None:
-        return inner
-    scale = np.broadcast_to(np.asarray(branch.scale, np.float32), inner.shape[:1])
-    return ScaledMap(inner, scale)
+def _behind(
+    inner: Operator, branch: Attention | Ffn | Moe, *, centred: bool
+) -> tuple[Operator, float]:
+    """The branch with its own norm and factor; and the size of what enters the norm of the sum."""
+    own_size, sum_size = _sizes(branch, inner.shape[1], centred=centred)
+    inner = _normed(inner, branch.post_norm, own_size, centred=centred)
+    if branch.scale is not None:
+        scale = np.broadcast_to(np.asarray(branch.scale, np.float32), inner.shape[:1])
+        inner = ScaledMap(inner, scale)
+    return inner, sum_size
 
 
-def _normed(inner: Operator, norm: Norm | None, *, centred: bool) -> Operator:
-    """norm(M x) for isotropic x: the mean square of M x is |M|_F^2 / rows."""
+def _sizes(
+    branch: Attention | Ffn | Moe, hidden_size: int, *, centred: bool
+) -> tuple[float, float]:
+    """What the norms behind the branch and behind its sum divide by; 1 where there is none.
+
+    The root mean square over Gaussian input through the true branch. That of the linear part alone
+    would be too small: a branch also returns constants, and what its units give for either sign.
+    """
+    if branch.post_norm is None and branch.after_norm is None:
+        return 1.0, 1.0
+    x = np.random.default_rng(0).standard_normal((_SIZE_SAMPLES, hidden_size), dtype=np.float32)
+    z = _centre(x) if _centres(branch.norm, centred=centred) else x
+    result = branch_result(branch, affine(z, branch.norm))
+    own_size = _size(result, branch.post_norm, centred=centred)
+    total = x + finish_branch(branch, result)
+    return own_size, _size(total, branch.after_norm, centred=centred)
+
+
+def _size(rows: Floats, norm: Norm | None, *, centred: bool) -> float:
+    if norm is None:
+        return 1.0
+    if _centres(norm, centred=centred):
+        rows = _centre(rows)
+    return float(np.sqrt(np.mean(np.square(rows, dtype=np.float64)) + norm.eps))
+
+
+def _centre(rows: Floats) -> Floats:
+    return rows - rows.mean(axis=1, keepdims=True)
+
+
+def _centres(norm: Norm | None, *, centred: bool) -> bool:
+    """Whether the linear part takes the mean away; never by the paper's convention."""
+    return centred and norm is not None and norm.kind == "layer"
+
+
+def _normed(inner: Operator, norm: Norm | None, size: float, *, centred: bool) -> Operator:
+    """The linear part of norm(M x), where what enters the norm has that size."""
     if norm is None:
         return inner
-    centre = norm.kind == "layer" and centred
-    ones = np.ones(inner.shape[0], np.float32)
-    size = ScaledMap(inner, ones, centre=centre).frobenius() / np.sqrt(inner.shape[0])
     factor = np.float32(1 / size if size > 0 else 0)
-    return ScaledMap(inner, norm.gain * factor, centre=centre)
+    return ScaledMap(inner, norm.gain * factor, centre=_centres(norm, centred=centred))

@@ -15,6 +15,7 @@ from rich.text import Text
 
 from ckptforensics.results import (
     BeginTokenRecord,
+    CacheDocument,
     Document,
     FamiliesDocument,
     InspectDocument,
@@ -55,9 +56,29 @@ def render(
     """
     if form == "json":
         return document.model_dump_json(indent=2) + "\n"
-    buffer = StringIO()
-    console = Console(
-        file=buffer,
+    console = _console(width, color=color)
+    _TABLES[type(document)](console, document, verbose)
+    return _text(console)
+
+
+def render_several(documents: Iterable[SignatureDocument]) -> str:
+    """Signatures of several models as a table, a row each."""
+    console = _console(None, color=False)
+    table = _table("fingerprint", "explosion", "decay", "model")
+    for document in documents:
+        explosion, decay = (
+            ", ".join(map(str, layers)) or "none found"
+            for layers in (document.explosion, document.decay)
+        )
+        name = _plain(document.model.path)
+        table.add_row(document.fingerprint or "none", explosion, decay, name)
+    _print_table(console, table)
+    return _text(console)
+
+
+def _console(width: int | None, *, color: bool) -> Console:
+    return Console(
+        file=StringIO(),
         width=width or _PIPE_WIDTH,
         force_terminal=color,
         no_color=not color,
@@ -66,14 +87,17 @@ def render(
         emoji=False,
         legacy_windows=False,
     )
-    _TABLES[type(document)](console, document, verbose)
-    return "\n".join(line.rstrip() for line in buffer.getvalue().splitlines()) + "\n"
+
+
+def _text(console: Console) -> str:
+    assert isinstance(console.file, StringIO)
+    return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines()) + "\n"
 
 
 def _signature(console: Console, document: SignatureDocument, verbose: bool) -> None:
     _heading(console, document.model)
     _fact(console, "fit", document.fit)
-    _fact(console, "fingerprint", document.fingerprint, "bold")
+    _fact(console, "fingerprint", document.fingerprint or "none: of some layers only", "bold")
     _layer_facts(console, document)
     table = _table("layer", "prefix", "s1", "s2", "gap", "residual", "u1: largest coordinates")
     marks = _marks(document.explosion, document.decay)
@@ -261,6 +285,14 @@ def _families(console: Console, document: FamiliesDocument, verbose: bool) -> No
     _print_table(console, table)
 
 
+def _cache(console: Console, document: CacheDocument, verbose: bool) -> None:
+    where = "nothing is kept: CKPT_CACHE is empty" if document.path is None else document.path
+    _fact(console, "signatures", where)
+    _fact(console, "entries", f"{document.entries:,} of at most {document.most_entries:,}")
+    _fact(console, "unfinished", f"{document.unfinished:,}")
+    _fact(console, "bytes", f"{document.bytes:,} of at most {document.most_bytes:,}")
+
+
 _TABLES: MappingProxyType[type[Document], Callable[[Console, Any, bool], None]] = MappingProxyType(
     {
         SignatureDocument: _signature,
@@ -268,6 +300,7 @@ _TABLES: MappingProxyType[type[Document], Callable[[Console, Any, bool], None]] 
         NormsDocument: _norms,
         InspectDocument: _inspect,
         FamiliesDocument: _families,
+        CacheDocument: _cache,
     }
 )
 
@@ -333,6 +366,7 @@ def _table(*columns: str) -> Table:
     table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
     words = {
         *("family", "model_type", "GGUF", "prefix", "tensor", "use", "file"),
+        *("fingerprint", "explosion", "decay", "model"),
         *("dtype", "dtypes", "shape", "shapes", "header SHA-256"),
     }
     for name in columns:

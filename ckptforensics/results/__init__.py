@@ -4,6 +4,7 @@ from ckptforensics.results.documents import (
     DOCUMENTS,
     AccumulatedRecord,
     BeginTokenRecord,
+    CacheDocument,
     Direction,
     Document,
     Eigenvalue,
@@ -29,6 +30,7 @@ from ckptforensics.results.files import (
     load_result,
     save_document,
     save_signature,
+    signature_bytes,
     write_atomically,
 )
 
@@ -36,6 +38,7 @@ __all__ = [
     "DOCUMENTS",
     "AccumulatedRecord",
     "BeginTokenRecord",
+    "CacheDocument",
     "Direction",
     "Document",
     "Eigenvalue",
@@ -59,5 +62,6 @@ __all__ = [
     "load_result",
     "save_document",
     "save_signature",
+    "signature_bytes",
     "write_atomically",
 ]

@@ -112,7 +112,7 @@ class SignatureDocument(Document):
     """The result of `sign`."""
 
     kind: Literal["signature"] = "signature"
-    fingerprint: str
+    fingerprint: str | None
     model: ModelRecord
     fit: Literal["canonical", "paper", "sampled"]
     fit_options: FitOptions | None = None
@@ -324,6 +324,21 @@ class FamiliesDocument(Document):
     families: tuple[FamilyRecord, ...]
 
 
+class CacheDocument(Document):
+    """The result of `cache`: the signatures kept at `path`, null where nothing is kept.
+
+    `unfinished` counts interrupted runs that can go on; `bytes` is what all files take.
+    """
+
+    kind: Literal["cache"] = "cache"
+    path: Name | None
+    entries: int
+    unfinished: int
+    bytes: int
+    most_entries: int
+    most_bytes: int
+
+
 DOCUMENTS: Mapping[str, type[Document]] = MappingProxyType(
     {
         "signature": SignatureDocument,
@@ -331,5 +346,6 @@ DOCUMENTS: Mapping[str, type[Document]] = MappingProxyType(
         "norms": NormsDocument,
         "inspect": InspectDocument,
         "families": FamiliesDocument,
+        "cache": CacheDocument,
     }
 )

@@ -89,12 +89,16 @@ def save_document(document: Document, path: str | Path) -> None:
 
 def save_signature(signature: Signature, path: str | Path) -> None:
     """Write a signature's arrays and document as one safetensors file; OutputError on failure."""
+    data = signature_bytes(signature)
+    write_atomically(path, lambda file: _write_bytes(file, data))
+
+
+def signature_bytes(signature: Signature) -> bytes:
+    """The content of the file that `save_signature` writes."""
     from safetensors.numpy import save
 
     arrays = {name: getattr(signature, name) for name in ("u", "v", "sigma", "residual")}
-    metadata = {_METADATA_KEY: signature.document.model_dump_json()}
-    data = save(arrays, metadata=metadata)
-    write_atomically(path, lambda file: _write_bytes(file, data))
+    return save(arrays, metadata={_METADATA_KEY: signature.document.model_dump_json()})
 
 
 def load_result(path: str | Path) -> Document | Signature:

@@ -130,6 +130,11 @@ class AdaptedStore(TensorStore):
             parts += (self.adapter.info(self.added[name][0]),)
         return parts
 
+    def recipe(self) -> str:
+        """See `TensorStore.recipe`."""
+        own = [sorted(part.items()) for part in (self.deltas, self.added, self.replaced)]
+        return self.base.recipe() + repr(own)
+
     def prefetch(self, names: Iterable[str]) -> None:
         """See `TensorStore.prefetch`."""
         wanted = list(names)

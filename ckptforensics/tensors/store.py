@@ -112,6 +112,10 @@ class TensorStore:
             path = self.containers[0].path if len(self.containers) == 1 else None
             raise TensorError("the tensor is missing", path=path, tensor=name) from None
 
+    def recipe(self) -> str:
+        """All that decides the values of the tensors beside the files' own bytes."""
+        return ""
+
     def read(self, name: str) -> NDArray[np.float32]:
         """The whole tensor in its own shape."""
         info = self.info(name)

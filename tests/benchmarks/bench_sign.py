@@ -1,4 +1,4 @@
-"""Time of `ckpt sign` against the published algorithm, and of `ckpt --help` against bare Python.
+"""Time of `ckpt sign` on SmolLM2 against the published algorithm.
 
     python -m tests.benchmarks.bench_sign                 3 layers of the published algorithm
     python -m tests.benchmarks.bench_sign --all-layers    all of them
@@ -16,14 +16,8 @@ its weights as torch tensors in memory; reading and dequantizing them is not cou
 from __future__ import annotations
 
 import argparse
-import os
-import platform
 import statistics
-import subprocess
-import sys
 import tempfile
-import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import click
@@ -31,102 +25,12 @@ import numpy as np
 import torch
 
 from ckptforensics import load_result, open_checkpoint
-from ckptforensics.layers import Block, load_block
+from ckptforensics.layers import load_block
 from fixtures.smollm2 import gguf_file
+from tests.benchmarks.common import ckpt, load, machine, run, spread
+from tests.benchmarks.published import Published, published_layer
 
 SPREAD = (3, 12, 29)
-
-
-@dataclass(frozen=True)
-class Published:
-    """What the published algorithm took for one layer, and the direction it found."""
-
-    layer: int
-    sampling: float
-    least_squares: float
-    svd: float
-    cpu: float
-    direction: np.ndarray
-
-    @property
-    def seconds(self) -> float:
-        return self.sampling + self.least_squares + self.svd
-
-
-def published_layer(block: Block, samples: int, driver: str) -> Published:
-    """Run the published algorithm on one block of a LLaMA-like model."""
-    attention, ffn = block.attention, block.ffn
-    assert ffn.gate is not None and ffn.activation == "silu"
-    weight = torch.from_numpy
-    width = ffn.norm.gain.size
-
-    cpu = time.process_time()
-    begun = time.perf_counter()
-    n = torch.randn(samples, width)
-    y = torch.nn.functional.silu(n @ weight(ffn.gate.weight).T) * (n @ weight(ffn.up.weight).T)
-    sampled = time.perf_counter()
-    f1 = torch.linalg.lstsq(n, y, driver=driver).solution.T
-    solved = time.perf_counter()
-    value = weight(attention.value.weight)
-    heads = value.view(-1, attention.head_dim, width)
-    value = heads.repeat_interleave(attention.repeats, dim=0).reshape(-1, width)
-    eye = torch.eye(width)
-    a = weight(attention.output.weight) @ value @ torch.diag(weight(attention.norm.gain)) + eye
-    f = weight(ffn.down.weight) @ f1 @ torch.diag(weight(ffn.norm.gain)) + eye
-    torch.linalg.svd(a)
-    torch.linalg.svd(f)
-    u, _, _ = torch.linalg.svd(f @ a)
-    done = time.perf_counter()
-    return Published(
-        layer=block.layer,
-        sampling=sampled - begun,
-        least_squares=solved - sampled,
-        svd=done - solved,
-        cpu=time.process_time() - cpu,
-        direction=u[:, 0].numpy(),
-    )
-
-
-def process_seconds(command: list[str]) -> float:
-    """Wall time of one process, start and end included."""
-    begun = time.perf_counter()
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    return time.perf_counter() - begun
-
-
-def children_cpu() -> float:
-    """Processor time of all ended child processes, in seconds."""
-    times = os.times()
-    return times.children_user + times.children_system
-
-
-def load() -> str:
-    """Average number of runnable processes of the last minute, where it is known."""
-    return f"{os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else "unknown"
-
-
-def blas_threads() -> str:
-    """Threads of NumPy's BLAS as its library reports them."""
-    try:
-        from threadpoolctl import threadpool_info
-    except ImportError:
-        return os.environ.get("OPENBLAS_NUM_THREADS", "the library's default")
-    pools = {
-        f"{pool['internal_api']} {pool['version']}: {pool['num_threads']}"
-        for pool in threadpool_info()
-        if pool["user_api"] == "blas"
-    }
-    return ", ".join(sorted(pools)) or "none found"
-
-
-def processor() -> str:
-    """The processor's name, where the operating system tells it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
 
 
 def arguments() -> argparse.Namespace:
@@ -141,7 +45,6 @@ def arguments() -> argparse.Namespace:
         help="of torch.linalg.lstsq; gelsy is its default and what the published code runs",
     )
     parser.add_argument("--sign-runs", type=int, default=5)
-    parser.add_argument("--start-runs", type=int, default=25)
     return parser.parse_args()
 
 
@@ -153,23 +56,18 @@ def main() -> None:
     layers = [int(n) for n in options.layers.split(",")]
     if options.all_layers:
         layers = list(range(1, total + 1))
-    ckpt = [sys.executable, "-m", "ckptforensics"]
-    script = Path(sys.executable).with_name("ckpt")
-    if script.exists():
-        ckpt = [str(script)]
-
     torch.manual_seed(0)
     load_before = load()
-    sign = [*ckpt, "sign", str(model), "--quiet"]
-    process_seconds(sign)  # fills the page cache and Python's bytecode cache
+    sign = ckpt("sign", str(model), "--quiet", "--no-cache")
+    run(sign)  # fills the page cache and Python's bytecode cache
     published: list[Published] = []
     signed: list[float] = []
     signed_cpu: list[float] = []
 
     def sign_once() -> None:
-        cpu = children_cpu()
-        signed.append(process_seconds(sign))
-        signed_cpu.append(children_cpu() - cpu)
+        once = run(sign)
+        signed.append(once.seconds)
+        signed_cpu.append(once.cpu)
 
     for number, layer in enumerate(layers):
         if number < options.sign_runs:
@@ -180,14 +78,9 @@ def main() -> None:
     while len(signed) < options.sign_runs:
         sign_once()
 
-    helps, bare = [], []
-    for _ in range(options.start_runs):
-        helps.append(process_seconds([*ckpt, "--help"]))
-        bare.append(process_seconds([sys.executable, "-c", "pass"]))
-
     with tempfile.TemporaryDirectory() as folder:
         saved = Path(folder) / "paper.safetensors"
-        process_seconds([*sign, "--fit", "paper", "--output", str(saved)])
+        run([*sign, "--fit", "paper", "--output", str(saved)])
         paper = load_result(saved).u
     angles = [
         np.degrees(np.arccos(min(1.0, abs(float(p.direction @ paper[p.layer - 1])))))
@@ -203,20 +96,13 @@ def main() -> None:
         for name in ("sampling", "least_squares", "svd")
     }
     which = "all layers" if len(layers) == total else f"layers {', '.join(map(str, layers))}"
-    help_median, bare_median = statistics.median(helps), statistics.median(bare)
     rows = [
-        ("machine", f"{processor()}, {os.cpu_count()} cores, {platform.system()}"),
-        (
-            "versions",
-            f"Python {platform.python_version()}, NumPy {np.__version__}, "
-            f"torch {torch.__version__}",
-        ),
-        ("load average, start and end", f"{load_before}, {load()}"),
-        ("threads", f"NumPy's BLAS {blas_threads()}; torch {torch.get_num_threads()}"),
+        *machine(),
+        ("load average at the start", load_before),
         ("model", f"{model.name}, {total} layers"),
         (
             "`ckpt sign`, whole process",
-            f"median {ours:.2f} s of {len(signed)} ({min(signed):.2f} to {max(signed):.2f})",
+            f"median of {len(signed)}: {spread(signed)}",
         ),
         (
             f"published algorithm, one layer ({which}; lstsq driver {options.driver})",
@@ -237,9 +123,6 @@ def main() -> None:
             "angle between its u1 and that of `--fit paper`",
             ", ".join(f"layer {p.layer}: {a:.2f}°" for p, a in zip(published, angles, strict=True)),
         ),
-        ("`ckpt --help`", f"median {1000 * help_median:.0f} ms of {len(helps)}"),
-        ("`python -c pass`", f"median {1000 * bare_median:.0f} ms of {len(bare)}"),
-        ("**ratio, `ckpt --help` to `python -c pass`**", f"**{help_median / bare_median:.1f}**"),
     ]
     click.echo("| what | measured |\n|---|---|")
     for name, text in rows:

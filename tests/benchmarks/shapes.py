@@ -156,6 +156,64 @@ def _layer_tensors(
     }
 
 
+def write_q4_k(file: Path, shape: Shape) -> Path:
+    """A GGUF file of the shape with random Q4_K blocks: nothing is planted."""
+    import gguf
+
+    generator = np.random.default_rng(20250711)
+    writer = gguf.GGUFWriter(file, "llama")
+    heads = shape.hidden // shape.head_dim
+    writer.add_block_count(shape.layers)
+    writer.add_embedding_length(shape.hidden)
+    writer.add_feed_forward_length(shape.ffn)
+    writer.add_head_count(heads)
+    writer.add_head_count_kv(heads // shape.kv_share)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_vocab_size(shape.vocabulary)
+    kind = gguf.GGMLQuantizationType.Q4_K
+
+    def matrix(name: str, rows: int, columns: int) -> None:
+        writer.add_tensor(name, _q4_k(generator, rows, columns), raw_dtype=kind)
+
+    def ones(name: str) -> None:
+        writer.add_tensor(name, np.ones(shape.hidden, np.float32))
+
+    matrix("token_embd.weight", shape.vocabulary, shape.hidden)
+    ones("output_norm.weight")
+    kv = shape.hidden // shape.kv_share
+    for layer in range(shape.layers):
+        for name, rows, columns in (
+            ("attn_q", shape.hidden, shape.hidden),
+            ("attn_k", kv, shape.hidden),
+            ("attn_v", kv, shape.hidden),
+            ("attn_output", shape.hidden, shape.hidden),
+            ("ffn_gate", shape.ffn, shape.hidden),
+            ("ffn_up", shape.ffn, shape.hidden),
+            ("ffn_down", shape.hidden, shape.ffn),
+        ):
+            matrix(f"blk.{layer}.{name}.weight", rows, columns)
+        ones(f"blk.{layer}.attn_norm.weight")
+        ones(f"blk.{layer}.ffn_norm.weight")
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return file
+
+
+def _q4_k(generator: np.random.Generator, rows: int, columns: int) -> Array:
+    """Random blocks of 256 elements: value = d sc q - dmin m, here around 0, rows of many sizes."""
+    blocks = generator.integers(0, 256, (rows, columns // 256, 144), dtype=np.uint8)
+    sizes = np.exp(_SPREAD * generator.standard_normal((rows, 1)))
+    # All eight 6-bit scales and minima are 32; q is uniform on 0 to 15.
+    d = (sizes * columns**-0.5 / (32 * 4.6)).astype(np.float16)
+    blocks[:, :, 0:2] = d.view(np.uint8)[:, None, :]
+    blocks[:, :, 2:4] = (7.5 * d).astype(np.float16).view(np.uint8)[:, None, :]
+    blocks[:, :, 4:12] = 0b10_100000  # the upper bits belong to the last four
+    blocks[:, :, 12:16] = 0
+    return blocks.reshape(rows, -1)
+
+
 def _in_bf16(tensors: dict[str, Array]) -> dict[str, torch.Tensor]:
     return {name: torch.from_numpy(values).to(torch.bfloat16) for name, values in tensors.items()}
 

@@ -67,6 +67,21 @@ def test_help_lists_every_command(capsys):
     assert run(capsys, "-h").out == ran.out
 
 
+def test_the_saved_help_is_what_click_prints():
+    """`ckpt --help` prints this file on a terminal of 80 columns or more, and in a pipe."""
+    code = "from ckptforensics.cli.main import main; main(['--help'])"
+    environment = {**os.environ, "COLUMNS": "80"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment
+    )
+    saved = Path(ckptforensics.__file__).parent / "cli" / "help.txt"
+    assert saved.read_text(encoding="utf-8") == done.stdout
+    without = {k: v for k, v in os.environ.items() if k != "COLUMNS"}
+    module = [sys.executable, "-m", "ckptforensics", "--help"]
+    printed = subprocess.run(module, capture_output=True, text=True, check=True, env=without)
+    assert printed.stdout == done.stdout
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_help_for_every_option(command, capsys):
     ran = run(capsys, command, "--help")
@@ -116,7 +131,7 @@ def test_no_command_at_all_is_a_usage_error(capsys):
         ("nosuch",),
         ("--nosuch",),
         ("sign",),
-        ("sign", "MODEL", "extra"),
+        ("layers", "MODEL", "extra"),
         ("sign", "MODEL", "--nosuch"),
         ("sign", "MODEL", "--format", "yaml"),
         ("sign", "MODEL", "--fit", "best"),

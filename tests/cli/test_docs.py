@@ -117,7 +117,7 @@ def test_examples_run_in_their_order(playground):
         if words[0] == "python":
             words = words[2:]
         names.add(words[1])
-        done = ckpt(*words[1:], cwd=playground)
+        done = ckpt(*words[1:], cwd=playground, CKPT_CACHE="cache")
         assert done.returncode == 0, f"{line}: {done.stderr}"
         assert done.stdout, line
     assert set(commands()) <= names

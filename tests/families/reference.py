@@ -3,7 +3,8 @@
 The reference knows neither tensor names nor our code. Attention that is affine in a single token
 has the Jacobian of its module; every other branch is fitted by least squares on what its module
 returns for Gaussian vectors. With residuals r of such a fit on N vectors z, the fit differs from
-E[Jacobian] by the mean of r z', each term of which has mean 0: that is the error to expect.
+E[Jacobian] by the mean of r z', each term of which has mean 0: that is the error to expect. A norm
+behind a branch divides by the root mean square of what the module returns for Gaussian vectors.
 """
 
 from __future__ import annotations
@@ -31,6 +32,9 @@ KEPT = 10  # blocks of rows from which residuals and derivatives are estimated
 ATTENTION_SHARE = 5  # attention is slow and nearly affine: a fifth of the vectors will do
 # Vectors over which `ckptforensics` averages a router's weights: its own sampling error.
 ROUTER_SAMPLES = 4096
+# Vectors over which `ckptforensics` takes the size of what enters a norm behind a branch: as well.
+SIZE_SAMPLES = 512
+SIZE_COUNT = 50_000  # of the reference's own vectors: a tenth of that error
 
 
 @dataclass(frozen=True)
@@ -83,6 +87,20 @@ class Estimate:
         return total
 
 
+@dataclass(frozen=True)
+class Size:
+    """What a norm behind a branch or a sum divides by.
+
+    Attributes
+    ----------
+    value : root mean square of what enters it, centred where the norm centres
+    error : relative standard error to expect of the same over SIZE_SAMPLES vectors
+    """
+
+    value: float
+    error: float
+
+
 class BlockReference:
     """L of one block.
 
@@ -96,33 +114,50 @@ class BlockReference:
     def __init__(self, wiring: Wiring, width: int, counts: Sequence[int]) -> None:
         self.wiring = wiring
         self.identity = np.eye(width)
-        jacobian = _jacobian(wiring.attention, width)
-        if jacobian is None:
-            few = _fitted(wiring.attention, width, [c // ATTENTION_SHARE for c in counts], seed=1)
+        attention = wiring.attention
+        affine = _affine_attention(attention, width)
+        if affine is None:
+            few = _fitted(attention, width, [c // ATTENTION_SHARE for c in counts], seed=1)
             maps = {ATTENTION_SHARE * count: m for count, m in few.maps.items()}
             self.attention = replace(few, maps=maps, share=ATTENTION_SHARE)
         else:
+            # Some modules take one token a call; the affine function takes many.
+            jacobian, function = affine
             self.attention = Estimate(dict.fromkeys(counts, jacobian))
+            attention = replace(attention, call=function)
         self.ffn = _fitted(wiring.ffn, width, counts, seed=2)
+        self.attention_sizes = _sizes(attention, width)
+        self.ffn_sizes = _sizes(wiring.ffn, width)
 
-    def linear_map(self, count: int) -> tuple[Matrix, float]:
-        """L with `count` vectors, and the Frobenius norm of its error to expect."""
-        a, a_scale = self._branch(self.attention.maps[count], self.wiring.attention)
-        f, f_scale = self._branch(self.ffn.maps[count], self.wiring.ffn)
+    def linear_map(self, count: int) -> tuple[Matrix, float, float]:
+        """L with `count` vectors, the Frobenius norm of its error to expect, and that of sizes.
+
+        The second error is that of L of `ckptforensics`, from the sizes that its norms divide by.
+        """
+        a, a_scale = self._branch(
+            self.attention.maps[count], self.wiring.attention, self.attention_sizes[0]
+        )
+        f, f_scale = self._branch(self.ffn.maps[count], self.wiring.ffn, self.ffn_sizes[0])
+        # How far L moves by the standard error of each size.
+        moved = [self.attention_sizes[0].error * a, self.ffn_sizes[0].error * f]
         if self.wiring.parallel:
             whole, before, behind = self.identity + a + f, self.identity, self.identity
         else:
-            before, a_end = _after(self.identity + a, self.wiring.attention.after)
-            behind, f_end = _after(self.identity + f, self.wiring.ffn.after)
+            before, a_end = _after(
+                self.identity + a, self.wiring.attention.after, self.attention_sizes[1]
+            )
+            behind, f_end = _after(self.identity + f, self.wiring.ffn.after, self.ffn_sizes[1])
             whole = behind @ before
             a_scale, f_scale = a_end @ a_scale, f_end @ f_scale
+            moved = [behind @ a_end @ moved[0], f_end @ moved[1] @ before]
+            moved += [size[1].error * whole for size in (self.attention_sizes, self.ffn_sizes)]
         square = self.attention.square_error(behind @ a_scale, self.identity, count)
         square += self.ffn.square_error(f_scale, before, count)
-        return whole, float(np.sqrt(square))
+        return whole, float(np.sqrt(square)), float(np.linalg.norm([*map(np.linalg.norm, moved)]))
 
-    def _branch(self, linear: Matrix, branch: Branch) -> tuple[Matrix, Matrix]:
+    def _branch(self, linear: Matrix, branch: Branch, size: Size) -> tuple[Matrix, Matrix]:
         """The map with the branch's own norm and factor, and these as a matrix."""
-        _, scale = _after(linear, branch.post)
+        _, scale = _after(linear, branch.post, size)
         factor = torch.as_tensor(branch.factor).detach().double().numpy()
         scale = np.broadcast_to(factor, len(linear))[:, None] * scale
         return scale @ linear, scale
@@ -131,28 +166,62 @@ class BlockReference:
 def convention_and_least_squares(branch: Branch, width: int, count: int) -> tuple[Matrix, Matrix]:
     """A branch with the norm behind it or its sum: by L's convention, and its best linear map."""
     linear = _fitted(branch, width, [count], seed=2).maps[count]
+    own, whole = _sizes(branch, width)
     if branch.after is not None:
-        linear, norm = np.eye(width) + linear, branch.after
+        linear, norm, size = np.eye(width) + linear, branch.after, whole
         inside = replace(branch, call=lambda x: norm(x + branch.call(x)))
     else:
-        norm = branch.post
+        norm, size = branch.post, own
         inside = replace(branch, call=lambda n: norm(branch.call(n)))
-    return _after(linear, norm)[0], _fitted(inside, width, [count], seed=2).maps[count]
+    return _after(linear, norm, size)[0], _fitted(inside, width, [count], seed=2).maps[count]
 
 
-def _after(linear: Matrix, norm: nn.Module | None) -> tuple[Matrix, Matrix]:
-    """norm(M z) for isotropic z, where M z has a mean square of |M|_F^2 / d; and M's factor."""
+def _sizes(branch: Branch, width: int) -> tuple[Size, Size]:
+    """Sizes of what enters the norm behind the branch and the norm behind its sum."""
+    if branch.post is None and branch.after is None:
+        return Size(1, 0), Size(1, 0)
+    assert branch.before is None or branch.after is None  # the sum adds z itself
+    squares = []
+    for z, n in _gaussian(_affine(branch.before, width), SIZE_COUNT, seed=3):
+        with torch.no_grad():
+            result = branch.call(n)
+            added = result if branch.post is None else branch.post(result)
+            entering = ((result, branch.post), (z + branch.factor * added, branch.after))
+            squares.append([_mean_squares(rows, norm) for rows, norm in entering])
+    own, whole = np.concatenate(squares, axis=1)
+    return (
+        _size(own) if branch.post is not None else Size(1, 0),
+        _size(whole) if branch.after is not None else Size(1, 0),
+    )
+
+
+def _mean_squares(rows: Rows, norm: nn.Module | None) -> Matrix:
+    """Mean square of each row, centred where the norm centres."""
+    rows = rows.double()
+    if _affine(norm, rows.shape[1]).centred:
+        rows = rows - rows.mean(dim=1, keepdim=True)
+    return (rows**2).mean(dim=1).numpy()
+
+
+def _size(squares: Matrix) -> Size:
+    """Of the root of a mean of N squares, the relative error is half the mean's."""
+    spread = squares.std() / squares.mean() / np.sqrt(SIZE_SAMPLES)
+    return Size(float(np.sqrt(squares.mean())), float(spread / 2))
+
+
+def _after(linear: Matrix, norm: nn.Module | None, size: Size) -> tuple[Matrix, Matrix]:
+    """norm(M z) where what enters the norm has that size; and M's factor."""
     if norm is None:
         return linear, np.eye(len(linear))
-    affine = _affine(norm, len(linear))
-    centre = np.eye(len(linear)) - (1 / len(linear) if affine.centred else 0)
-    size = np.linalg.norm(centre @ linear) / np.sqrt(len(linear))
-    scale = affine.matrix() / size
+    scale = _affine(norm, len(linear)).matrix() / size.value
     return scale @ linear, scale
 
 
-def _jacobian(branch: Branch, width: int) -> Matrix | None:
-    """Jacobian of attention at one token; None where it differs from token to token."""
+def _affine_attention(branch: Branch, width: int) -> tuple[Matrix, Map] | None:
+    """Jacobian of attention with respect to z, and attention as the affine function of n it is.
+
+    None where the Jacobian differs from token to token.
+    """
     norm = _affine(branch.before, width)
     generator = torch.Generator().manual_seed(5)
     here, *others = (2 * torch.randn(1, width, generator=generator) for _ in range(9))
@@ -163,7 +232,8 @@ def _jacobian(branch: Branch, width: int) -> Matrix | None:
             error = torch.linalg.norm(step - (there - here) @ jacobian.T)
             if error > 1e-4 * torch.linalg.norm(step):
                 return None
-    return jacobian.double().numpy() @ norm.matrix()
+        constant = branch.call(here) - here @ jacobian.T
+    return jacobian.double().numpy() @ norm.matrix(), lambda n: n @ jacobian.T + constant
 
 
 def _fitted(branch: Branch, width: int, counts: Sequence[int], seed: int) -> Estimate:
@@ -258,13 +328,20 @@ class Comparison:
     Attributes
     ----------
     errors : number of vectors to the relative Frobenius norm of the difference
-    expected : the same, as sampling noise alone would make it
+    noise : the same, as the reference's sampling noise alone would make it
+    sizes : the same, as the sampling error of the sizes of norms behind branches would
     experts : the noise contains that of the means of a router's weights
     """
 
     errors: dict[int, float]
-    expected: dict[int, float]
+    noise: dict[int, float]
+    sizes: float
     experts: bool
+
+    @property
+    def expected(self) -> dict[int, float]:
+        """Number of vectors to the difference that noise and sizes would make together."""
+        return {count: float(np.hypot(noise, self.sizes)) for count, noise in self.noise.items()}
 
     def problem(self) -> str | None:
         """What speaks against a difference by the reference's noise alone, None for nothing.
@@ -272,15 +349,17 @@ class Comparison:
         The difference has the size of the noise at each number of vectors, and so falls as one
         over its square root. The means of a router's weights, ours over 4,096 vectors, differ by a
         handful of Gaussian numbers: that part of the noise scatters more than that of a whole
-        matrix, and does not fall.
+        matrix, and does not fall. Nor does the part of our sizes, over 512 vectors: one or two
+        Gaussian numbers, of which three standard deviations are allowed.
         """
         low, high = (0.4, 2.0) if self.experts else (0.75, 1.35)
         for count, error in self.errors.items():
-            if not low < error / self.expected[count] < high:
-                return f"{error:.2e} with {count:,} vectors, noise is {self.expected[count]:.2e}"
+            noise = self.noise[count]
+            if not low * noise < error < np.hypot(high * noise, 3 * self.sizes):
+                return f"{error:.2e} with {count:,} vectors, {self.expected[count]:.2e} is expected"
         few, many = self.errors.values()
         root = np.sqrt(COUNTS[1] / COUNTS[0])
-        falls = few > many if self.experts else low < few / many / root < high
+        falls = few > many if self.experts or self.sizes else low < few / many / root < high
         return None if falls else f"{few:.2e} falls to {many:.2e} with {root**2:.0f} times as many"
 
 
@@ -302,9 +381,10 @@ def compare(
     ours = block_map(block, Fit()).dense().astype(np.float64)
     wiring = wire(model, blocks, number, lambda: run(module))
     reference = BlockReference(wiring, len(ours), COUNTS)
-    errors, expected = {}, {}
+    errors, noise, sizes = {}, {}, 0.0
     for count in COUNTS:
-        theirs, noise = reference.linear_map(count)
-        errors[count] = float(np.linalg.norm(ours - theirs) / np.linalg.norm(theirs))
-        expected[count] = noise / float(np.linalg.norm(theirs))
-    return Comparison(errors, expected, experts=bool(reference.ffn.drifts))
+        theirs, fit_error, size_error = reference.linear_map(count)
+        whole = float(np.linalg.norm(theirs))
+        errors[count] = float(np.linalg.norm(ours - theirs)) / whole
+        noise[count], sizes = fit_error / whole, size_error / whole
+    return Comparison(errors, noise, sizes, experts=bool(reference.ffn.drifts))

@@ -131,7 +131,9 @@ def main() -> None:
         "largest relative difference of a",
         "family's cases (Frobenius norm) and, of the same case, the size that the reference's own "
         "noise gives it, told from its residuals;",
-        "with experts that includes the 4,096 vectors over which a router's weights are averaged.",
+        "with experts that includes the 4,096 vectors over which a router's weights are averaged, "
+        "behind norms of branches",
+        "the 512 over which the size is taken that such a norm divides by.",
         f"The test also sees the difference fall between {COUNTS[0]:,} and {many:,} vectors.",
         "[Add a family](add-a-family.md) says how a family is added.",
         "",

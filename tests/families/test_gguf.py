@@ -205,9 +205,9 @@ def assert_same(file: Path, folder: Path) -> None:
     """One signature, and one single-token path as far as there is one."""
     found, expected = ckptforensics.sign(file), ckptforensics.sign(folder)
     for name in ("u", "v", "sigma", "residual"):
-        # GGUF rounds epsilons and factors to float32.
+        # GGUF rounds epsilons and factors to float32: 1e-7, which a small gap multiplies.
         ours, theirs = getattr(found, name), getattr(expected, name)
-        assert np.allclose(ours, theirs, rtol=1e-6, atol=1e-6), name
+        assert np.allclose(ours, theirs, rtol=1e-6, atol=1e-5), name
     assert found.document.fingerprint == expected.document.fingerprint
     try:
         states = rollout_states(folder, TOKENS)

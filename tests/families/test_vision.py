@@ -58,9 +58,10 @@ def test_accumulated_directions_are_those_of_the_product(tower: Tower, tmp_path:
         alone = np.linalg.svd(own)[0][:, 0]
         assert ours.layer == record.layer == block.layer
         assert ours.log10_sigma == pytest.approx(np.log10(s[0]), abs=1e-8)
-        assert ours.gap == pytest.approx(s[0] / s[1], rel=1e-6)
-        # A residual of 1e-5 leaves an angle of this size where the gap is small.
-        angle = 1e-5 / (1 - s[1] / s[0])
+        # The second value stops at a residual of 1e-2, which it is off by about the square of.
+        assert ours.gap == pytest.approx(s[0] / s[1], rel=1e-3)
+        # A residual of 1e-4 leaves an angle of this size where the gap is small.
+        angle = 1e-4 / (1 - s[1] / s[0])
         assert 1 - abs(float(u[:, 0] @ ours.direction)) < max(angle**2, 1e-12)
         assert np.linalg.norm(ours.direction) == pytest.approx(1)
         assert ours.direction[np.argmax(np.abs(ours.direction))] > 0

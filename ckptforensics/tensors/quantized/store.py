@@ -138,6 +138,11 @@ class QuantizedStore(TensorStore):
             return self.stored.parts(name)
         return tuple(self.stored.info(part) for part in weight.parts.names)
 
+    def recipe(self) -> str:
+        """See `TensorStore.recipe`."""
+        # All weights are read by one configuration.
+        return repr([weight.parts.config for weight in self.weights.values()][:1])
+
     def prefetch(self, names: Iterable[str]) -> None:
         """See `TensorStore.prefetch`."""
         self.stored.prefetch(part.name for name in names for part in self.parts(name))

@@ -1,0 +1,128 @@
+"""What every benchmark prints about the machine, and how it runs and times a command."""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of a command: wall and processor seconds, peak resident bytes."""
+
+    seconds: float
+    cpu: float
+    peak: int
+
+
+def ckpt(*arguments: str) -> list[str]:
+    """The command line of `ckpt` as a user has it."""
+    script = Path(sys.executable).with_name("ckpt")
+    start = [str(script)] if script.exists() else [sys.executable, "-m", "ckptforensics"]
+    return [*start, *arguments]
+
+
+def run(command: list[str]) -> Run:
+    """Run a command to its end, start of the interpreter included; it must succeed."""
+    begun = time.perf_counter()
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    errors = process.stderr.read() if process.stderr else b""
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    seconds = time.perf_counter() - begun
+    if process.returncode:
+        raise SystemExit(f"{' '.join(command)}\n{errors.decode()}")
+    kilobyte = 1 if sys.platform == "darwin" else 1024
+    return Run(seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * kilobyte)
+
+
+def medians(commands: list[list[str]], runs: int) -> list[Run]:
+    """The median run of each command; they take turns, so that a busy moment meets all."""
+    seen: list[list[Run]] = [[] for _ in commands]
+    for _ in range(runs):
+        for command, results in zip(commands, seen, strict=True):
+            results.append(run(command))
+    return [sorted(results, key=lambda r: r.seconds)[len(results) // 2] for results in seen]
+
+
+def best(work: Callable[[], object], runs: int = 5) -> float:
+    """Seconds of the fastest of several runs."""
+    seconds = []
+    for _ in range(runs):
+        begun = time.perf_counter()
+        work()
+        seconds.append(time.perf_counter() - begun)
+    return min(seconds)
+
+
+def drop_from_cache(files: list[Path]) -> None:
+    """Let the operating system forget the files' contents, so that reading them is cold."""
+    for file in files:
+        descriptor = os.open(file, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        finally:
+            os.close(descriptor)
+
+
+def read_once(files: list[Path]) -> float:
+    """Seconds that `cat` takes for the files."""
+    return run(["cat", *map(str, files)]).seconds
+
+
+def machine() -> list[tuple[str, str]]:
+    """Rows about the machine, the versions and the load."""
+    import torch
+
+    return [
+        ("machine", f"{processor()}, {os.cpu_count()} cores, {platform.system()}"),
+        (
+            "versions",
+            f"Python {platform.python_version()}, NumPy {np.__version__}, "
+            f"torch {torch.__version__}",
+        ),
+        ("load average", load()),
+        ("threads", f"NumPy's BLAS: {blas_threads()}; torch: {torch.get_num_threads()}"),
+    ]
+
+
+def load() -> str:
+    """Average number of runnable processes of the last minute, where it is known."""
+    return f"{os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else "unknown"
+
+
+def blas_threads() -> str:
+    """Threads of NumPy's BLAS as its library reports them."""
+    from threadpoolctl import threadpool_info
+
+    pools = {
+        f"{pool['internal_api']} {pool['version']}, {pool['num_threads']}"
+        for pool in threadpool_info()
+        if pool["user_api"] == "blas"
+    }
+    return "; ".join(sorted(pools)) or "none found"
+
+
+def processor() -> str:
+    """The processor's name, where the operating system tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def spread(values: list[float]) -> str:
+    """Median and range, in seconds."""
+    return f"{statistics.median(values):.2f} s ({min(values):.2f} to {max(values):.2f})"

@@ -1,0 +1,111 @@
+"""Where the time of `ckpt sign` goes, stage by stage, beside what memory and cores allow.
+
+    python -m tests.benchmarks.stages MODEL
+
+Wall time of the main thread, in one process; reading ahead overlaps and is timed alone, with the
+files in the operating system's cache. The bounds are measured in the same run: bytes moved at the
+speed at which a large matrix is multiplied with one vector, and multiplications at the speed of a
+large product. Asserts nothing.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any
+from unittest import mock
+
+import click
+import numpy as np
+
+from ckptforensics import open_checkpoint
+from ckptforensics.findings import measure as measuring
+from ckptforensics.layers import load_block
+from ckptforensics.linear import Fit
+from ckptforensics.parallel import multiply, one_blas_thread
+from tests.benchmarks.common import best, machine
+
+STAGES = {
+    "ckptforensics.layers.load_block": "decode",
+    "ckptforensics.findings.measure.block_map": "fold",
+    "ckptforensics.findings.measure.advance": "rollout",
+    "ckptforensics.findings.measure.trigger": "probes",
+    "ckptforensics.findings.measure.response": "probes",
+    "ckptforensics.spectra.krylov._product": "products",
+    "ckptforensics.findings.measure.singular_triplets": "spectra",
+}
+
+
+def main() -> None:
+    checkpoint = open_checkpoint(sys.argv[1])
+    seconds: dict[str, float] = defaultdict(float)
+    calls: dict[str, int] = defaultdict(int)
+
+    def timed(function: Callable[..., Any], stage: str) -> Callable[..., Any]:
+        def wrapper(*arguments: Any, **options: Any) -> Any:
+            begun = time.perf_counter()
+            try:
+                return function(*arguments, **options)
+            finally:
+                seconds[stage] += time.perf_counter() - begun
+                calls[stage] += 1
+
+        return wrapper
+
+    measuring.measure(checkpoint, Fit(), with_eigenvalues=False)  # fills caches
+    with ExitStack() as stack:
+        for target, stage in STAGES.items():
+            module, _, name = target.rpartition(".")
+            original = getattr(sys.modules[module], name)
+            stack.enter_context(mock.patch(target, timed(original, stage)))
+        begun = time.perf_counter()
+        measuring.measure(checkpoint, Fit(), with_eigenvalues=False)
+        total = time.perf_counter() - begun
+    seconds["orthogonalise"] = seconds.pop("spectra") - seconds["products"]
+    seconds["rest"] = total - sum(seconds.values())
+
+    layers = checkpoint.architecture.layers
+    block = load_block(checkpoint, 1)
+    ffn, attention = block.ffn, block.attention
+    linear = ffn.up.weight.nbytes + ffn.down.weight.nbytes
+    linear += attention.value.weight.nbytes + attention.output.weight.nbytes
+    raw = linear + ffn.gate.weight.nbytes
+    generator = np.random.default_rng(0)
+    x = generator.standard_normal((ffn.up.weight.shape[1], 1), dtype=np.float32)
+    many = generator.standard_normal((ffn.up.weight.shape[1], 68), dtype=np.float32)
+    with one_blas_thread():
+        bandwidth = ffn.up.weight.nbytes / best(lambda: multiply(ffn.up.weight, x), 9)
+        flops = 2 * ffn.up.weight.size * 68 / best(lambda: multiply(ffn.up.weight, many), 9)
+    names = {name for plan in layers for name, _ in plan.names()}
+    begun = time.perf_counter()
+    checkpoint.store.prefetch(names)
+    seconds["read ahead (beside)"] = time.perf_counter() - begun
+    count = len(layers)
+    bounds = {
+        "decode": (raw * 1.5, bandwidth),  # read two bytes and write four for each weight
+        "fold": (5 * ffn.up.weight.nbytes, bandwidth),  # gate and up twice, F1 once
+        "rollout": (2 * raw / 4 * 68, flops),
+        "products": (calls["products"] / count * linear, bandwidth),
+    }
+    click.echo("| what | measured |\n|---|---|")
+    for name, text in machine():
+        click.echo(f"| {name} | {text} |")
+    click.echo(f"| speed of memory, of products | {bandwidth / 1e9:.0f} GB/s, ")
+    click.echo(f"{flops / 1e9:.0f} Gflop/s |\n\n| stage | ms a layer | bound | distance |")
+    click.echo("|---|---|---|---|")
+    for stage, spent in seconds.items():
+        each = spent / count
+        bound = "| |"
+        if stage in bounds:
+            work, speed = bounds[stage]
+            bound = f"{1000 * work / speed:.0f} ms | {each * speed / work:.1f} |"
+            bound = f"| {bound}"
+        click.echo(f"| {stage} | {1000 * each:.0f} {bound}")
+    click.echo(f"| all | {1000 * total / count:.0f} | | |")
+
+
+if __name__ == "__main__":
+    main()
