@@ -15,6 +15,15 @@ sys.path.insert(0, str(ROOT))
 os.environ["CKPT_CACHE"] = ""
 
 
+def pytest_sessionstart() -> None:
+    """Matrices this small take up to ten times as long on several threads that wait by spinning."""
+    import torch
+    from threadpoolctl import threadpool_limits
+
+    torch.set_num_threads(1)
+    threadpool_limits(1)
+
+
 def _real_model(make):
     """Call `make`; without the model CI fails and other machines skip, both with the reason."""
     try:

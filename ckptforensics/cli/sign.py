@@ -104,6 +104,10 @@ def _sign_one(
     fit = make_fit(fit_kind, samples, seed, calibration, width)
     cache = None if no_cache else SignatureCache.of_user(out.hint)
     progress = out.progress(checkpoint)
+    if verbose:
+        from ckptforensics.parallel import thread_count
+
+        out.hint(f"threads: {thread_count()}, the BLAS kept to one")
     signature = sign(
         checkpoint, fit=fit, digest=digest, progress=progress, cache=cache, scope=scope
     )

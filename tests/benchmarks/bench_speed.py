@@ -40,6 +40,10 @@ from tests.benchmarks.published import published_layer
 
 Row = tuple[str, str, str]
 GB = 1e9
+# The published algorithm draws so many vectors a layer; its samples and least squares are measured
+# on a share of them and scaled, for they take time in proportion.
+_PUBLISHED_SAMPLES = 100_000
+_SHARE = 5
 
 
 @contextmanager
@@ -67,15 +71,16 @@ def bench_layer(folder: Path) -> Iterator[Row]:
         ours = medians([sign(model, "--layers", one, "--output", str(saved))], 3)[0]
         paper = model / "paper.safetensors"
         run(sign(model, "--layers", one, "--fit", "paper", "--output", str(paper)))
-        theirs = published_layer(block, samples=100_000, driver="gelsy")
+        theirs = published_layer(block, samples=_PUBLISHED_SAMPLES // _SHARE, driver="gelsy")
+        seconds = _SHARE * (theirs.sampling + theirs.least_squares) + theirs.svd
         dense = torch.from_numpy(_dense(block))
         exact = torch.linalg.svd(dense)[0][:, 0].numpy()
-    parts = f"{theirs.sampling:.0f} + {theirs.least_squares:.0f} + {theirs.svd:.0f}"
+    parts = f"{_SHARE} times {theirs.sampling:.0f} + {theirs.least_squares:.0f}; {theirs.svd:.0f}"
     yield (
         "one 7B-shaped layer, published algorithm to `ckpt sign` as a process",
         "at least 300",
-        f"{theirs.seconds / ours.seconds:.0f} ({theirs.seconds:.0f} s: samples, least squares, "
-        f"SVDs {parts}; to {ours.seconds:.2f} s)",
+        f"{seconds / ours.seconds:.0f} ({seconds:.0f} s: samples and least squares at "
+        f"{_PUBLISHED_SAMPLES // _SHARE:,} vectors, SVDs: {parts}; to {ours.seconds:.2f} s)",
     )
     yield (
         "its direction against the dense SVD of the closed form",
@@ -156,11 +161,11 @@ def bench_width(folder: Path) -> Iterator[Row]:
     """Seconds a byte against the width."""
     rates = {}
     start = best(lambda: run(ckpt("families", "--quiet")), 3)
-    for hidden, layers in ((1024, 8), (2048, 8), (4096, 4), (8192, 2), (16384, 1)):
+    for hidden, layers in ((1024, 32), (2048, 16), (4096, 4), (8192, 1), (16384, 1)):
         shape = shapes.Shape(hidden, hidden * 43 // 16 // 64 * 64, layers, vocabulary=1000)
         with built(folder, "width", shape) as model:
             run(sign(model))
-            signed = medians([sign(model)], 3)[0]
+            signed = medians([sign(model)], 2)[0]
             size = sum(file.stat().st_size for file in weights(model))
         rates[hidden] = (signed.seconds - start) / size * GB
     worst = max(rates.values()) / min(rates.values())
@@ -202,20 +207,20 @@ def bench_layers(folder: Path) -> Iterator[Row]:
 
 
 def bench_rollout(folder: Path) -> Iterator[Row]:
-    """All tokens through 2 layers of 7B shape against plain products of the same sizes."""
-    shape = replace(shapes.LLAMA2_7B, layers=2)
+    """All tokens through a layer of 7B shape against plain products of the same sizes."""
+    shape = replace(shapes.LLAMA2_7B, layers=1)
     with built(folder, "rollout", shape) as model:
         command = ckpt("norms", str(model), "--tokens", "all", "--quiet", "--format", "json")
         one = ckpt("norms", str(model), "--tokens", "1", "--quiet", "--format", "json")
-        everything, start = medians([command, one], 3)
+        start, everything = run(one), run(command)
     generator = np.random.default_rng(0)
     x = generator.standard_normal((shape.vocabulary, shape.hidden), dtype=np.float32)
     wide = generator.standard_normal((shape.hidden, shape.ffn), dtype=np.float32)
     square = np.ascontiguousarray(wide[:, : shape.hidden])
     # Value and output maps are square; gate, up and down as large as `wide`.
     hidden = x @ wide
-    bound = 2 * best(lambda: x @ square, 2) + 2 * best(lambda: x @ wide, 2)
-    bound = shape.layers * (bound + best(lambda: hidden @ wide.T, 2))
+    bound = 2 * best(lambda: x @ square, 1) + 2 * best(lambda: x @ wide, 1)
+    bound += best(lambda: hidden @ wide.T, 1)
     ours = everything.seconds - start.seconds
     yield (
         "rollout of 32,000 tokens (reading the weights taken off) to its plain `A @ B`",

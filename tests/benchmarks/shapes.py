@@ -74,7 +74,7 @@ def write(folder: Path, shape: Shape) -> Path:
         "hidden_act": "silu",
         "rms_norm_eps": 1e-5,
         "vocab_size": shape.vocabulary,
-        "tie_word_embeddings": True,
+        "tie_word_embeddings": False,
         "bos_token_id": 1,
         "dtype": "bfloat16",
     }
@@ -88,7 +88,7 @@ def write(folder: Path, shape: Shape) -> Path:
         else:
             tensors = _layer_tensors(generator, shape, layer, direction, shared)
         file = f"model-{layer + 1:05d}-of-{shape.layers + 1:05d}.safetensors"
-        save_file(_in_bf16(tensors), folder / file)
+        save_file(tensors, folder / file)
         names |= dict.fromkeys(tensors, file)
     index = {"metadata": {}, "weight_map": names}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
@@ -110,50 +110,56 @@ def _random(generator: np.random.Generator, rows: int, columns: int, scale: floa
     return values
 
 
-def _outer_tensors(generator: np.random.Generator, shape: Shape, shared: Array) -> dict[str, Array]:
+def _outer_tensors(
+    generator: np.random.Generator, shape: Shape, shared: Array
+) -> dict[str, torch.Tensor]:
     embeddings = _random(generator, shape.vocabulary, shape.hidden, 1.0)
     embeddings += (shape.hidden**0.5 * shared).astype(np.float32)
-    return {
-        "model.embed_tokens.weight": embeddings,
-        "model.norm.weight": np.ones(shape.hidden),
+    tensors = {
+        "model.embed_tokens.weight": torch.from_numpy(embeddings),
+        "lm_head.weight": torch.from_numpy(
+            _random(generator, shape.vocabulary, shape.hidden, 0.02)
+        ),
+        "model.norm.weight": torch.ones(shape.hidden),
     }
+    return {name: values.to(torch.bfloat16) for name, values in tensors.items()}
 
 
 def _layer_tensors(
     generator: np.random.Generator, shape: Shape, layer: int, direction: Array, shared: Array
-) -> dict[str, Array]:
+) -> dict[str, torch.Tensor]:
     hidden, ffn = shape.hidden, shape.ffn
     kv, scale = hidden // shape.kv_share, hidden**-0.5
-
-    def sizes(count: int) -> Array:
-        return np.exp(_SPREAD * generator.standard_normal((count, 1), dtype=np.float32))
-
-    matrices = {
-        "self_attn.q_proj": _random(generator, hidden, hidden, scale),
-        "self_attn.k_proj": _random(generator, kv, hidden, scale),
-        "self_attn.v_proj": _random(generator, kv, hidden, 0.5 * scale) * sizes(kv),
-        "self_attn.o_proj": _random(generator, hidden, hidden, 0.5 * scale) * sizes(hidden).T,
-        "mlp.gate_proj": _random(generator, ffn, hidden, scale) * sizes(ffn),
-        "mlp.up_proj": _random(generator, ffn, hidden, scale) * sizes(ffn),
-        "mlp.down_proj": _random(generator, hidden, ffn, 0.5 * ffn**-0.5) * sizes(ffn).T,
-    }
-    for planted, reads, writes in (
-        (shape.explosion, shared, 5.0 * direction),
-        (shape.decay, direction, -2.0 * direction),
+    reads, writes, neuron = {
+        shape.explosion: (4 * shared, 5.0 * direction, 41),
+        shape.decay: (4 * direction, -2.0 * direction, 97),
+    }.get(layer, (None, None, 0))
+    tensors = {}
+    # Rows, columns, scale, whether row or column sizes spread: value channels and neurons do.
+    for name, rows, columns, size, spread in (
+        ("self_attn.q_proj", hidden, hidden, scale, None),
+        ("self_attn.k_proj", kv, hidden, scale, None),
+        ("self_attn.v_proj", kv, hidden, 0.5 * scale, 0),
+        ("self_attn.o_proj", hidden, hidden, 0.5 * scale, 1),
+        ("mlp.gate_proj", ffn, hidden, scale, 0),
+        ("mlp.up_proj", ffn, hidden, scale, 0),
+        ("mlp.down_proj", hidden, ffn, 0.5 * ffn**-0.5, 1),
     ):
-        if layer == planted:
-            neuron = 41 if layer == shape.explosion else 97
-            matrices["mlp.gate_proj"][neuron] = 4 * reads
-            matrices["mlp.up_proj"][neuron] = 4 * reads
-            matrices["mlp.down_proj"][:, neuron] = writes
-    gains = {
-        name: 0.5 + 0.1 * generator.standard_normal(hidden)
-        for name in ("input_layernorm", "post_attention_layernorm")
-    }
-    return {
-        f"model.layers.{layer - 1}.{name}.weight": values
-        for name, values in (matrices | gains).items()
-    }
+        values = _random(generator, rows, columns, size)
+        if spread is not None:
+            count = (rows, 1) if spread == 0 else (1, columns)
+            values *= np.exp(_SPREAD * generator.standard_normal(count, dtype=np.float32))
+        if reads is not None and name in ("mlp.gate_proj", "mlp.up_proj"):
+            values[neuron] = reads
+        elif writes is not None and name == "mlp.down_proj":
+            values[:, neuron] = writes
+        # One matrix at a time in float32: those of a layer would take twice the file.
+        tensors[name] = torch.from_numpy(values).to(torch.bfloat16)
+    for name in ("input_layernorm", "post_attention_layernorm"):
+        gain = 0.5 + 0.1 * generator.standard_normal(hidden)
+        tensors[name] = torch.from_numpy(gain).to(torch.bfloat16)
+    prefix = f"model.layers.{layer - 1}."
+    return {f"{prefix}{name}.weight": values for name, values in tensors.items()}
 
 
 def write_q4_k(file: Path, shape: Shape) -> Path:
@@ -212,10 +218,6 @@ def _q4_k(generator: np.random.Generator, rows: int, columns: int) -> Array:
     blocks[:, :, 4:12] = 0b10_100000  # the upper bits belong to the last four
     blocks[:, :, 12:16] = 0
     return blocks.reshape(rows, -1)
-
-
-def _in_bf16(tensors: dict[str, Array]) -> dict[str, torch.Tensor]:
-    return {name: torch.from_numpy(values).to(torch.bfloat16) for name, values in tensors.items()}
 
 
 def main() -> None:
