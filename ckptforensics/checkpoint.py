@@ -15,7 +15,9 @@ from ckptforensics.sources import (
     locate_adapter,
     locate_on_hub,
 )
-from ckptforensics.tensors import TensorStore, merge_adapter, open_store, wrap_quantized
+from ckptforensics.tensors import TensorStore, open_store
+from ckptforensics.tensors.adapters import merge_adapter
+from ckptforensics.tensors.quantized import wrap_quantized
 
 
 @dataclass(frozen=True)

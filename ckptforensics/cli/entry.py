@@ -16,6 +16,8 @@ def run() -> None:
         with open(_HELP, encoding="utf-8") as file:
             _print(file.read())
         return
+    # Looking for plugins of pydantic costs more than a saved result takes to print.
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     from ckptforensics.cli.main import main
 
     sys.exit(main())

@@ -1,17 +1,9 @@
-"""Containers and element types: any row range of a tensor as float32, read where it lies."""
+"""Containers and element types: any row range of a tensor as float32, read where it lies.
 
-from ckptforensics.tensors.adapters import AdaptedStore, merge_adapter
+Adapters and quantized weights are in modules of their own, which a saved result does not need.
+"""
+
 from ckptforensics.tensors.info import Container, TensorInfo
-from ckptforensics.tensors.quantized import QuantizedStore, wrap_quantized
 from ckptforensics.tensors.store import TensorStore, open_store
 
-__all__ = [
-    "AdaptedStore",
-    "Container",
-    "QuantizedStore",
-    "TensorInfo",
-    "TensorStore",
-    "merge_adapter",
-    "open_store",
-    "wrap_quantized",
-]
+__all__ = ["Container", "TensorInfo", "TensorStore", "open_store"]

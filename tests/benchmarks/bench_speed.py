@@ -2,7 +2,9 @@
 
     python -m tests.benchmarks.bench_speed                    all parts
     python -m tests.benchmarks.bench_speed layer start        some of them
-    python -m tests.benchmarks.bench_speed --folder /big/disk where models are built (and deleted)
+    python -m tests.benchmarks.bench_speed --folder DIR       where models are built and deleted
+
+A model built before with `python -m tests.benchmarks.shapes DIR/7b` is used and kept.
 
 Models are random weights of the shapes named, with planted defects (tests/benchmarks/shapes.py).
 Nothing is asserted: times of a shared machine are evidence, not a test. The parts `model` and
@@ -48,7 +50,10 @@ _SHARE = 5
 
 @contextmanager
 def built(folder: Path, name: str, shape: shapes.Shape) -> Iterator[Path]:
-    """A model of this shape, deleted afterwards."""
+    """A model of this shape, deleted afterwards; one that is there under its name is kept."""
+    if (folder / name).is_dir():
+        yield folder / name
+        return
     with tempfile.TemporaryDirectory(dir=folder, prefix=f"{name}-") as made:
         yield shapes.write(Path(made), shape)
 
@@ -263,16 +268,19 @@ PARTS: dict[str, Callable[[Path], Iterator[Row]]] = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("parts", nargs="*", default=list(PARTS), choices=[[], *PARTS])
+    parser.add_argument("parts", nargs="*", metavar="PART", help=", ".join(PARTS))
     parser.add_argument("--folder", type=Path, help="where models are built and deleted")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+    if unknown := set(options.parts) - set(PARTS):
+        parser.error(f"no such part: {', '.join(sorted(unknown))}")
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = options.folder or Path(temporary)
         click.echo("| what | measured |\n|---|---|")
         for name, text in machine():
             click.echo(f"| {name} | {text} |")
         click.echo("\n| work | bar | measured |\n|---|---|---|")
-        for part in options.parts:
-            for name, bar, measured in PARTS[part](Path(folder)):
+        for part in options.parts or PARTS:
+            for name, bar, measured in PARTS[part](folder):
                 click.echo(f"| {name} | {bar} | {measured} |")
 
 

@@ -17,7 +17,8 @@ from transformers.integrations.finegrained_fp8 import Fp8Dequantize
 from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
 from ckptforensics.errors import CkptError, NotFinite, NothingAnalysable, TensorError
-from ckptforensics.tensors import QuantizedStore, TensorStore, wrap_quantized
+from ckptforensics.tensors import TensorStore
+from ckptforensics.tensors.quantized import QuantizedStore, wrap_quantized
 from tests.helpers_containers import store_of
 
 GOLDEN = Path(__file__).resolve().parents[2] / "fixtures" / "quantized"
