@@ -18,9 +18,15 @@ def run() -> None:
         return
     # Looking for plugins of pydantic costs more than a saved result takes to print.
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
-    from ckptforensics.cli.main import main
+    from ckptforensics.cli.main import INTERRUPTED, main
 
-    sys.exit(main())
+    code = main()
+    if code == INTERRUPTED:
+        # An interrupt that met an import inside a C extension makes Python end itself by the
+        # signal, whatever is returned; and nobody wants to wait for threads.
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def _print(text: str) -> None:

@@ -14,7 +14,7 @@ from ckptforensics.version import __version__
 
 USAGE_EXIT_CODE = 4
 _ANALYSIS_ERROR = 2
-_INTERRUPTED = 130
+INTERRUPTED = 130
 
 # Command to what it is for, in one line: `ckpt --help` must not import what it does not run.
 _COMMANDS = MappingProxyType(
@@ -72,7 +72,7 @@ def main(arguments: list[str] | None = None) -> int:
         command = problem.ctx.command_path if getattr(problem, "ctx", None) else "ckpt"  # type: ignore[attr-defined]
         return _fail(f"{problem.format_message()} (see '{command} --help')", USAGE_EXIT_CODE)
     except (KeyboardInterrupt, click.Abort):
-        return _fail("interrupted", _INTERRUPTED)
+        return _fail("interrupted", INTERRUPTED)
     except CkptError as problem:
         return _fail(str(problem), exit_code(problem))
     except SystemExit:

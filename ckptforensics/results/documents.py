@@ -26,7 +26,8 @@ IndexedValue = tuple[int, Finite]
 
 
 class _Frozen(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    # Validators are built when a document is first used: a command uses one kind of them.
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
 
 class FileRecord(_Frozen):
