@@ -41,6 +41,14 @@ def planted() -> Path:
 
 
 @pytest.fixture(scope="session")
+def gemma3() -> Path:
+    """Gemma 3 270M as GGUF (Q4_K_M)."""
+    from fixtures.gemma3 import gguf_file
+
+    return _real_model(gguf_file)
+
+
+@pytest.fixture(scope="session")
 def smollm2_gguf() -> Path:
     """SmolLM2-135M-Instruct as GGUF (Q4_1)."""
     from fixtures.smollm2 import gguf_file

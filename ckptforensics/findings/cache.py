@@ -24,7 +24,7 @@ from ckptforensics.results import (
     Signature,
     load_result,
     signature_bytes,
-    write_atomically,
+    write_bytes_atomically,
 )
 from ckptforensics.version import __version__
 
@@ -121,7 +121,7 @@ class SignatureCache:
             self._make_folder()
             for key in keys:
                 path = self.folder / f"{key}-{digest}.safetensors"
-                write_atomically(path, lambda file: _write(file, data))
+                write_bytes_atomically(path, data)
         except OutputError as problem:
             self.tell(
                 f"the signature is not cached: {problem.path}: {problem.message}; "
@@ -213,7 +213,3 @@ def cache_info(cache: SignatureCache | None) -> CacheDocument:
         most_entries=MOST_ENTRIES if cache is None else cache.most_entries,
         most_bytes=MOST_BYTES if cache is None else cache.most_bytes,
     )
-
-
-def _write(file: Path, data: bytes) -> None:
-    file.write_bytes(data)

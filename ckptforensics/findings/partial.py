@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from ckptforensics.errors import OutputError
 from ckptforensics.findings.measure import LayerMeasurement
-from ckptforensics.results import write_atomically
+from ckptforensics.results import write_bytes_atomically
 
 # The file is written no more often than this, and takes no more than this share of the time.
 SAVE_EVERY_SECONDS = 5.0
@@ -75,7 +75,7 @@ class Partial:
         begun = time.monotonic()
         data = _encode(*self._unsaved)
         with contextlib.suppress(OutputError):  # the cache tells that it cannot be written
-            write_atomically(self.path, lambda file: _write(file, data))
+            write_bytes_atomically(self.path, data)
         self._unsaved = None
         now = time.monotonic()
         self._save_at = now + max(SAVE_EVERY_SECONDS, (now - begun) / _LARGEST_SHARE)
@@ -85,10 +85,6 @@ class Partial:
         self._unsaved = None
         with contextlib.suppress(OSError):
             self.path.unlink(missing_ok=True)
-
-
-def _write(file: Path, data: bytes) -> None:
-    file.write_bytes(data)
 
 
 def _encode(layers: Sequence[LayerMeasurement], x: NDArray[np.float32] | None) -> bytes:

@@ -32,6 +32,7 @@ from ckptforensics.results.files import (
     save_signature,
     signature_bytes,
     write_atomically,
+    write_bytes_atomically,
 )
 
 __all__ = [
@@ -64,4 +65,5 @@ __all__ = [
     "save_signature",
     "signature_bytes",
     "write_atomically",
+    "write_bytes_atomically",
 ]

@@ -81,6 +81,15 @@ def write_atomically(path: str | Path, write: Callable[[Path], None]) -> None:
                 temporary.unlink(missing_ok=True)
 
 
+def write_bytes_atomically(path: str | Path, data: bytes) -> None:
+    """Put a file of these bytes in place in one step; OutputError as `write_atomically`."""
+
+    def write(file: Path) -> None:
+        file.write_bytes(data)
+
+    write_atomically(path, write)
+
+
 def save_document(document: Document, path: str | Path) -> None:
     """Write a document as JSON; OutputError if that fails."""
     text = document.model_dump_json(indent=2) + "\n"
@@ -89,8 +98,7 @@ def save_document(document: Document, path: str | Path) -> None:
 
 def save_signature(signature: Signature, path: str | Path) -> None:
     """Write a signature's arrays and document as one safetensors file; OutputError on failure."""
-    data = signature_bytes(signature)
-    write_atomically(path, lambda file: _write_bytes(file, data))
+    write_bytes_atomically(path, signature_bytes(signature))
 
 
 def signature_bytes(signature: Signature) -> bytes:
@@ -180,7 +188,3 @@ def _document(fields: dict[str, Any], file: Path) -> Document:
 
 def _write_text(file: Path, text: str) -> None:
     file.write_text(text, encoding="utf-8")
-
-
-def _write_bytes(file: Path, data: bytes) -> None:
-    file.write_bytes(data)

@@ -26,7 +26,7 @@ import numpy as np
 import torch
 
 from ckptforensics import open_checkpoint
-from ckptforensics.layers import load_block
+from ckptforensics.layers import Block, load_block
 from ckptforensics.linear import Fit, block_map
 from tests.benchmarks import shapes
 from tests.benchmarks.common import (
@@ -95,7 +95,7 @@ def bench_layer(folder: Path) -> Iterator[Row]:
     )
 
 
-def _dense(block: shapes.Any) -> np.ndarray:
+def _dense(block: Block) -> np.ndarray:
     """L as a matrix, by torch's products of the block's own maps."""
     attention, ffn = block_map(block, Fit()).steps
     a, f = attention.branches[0], ffn.branches[0]

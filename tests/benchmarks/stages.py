@@ -93,17 +93,16 @@ def main() -> None:
     click.echo("| what | measured |\n|---|---|")
     for name, text in machine():
         click.echo(f"| {name} | {text} |")
-    click.echo(f"| speed of memory, of products | {bandwidth / 1e9:.0f} GB/s, ")
-    click.echo(f"{flops / 1e9:.0f} Gflop/s |\n\n| stage | ms a layer | bound | distance |")
-    click.echo("|---|---|---|---|")
+    speeds = f"{bandwidth / 1e9:.0f} GB/s, {flops / 1e9:.0f} Gflop/s"
+    click.echo(f"| speed of memory, of products | {speeds} |")
+    click.echo("\n| stage | ms a layer | bound | distance |\n|---|---|---|---|")
     for stage, spent in seconds.items():
         each = spent / count
-        bound = "| |"
+        bound = distance = ""
         if stage in bounds:
             work, speed = bounds[stage]
-            bound = f"{1000 * work / speed:.0f} ms | {each * speed / work:.1f} |"
-            bound = f"| {bound}"
-        click.echo(f"| {stage} | {1000 * each:.0f} {bound}")
+            bound, distance = f"{1000 * work / speed:.0f} ms", f"{each * speed / work:.1f}"
+        click.echo(f"| {stage} | {1000 * each:.0f} | {bound} | {distance} |")
     click.echo(f"| all | {1000 * total / count:.0f} | | |")
 
 

@@ -22,7 +22,6 @@ from safetensors.numpy import load_file, save_file
 import ckptforensics
 from ckptforensics import Calibration, Fit, Signature, SignatureCache
 from ckptforensics.errors import CkptError, UnknownFamily
-from ckptforensics.findings import cache as cache_module
 from ckptforensics.findings import cache_info, partial
 from ckptforensics.findings.cachekey import signature_keys
 from ckptforensics.tensors import TensorStore
@@ -391,8 +390,7 @@ def test_a_full_disk(model, cache, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(partial, "SAVE_EVERY_SECONDS", 0.0)
-    for module in (cache_module, partial):
-        monkeypatch.setattr(module, "_write", full)
+    monkeypatch.setattr(Path, "write_bytes", full)
     assert_same(ckptforensics.sign(model.path, cache=cache), ckptforensics.sign(model.path))
     (warning,) = cache.said
     assert "No space left on device" in warning

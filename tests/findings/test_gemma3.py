@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -30,18 +29,6 @@ _NAMES = {
     "token_embd": "embed_tokens",
     "output_norm": "norm",
 }
-
-
-@pytest.fixture(scope="module")
-def gemma3() -> Path:
-    from fixtures.gemma3 import gguf_file
-
-    try:
-        return gguf_file()
-    except RuntimeError as problem:
-        if os.environ.get("CI"):
-            raise
-        pytest.skip(f"the real model is not available: {problem}")
 
 
 @pytest.fixture(scope="module")
