@@ -1,7 +1,15 @@
 """Result documents: all that renderers, files and other programs ever see of an analysis."""
 
+from ckptforensics.results.comparison import (
+    AlignmentRecord,
+    ChangeRecord,
+    ComparisonDocument,
+    MergeRecord,
+    PairRecord,
+    TestRecord,
+    TreeEdge,
+)
 from ckptforensics.results.documents import (
-    DOCUMENTS,
     AccumulatedRecord,
     BeginTokenRecord,
     CacheDocument,
@@ -34,12 +42,16 @@ from ckptforensics.results.files import (
     write_atomically,
     write_bytes_atomically,
 )
+from ckptforensics.results.kinds import DOCUMENTS
 
 __all__ = [
     "DOCUMENTS",
     "AccumulatedRecord",
+    "AlignmentRecord",
     "BeginTokenRecord",
     "CacheDocument",
+    "ChangeRecord",
+    "ComparisonDocument",
     "Direction",
     "Document",
     "Eigenvalue",
@@ -52,14 +64,18 @@ __all__ = [
     "LayerEvidence",
     "LayerSignature",
     "LayersDocument",
+    "MergeRecord",
     "ModelRecord",
     "NormsDocument",
+    "PairRecord",
     "ResponseRecord",
     "Signature",
     "SignatureDocument",
     "Skipped",
     "SuperWeightRecord",
     "TensorRecord",
+    "TestRecord",
+    "TreeEdge",
     "load_result",
     "save_document",
     "save_signature",

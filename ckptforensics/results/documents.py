@@ -6,8 +6,6 @@ Layers count from 1; coordinates, hidden units and tokens from 0.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -25,12 +23,14 @@ Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 IndexedValue = tuple[int, Finite]
 
 
-class _Frozen(BaseModel):
+class Frozen(BaseModel):
+    """A record that cannot be changed, and whose unknown keys are errors."""
+
     # Validators are built when a document is first used: a command uses one kind of them.
     model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
 
-class FileRecord(_Frozen):
+class FileRecord(Frozen):
     """One weight file: its size and digests (`sha256` of the whole file only where known)."""
 
     name: Name
@@ -39,7 +39,7 @@ class FileRecord(_Frozen):
     sha256: Sha256 | None
 
 
-class ModelRecord(_Frozen):
+class ModelRecord(Frozen):
     """What was analysed.
 
     `commit` is that of a repository on the Hub; `notes` says what was
@@ -58,14 +58,14 @@ class ModelRecord(_Frozen):
     base: Name | None = None
 
 
-class Skipped(_Frozen):
+class Skipped(Frozen):
     """Something that was not analysed, and why."""
 
     what: str
     reason: str
 
 
-class FitOptions(_Frozen):
+class FitOptions(Frozen):
     """Options of the sampled fit; `calibration_sha256` is that of the supplied vectors' file."""
 
     samples: int | None = None
@@ -73,7 +73,7 @@ class FitOptions(_Frozen):
     calibration_sha256: Sha256 | None = None
 
 
-class Direction(_Frozen):
+class Direction(Frozen):
     """The direction that high-norm tokens share.
 
     `source` is `rollout` if it was read off single tokens at `layer`, where their norm peaks, or
@@ -88,14 +88,14 @@ class Direction(_Frozen):
     top: tuple[IndexedValue, ...]
 
 
-class Document(_Frozen):
+class Document(Frozen):
     """Base of all documents."""
 
     schema_version: Literal["1.0"] = "1.0"
     tool_version: str
 
 
-class LayerSignature(_Frozen):
+class LayerSignature(Frozen):
     """Leading singular values of L, the gap between them, and the top of u1.
 
     `residual` is |L'u1 - s1 v1| / s1 as measured; `direction_top` lists the largest components.
@@ -124,7 +124,7 @@ class SignatureDocument(Document):
     skipped: tuple[Skipped, ...] = ()
 
 
-class ResponseRecord(_Frozen):
+class ResponseRecord(Frozen):
     """Signed amount the true block adds along the probed direction u at +c u and at -c u.
 
     `direction` says what u is: the one that the tokens entering the layer share, or u1 of L where
@@ -137,7 +137,7 @@ class ResponseRecord(_Frozen):
     minus: Finite
 
 
-class Eigenvalue(_Frozen):
+class Eigenvalue(Frozen):
     """The eigenpair of R nearest the probed direction, and |R q - lambda q| / |lambda|."""
 
     real: Finite
@@ -146,7 +146,7 @@ class Eigenvalue(_Frozen):
     residual: Finite
 
 
-class ExpertRecord(_Frozen):
+class ExpertRecord(Frozen):
     """One expert of a layer: its mean weight in F, s1 of its own F, its answer to its trigger."""
 
     name: str
@@ -155,7 +155,7 @@ class ExpertRecord(_Frozen):
     trigger_norm: Finite
 
 
-class LayerEvidence(_Frozen):
+class LayerEvidence(Frozen):
     """What is known of one layer, its label, and the evidence in words.
 
     `strength` is the share of the label's criteria that hold; null without a label.
@@ -175,7 +175,7 @@ class LayerEvidence(_Frozen):
     experts: tuple[ExpertRecord, ...] = ()
 
 
-class SuperWeightRecord(_Frozen):
+class SuperWeightRecord(Frozen):
     """An entry of a down projection and what it adds to its row when the layer is triggered."""
 
     layer: int
@@ -186,7 +186,7 @@ class SuperWeightRecord(_Frozen):
     amplitude: Finite
 
 
-class AccumulatedRecord(_Frozen):
+class AccumulatedRecord(Frozen):
     """Leading left singular vector u1 of the product of this layer's L and all before it.
 
     `log10_sigma` is log10 of its singular value, `angle_deg` the acute angle between it and u1 of
@@ -202,7 +202,7 @@ class AccumulatedRecord(_Frozen):
     direction_top: tuple[IndexedValue, ...]
 
 
-class BeginTokenRecord(_Frozen):
+class BeginTokenRecord(Frozen):
     """The begin-of-sequence token beside ordinary ones, each alone at position 0.
 
     `growth` is `like the others`, or how a norm that it has alone comes about: `abrupt` if one
@@ -267,7 +267,7 @@ class NormsDocument(Document):
         return self
 
 
-class TensorRecord(_Frozen):
+class TensorRecord(Frozen):
     """One tensor: its role, or the reason why it is not read.
 
     A quantized weight is one record of its logical shape, whose bytes are those of its parts; each
@@ -307,7 +307,7 @@ class InspectDocument(Document):
     skipped: tuple[Skipped, ...] = ()
 
 
-class FamilyRecord(_Frozen):
+class FamilyRecord(Frozen):
     """A supported family; `verified_by` names the test cases, empty means not verified."""
 
     name: str
@@ -338,15 +338,3 @@ class CacheDocument(Document):
     bytes: int
     most_entries: int
     most_bytes: int
-
-
-DOCUMENTS: Mapping[str, type[Document]] = MappingProxyType(
-    {
-        "signature": SignatureDocument,
-        "layers": LayersDocument,
-        "norms": NormsDocument,
-        "inspect": InspectDocument,
-        "families": FamiliesDocument,
-        "cache": CacheDocument,
-    }
-)

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from ckptforensics.errors import CkptError, OutputError, ResultError, UsageError
-from ckptforensics.results.documents import DOCUMENTS, Document, SignatureDocument
+from ckptforensics.results.documents import Document, SignatureDocument
+from ckptforensics.results.kinds import DOCUMENTS
 from ckptforensics.sources import Source, parse_json_object, read_json_object
 from ckptforensics.tensors import TensorStore, open_store
 

@@ -10,8 +10,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ckptforensics.results.documents import DOCUMENTS
 from ckptforensics.results.files import write_atomically
+from ckptforensics.results.kinds import DOCUMENTS
 
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"
 

@@ -1,0 +1,1 @@
+"""Lineage: whether checkpoints share a training run, how they are related, and how sure that is."""

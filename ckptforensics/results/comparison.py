@@ -1,0 +1,169 @@
+"""The result of `compare`: pairs of models, the tests that were run on them, and a tree of all."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import model_validator
+
+from ckptforensics.results.documents import Document, Finite, Frozen, ModelRecord, Name
+
+Verdict = Literal[
+    "identical",
+    "re-parameterised",
+    "derived",
+    "related",
+    "independent",
+    "inconclusive",
+    "not comparable",
+]
+Relation = Literal[
+    "finetune",
+    "adapter",
+    "quantized",
+    "pruned",
+    "merge",
+    "depth-changed",
+    "width-changed",
+    "upcycled",
+]
+Arrow = Literal["a->b", "b->a", "unknown"]
+AlignmentKind = Literal["identity", "signed-permutation", "rotation", "none"]
+Level = Literal["fast", "default", "thorough"]
+
+
+class TestRecord(Frozen):
+    """One test of one pair.
+
+    `group` says what it proves: 1 exact in the stored basis, 2 neuron agreement, 3 the recovered
+    map and what is described after it, 4 what changed. `log10_p` is null where a test has no
+    p-value, and `floor` says that it is the smallest its permutations can give. `null` says in
+    words under which hypothesis p holds. `profile` has the statistic layer by layer, null where
+    there is none. `skipped` says why a test was not run.
+    """
+
+    __test__ = False  # not a test of pytest
+
+    name: str
+    group: Literal[1, 2, 3, 4]
+    statistic: Finite | None
+    log10_p: Finite | None
+    floor: bool
+    invariant_to: tuple[str, ...]
+    seconds: Finite
+    bytes_read: int
+    skipped: str | None
+    null: str | None = None
+    profile: tuple[Finite | None, ...] = ()
+    note: str | None = None
+
+
+class AlignmentRecord(Frozen):
+    """The map from A's residual coordinates to B's, if one was found.
+
+    `held_out_fit` is the mean cosine of tokens that the map was not fitted on; null where none was
+    tried. `found` lists what else was undone or seen: neuron order, heads, gains, scales.
+    """
+
+    kind: AlignmentKind
+    held_out_fit: Finite | None
+    found: tuple[str, ...] = ()
+
+
+class ChangeRecord(Frozen):
+    """How one tensor of B differs from A's, in the same basis or after the map was undone.
+
+    `equal` is the share of elements that are equal, `relative` |B - A| / |A|, `rank` the effective
+    rank of the difference (null where it was not looked for or is full), `zeros` the share of
+    zeros in A and in B, `lattice` the rounding found in A and in B.
+    """
+
+    tensor: str
+    layer: int | None
+    equal: Finite
+    relative: Finite
+    rank: int | None
+    zeros: tuple[Finite, Finite]
+    lattice: tuple[str | None, str | None] = (None, None)
+
+
+class PairRecord(Frozen):
+    """What is known of two models.
+
+    `distance_deg` is the paper's: the smallest acute angle between u1 of corresponding layers, at
+    `layer` of A; `angles_deg` are all of them, null where a layer has no partner. They are null
+    where the widths differ. `reasons` carried the verdict, `otherwise` says what would have changed
+    it.
+    """
+
+    a: Name
+    b: Name
+    verdict: Verdict
+    relation: Relation | None
+    direction: Arrow
+    distance_deg: Finite | None
+    layer: int | None
+    angles_deg: tuple[Finite | None, ...]
+    layer_map: tuple[tuple[int | None, int | None], ...]
+    alignment: AlignmentRecord
+    tests: tuple[TestRecord, ...]
+    changes: tuple[ChangeRecord, ...] = ()
+    reasons: tuple[str, ...]
+    otherwise: tuple[str, ...] = ()
+
+
+class MergeRecord(Frozen):
+    """One model as a mixture of others: weights that sum to one.
+
+    `weights` has one entry a parent, `interval` their 95 % bootstrap intervals, `by_layer` the
+    weights of each layer, `gain` the share of the distance to the best single parent that the
+    mixture takes away, `method` what the residual looks like.
+    """
+
+    model: Name
+    parents: tuple[Name, ...]
+    weights: tuple[Finite, ...]
+    interval: tuple[tuple[Finite, Finite], ...]
+    by_layer: tuple[tuple[Finite, ...], ...]
+    gain: Finite
+    method: Literal["average", "ties", "dare", "unknown"]
+
+
+class TreeEdge(Frozen):
+    """An edge of the proposed tree; `directed` from a to b where the weights show who came first.
+
+    `length` is the pair's distance in degrees where it has one.
+    """
+
+    a: Name
+    b: Name
+    directed: bool
+    relation: Relation | None
+    length: Finite | None
+
+
+class ComparisonDocument(Document):
+    """The result of `compare`.
+
+    `left_out` says what the level did not look at. `matrix_deg` has the paper's distances between
+    all models, null where there is none; `linkage` is scipy's of the dendrogram (average linkage,
+    over pairs of models), `clusters` the groups of models that are related.
+    """
+
+    kind: Literal["comparison"] = "comparison"
+    level: Level
+    models: tuple[ModelRecord, ...]
+    pairs: tuple[PairRecord, ...]
+    merges: tuple[MergeRecord, ...] = ()
+    matrix_deg: tuple[tuple[Finite | None, ...], ...]
+    linkage: tuple[tuple[Finite, Finite, Finite, Finite], ...] = ()
+    clusters: tuple[tuple[Name, ...], ...]
+    tree: tuple[TreeEdge, ...]
+    left_out: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _square(self) -> ComparisonDocument:
+        count = len(self.models)
+        if len(self.matrix_deg) != count or any(len(row) != count for row in self.matrix_deg):
+            raise ValueError("matrix_deg must have one row and one column a model")
+        return self
