@@ -1,8 +1,8 @@
 """Forensics on language-model checkpoints, from their weights alone.
 
 `open_checkpoint` reads headers; `sign`, `find_layers`, `rollout` and `inspect` take its result (or
-a path) and return result documents. Names are imported on first use, so that importing the package
-costs nothing.
+a path), `compare` takes several, and all return result documents. Names are imported on first use,
+so that importing the package costs nothing.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         rollout,
         sign,
     )
+    from ckptforensics.findings.lineage.compare import compare
     from ckptforensics.linear import Calibration, Fit
     from ckptforensics.results import Signature, load_result
 
@@ -43,6 +44,7 @@ __all__ = [
     "SignatureCache",
     "__version__",
     "accumulate",
+    "compare",
     "find_layers",
     "fingerprint_distance",
     "inspect",
@@ -63,6 +65,7 @@ _HOMES = {
     "Scope": "ckptforensics.findings",
     "SignatureCache": "ckptforensics.findings",
     "accumulate": "ckptforensics.findings",
+    "compare": "ckptforensics.findings.lineage.compare",
     "find_layers": "ckptforensics.findings",
     "fingerprint_distance": "ckptforensics.findings",
     "inspect": "ckptforensics.findings",

@@ -21,6 +21,10 @@ class Dense:
         self.products += 1
         return self.matrix.T @ np.asarray(y, np.float32)
 
+    def round_trip(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        y = self.matmat(x)
+        return y, self.rmatmat(y)
+
 
 def with_values(values: np.ndarray, rows: int, columns: int, seed: int) -> np.ndarray:
     """A matrix of these singular values between random orthonormal vectors."""

@@ -19,7 +19,8 @@ def threads(request, monkeypatch) -> int:
 
 
 @pytest.mark.parametrize(
-    ("rows", "columns", "count"), [(3, 5, 2), (2000, 1100, 1), (1100, 2000, 9)]
+    ("rows", "columns", "count"),
+    [(3, 5, 2), (2000, 1100, 1), (2000, 1100, 2), (1100, 2000, 3), (1100, 2000, 9)],
 )
 def test_products(threads: int, rows: int, columns: int, count: int):
     generator = np.random.default_rng(0)
@@ -30,6 +31,8 @@ def test_products(threads: int, rows: int, columns: int, count: int):
     for found, expected in (
         (parallel.multiply(matrix, x), exact @ x),
         (parallel.multiply_adjoint(matrix, y), exact.T @ y),
+        (parallel.multiply_and_back(matrix, x, y)[0], exact @ x + y),
+        (parallel.multiply_and_back(matrix, x, y)[1] / rows, exact.T @ (exact @ x + y) / rows),
     ):
         assert found.dtype == np.float32
         np.testing.assert_allclose(found, expected, atol=1e-3)
@@ -90,3 +93,13 @@ def test_threads_asked_for(monkeypatch):
     for nonsense in ("", "0", "many", "-1"):
         monkeypatch.setenv("OMP_NUM_THREADS", nonsense)
         assert parallel.thread_count() >= 1
+
+
+def test_threads_report_what_the_caller_reports(threads: int):
+    def overflow(_: int) -> None:
+        np.float32([3e38]) * np.float32([10])
+
+    with np.errstate(over="ignore"):
+        parallel.in_threads(overflow, range(20))  # a warning is an error
+    with np.errstate(over="raise"), pytest.raises(FloatingPointError):
+        parallel.in_threads(overflow, range(20))

@@ -7,7 +7,7 @@ import shutil
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
+# Of --format where the result may be a comparison.
+COMPARISON_FORMS = ("table", "json", "csv", "html")
 # Shorter work shows no bar, and a log file gets a line no more often than this.
 _BAR_AFTER_SECONDS = 0.7
 _LINE_EVERY_SECONDS = 10.0
@@ -39,10 +41,10 @@ class Output:
     verbose: bool
     with_progress: bool
 
-    def progress(self, checkpoint: Checkpoint) -> Progress:
+    def progress(self, *checkpoints: Checkpoint) -> Progress:
         """A progress bar on stderr, lines where stderr is not a terminal, or nothing.
 
-        What is transferred of a checkpoint on the Hub is shown too, while it is.
+        What is transferred of checkpoints on the Hub is shown too, while it is.
         """
         from ckptforensics.progress import Silent
         from ckptforensics.sources import RemoteFiles
@@ -50,8 +52,9 @@ class Output:
         if self.quiet or not self.with_progress:
             return Silent()
         shown = _Bar() if sys.stderr.isatty() else _Lines()
-        if isinstance(checkpoint.source.remote, RemoteFiles):
-            checkpoint.source.remote.listener = lambda moved: shown.transferred(moved.fetched)
+        for checkpoint in checkpoints:
+            if isinstance(checkpoint.source.remote, RemoteFiles):
+                checkpoint.source.remote.listener = lambda moved: shown.transferred(moved.fetched)
         return shown
 
     def emit(self, document: Document) -> None:
@@ -108,11 +111,11 @@ class Output:
 
 
 def output_options(
-    save_help: str | None, *, with_arrays: bool = False
+    save_help: str | None, *, with_arrays: bool = False, forms: Sequence[str] = ("table", "json")
 ) -> Callable[[Function], Function]:
     """Add --format, -o (unless `save_help` is None), -q, -v and --no-progress.
 
-    `with_arrays` is for a result that may be saved as safetensors.
+    `with_arrays` is for a result that may be saved as safetensors; `forms` are those of --format.
     """
 
     def decorate(function: Function) -> Function:
@@ -120,7 +123,7 @@ def output_options(
             click.option(
                 "--format",
                 "form",
-                type=click.Choice(["table", "json"]),
+                type=click.Choice(forms),
                 default="table",
                 show_default=True,
                 help="How the result is printed.",
@@ -136,7 +139,7 @@ def output_options(
                     "-o",
                     "--output",
                     type=click.Path(dir_okay=False, path_type=Path),
-                    callback=None if with_arrays else _document_file,
+                    callback=None if with_arrays else document_file,
                     help=save_help,
                 ),
             )
@@ -147,7 +150,7 @@ def output_options(
     return decorate
 
 
-def _document_file(
+def document_file(
     context: click.Context, parameter: click.Parameter, value: Path | None
 ) -> Path | None:
     """A name under which `ckpt show` would find something else than JSON is a mistake."""
@@ -168,14 +171,22 @@ def open_model(
     from ckptforensics.checkpoint import open_checkpoint
 
     checkpoint = open_checkpoint(model, config=config, offline=offline, strict=strict, base=base)
-    if output is not None and output.exists():
-        files = checkpoint.source.files
-        folders = {file.parent for file in files}
-        beside = [f / n for f in folders for n in ("config.json", "adapter_config.json")]
-        inputs = [model, base, config, *files, *beside]
-        if any(file is not None and file.exists() and output.samefile(file) for file in inputs):
-            raise UsageError("-o would overwrite the checkpoint", path=output, hint="change -o")
+    refuse_overwriting(output, checkpoint, model, base, config)
     return checkpoint
+
+
+def refuse_overwriting(
+    output: Path | None, checkpoint: Checkpoint | None, *given: Path | None
+) -> None:
+    """UsageError if a file to be written is one of the checkpoint's own or one that was given."""
+    if output is None or not output.exists():
+        return
+    files = () if checkpoint is None else checkpoint.source.files
+    folders = {file.parent for file in files}
+    beside = [f / n for f in folders for n in ("config.json", "adapter_config.json")]
+    inputs = [*given, *files, *beside]
+    if any(file is not None and file.exists() and output.samefile(file) for file in inputs):
+        raise UsageError("-o would overwrite the checkpoint", path=output, hint="change -o")
 
 
 def model_argument(function: Function) -> Function:

@@ -21,6 +21,7 @@ _COMMANDS = MappingProxyType(
     {
         "sign": "Sign a checkpoint: its singular defect directions, layer by layer.",
         "layers": "Find explosion and decay layers, each with its evidence.",
+        "compare": "Compare checkpoints: whether they share a training run, and how.",
         "norms": "Roll single tokens through the network and show their norms.",
         "inspect": "Show family, shapes and files; what is read and what is not.",
         "families": "List the supported families and how each was verified.",
@@ -54,7 +55,7 @@ def cli() -> None:
     file, an index of shards, or org/name[@revision] on the Hugging Face Hub. Pickles are never
     executed. Results go to stdout, progress and hints to stderr.
 
-    Exit codes: 0 done, 2 analysis error, 3 nothing analysable, 4 usage.
+    Exit codes: 0 done, 1 findings of --fail-on, 2 analysis error, 3 nothing analysable, 4 usage.
     """
 
 

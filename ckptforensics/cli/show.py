@@ -6,19 +6,18 @@ from pathlib import Path
 
 import click
 
-from ckptforensics.cli.common import Output, output_options
+from ckptforensics.cli.common import COMPARISON_FORMS, Output, output_options
 
 
 @click.command("show")
 @click.argument("result", type=click.Path(path_type=Path))
-@output_options(None)
+@output_options(None, forms=COMPARISON_FORMS)
 def command(result: Path, form: str, quiet: bool, verbose: bool, no_progress: bool) -> None:
     """Render a saved result again, without computing anything.
 
-    RESULT is a file written with -o: a signature (.safetensors) or a document (.json).
+    RESULT is a file written with -o: a signature (.safetensors) or a document (.json). Only a
+    comparison can be shown as csv or html.
     """
-    from ckptforensics.results import Signature, load_result
+    from ckptforensics.results import load_document
 
-    loaded = load_result(result)
-    document = loaded.document if isinstance(loaded, Signature) else loaded
-    Output(form, None, quiet, verbose, not no_progress).emit(document)
+    Output(form, None, quiet, verbose, not no_progress).emit(load_document(result))

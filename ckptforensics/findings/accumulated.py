@@ -124,3 +124,8 @@ class _Dense:
     def rmatmat(self, y: NDArray[Any]) -> Float64:
         """The adjoint's product with each column of y."""
         return self.matrix.T @ y
+
+    def round_trip(self, x: NDArray[Any]) -> tuple[Float64, Float64]:
+        """y = M x and M'y, for each column."""
+        y = self.matrix @ x
+        return y, self.matrix.T @ y

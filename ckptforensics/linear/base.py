@@ -27,6 +27,13 @@ class Operator(ABC):
     def rmatmat(self, y: Floats) -> Floats:
         """The adjoint's product with each column of y, (rows, k) to (columns, k)."""
 
+    def round_trip(self, x: Floats, added: Floats | None = None) -> tuple[Floats, Floats]:
+        """y = M x + added and M'y, for each column; by default of two products."""
+        y = self.matmat(x)
+        if added is not None:
+            y = y + added
+        return y, self.rmatmat(y)
+
     def dense(self) -> Floats:
         """The matrix itself, for tests and small models."""
         return self.matmat(np.eye(self.shape[1], dtype=np.float32))

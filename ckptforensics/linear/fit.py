@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from ckptforensics import buffers
 from ckptforensics.errors import UsageError
 from ckptforensics.layers import Ffn, Floats, Linear, Norm
 from ckptforensics.linear.forward import dense_forward, ffn_hidden
@@ -212,7 +213,7 @@ def combine_rows(
     with_norm: bool,
 ) -> Floats:
     """F1 from the coefficients of `closed_coefficients`, with respect to the direction of x."""
-    f1 = np.empty_like(ffn.up.weight)
+    f1 = buffers.empty(ffn.up.weight.shape)
     # The paper fits y on the norm's output and appends the gain, without centring, to the map.
     norm = ffn.norm if with_norm or ffn.norm is None else replace(ffn.norm, kind="rms")
 

@@ -15,7 +15,7 @@ from ckptforensics.layers import Attention, Block, Ffn, Floats, Linear, Moe, Sin
 from ckptforensics.linear.activations import activation, sigmoid
 from ckptforensics.linear.norms import apply_norm
 from ckptforensics.linear.routing import routing_weights
-from ckptforensics.parallel import multiply
+from ckptforensics.parallel import multiply, over_rows
 
 
 def apply_linear(linear: Linear, rows: Floats) -> Floats:
@@ -77,13 +77,19 @@ def ffn_hidden(ffn: Ffn, n: Floats) -> Floats:
     if ffn.gate is None:
         return activation(ffn.activation).value(up)
     gate = apply_linear(ffn.gate, n)
-    if ffn.clamp is not None:
-        np.minimum(gate, ffn.clamp, out=gate)
-        np.clip(up, -ffn.clamp, ffn.clamp, out=up)
-        up += 1
-        up *= activation("quick_gelu").value(gate)
-        return up
-    up *= activation(ffn.activation).value(gate)
+    units_up, units_gate = up.T, gate.T  # rows that lie behind each other
+
+    def unite(units: slice) -> None:
+        u, g = units_up[units], units_gate[units]
+        if ffn.clamp is None:
+            u *= activation(ffn.activation).value(g)
+            return
+        np.minimum(g, ffn.clamp, out=g)
+        np.clip(u, -ffn.clamp, ffn.clamp, out=u)
+        u += 1
+        u *= activation("quick_gelu").value(g)
+
+    over_rows(unite, *units_up.shape)
     return up
 
 

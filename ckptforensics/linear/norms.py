@@ -6,6 +6,7 @@ from typing import Literal
 
 import numpy as np
 
+from ckptforensics import buffers
 from ckptforensics.layers import Floats, Norm
 from ckptforensics.parallel import over_rows
 
@@ -38,7 +39,7 @@ def fold_norm(weight: Floats, norm: Norm | None) -> Floats:
     """weight diag(g) for RMSNorm, weight diag(g) C for LayerNorm, C = I - 11'/d."""
     if norm is None:
         return weight
-    folded = np.empty_like(weight)
+    folded = buffers.empty(weight.shape)
 
     def fold(rows: slice) -> None:
         folded[rows] = weight[rows]

@@ -27,7 +27,7 @@ from ckptforensics.linear.fit import (
 from ckptforensics.linear.forward import branch_result, finish_branch
 from ckptforensics.linear.norms import affine
 from ckptforensics.linear.routing import expert_shares
-from ckptforensics.parallel import multiply, multiply_adjoint, over_rows
+from ckptforensics.parallel import multiply, multiply_adjoint, multiply_and_back, over_rows
 
 # Vectors over which the size of what enters a norm behind a branch is taken; fixed, so that
 # results repeat.
@@ -55,6 +55,13 @@ class FfnMap(Operator):
     def rmatmat(self, y: Floats) -> Floats:
         """The adjoint's product with each column of y."""
         return multiply_adjoint(self.f1, multiply_adjoint(self.down, y))
+
+    def round_trip(self, x: Floats, added: Floats | None = None) -> tuple[Floats, Floats]:
+        """y = F x + added and F'y, reading W_down once."""
+        if added is None:
+            added = np.zeros((self.shape[0], x.shape[1]), np.float32)
+        y, back = multiply_and_back(self.down, multiply(self.f1, x), added)
+        return y, multiply_adjoint(self.f1, back)
 
     def heaviest_neuron(self) -> Floats:
         """The column of W_down of the neuron with the largest |w_down,k| |row k of F1|.
@@ -173,6 +180,13 @@ class SumMap(Operator):
         """The adjoint's product with each column of y."""
         return sum((branch.rmatmat(y) for branch in self.branches), y)
 
+    def round_trip(self, x: Floats, added: Floats | None = None) -> tuple[Floats, Floats]:
+        """y = M x + added and M'y; of one branch by its own."""
+        if len(self.branches) > 1:
+            return super().round_trip(x, added)
+        y, back = self.branches[0].round_trip(x, x if added is None else x + added)
+        return y, y + back
+
 
 class BlockMap(Operator):
     """L: the product of a block's steps, (I + F)(I + A) or I + A + F.
@@ -199,6 +213,15 @@ class BlockMap(Operator):
         for step in reversed(self.steps):
             y = step.rmatmat(y)
         return y
+
+    def round_trip(self, x: Floats, added: Floats | None = None) -> tuple[Floats, Floats]:
+        """y = L x + added and L'y, the last step there and back in one."""
+        for step in self.steps[:-1]:
+            x = step.matmat(x)
+        y, back = self.steps[-1].round_trip(x, added)
+        for step in reversed(self.steps[:-1]):
+            back = step.rmatmat(back)
+        return y, back
 
 
 class ResidualMap(Operator):

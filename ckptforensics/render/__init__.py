@@ -1,5 +1,20 @@
 """Renderers: a result document in, text out. They see documents and nothing else."""
 
-from ckptforensics.render.text import FORMATS, render, render_several
+from typing import TYPE_CHECKING
 
-__all__ = ["FORMATS", "render", "render_several"]
+from ckptforensics.deferred import on_first_use
+from ckptforensics.render.text import COMPARISON_FORMATS, FORMATS, render, render_several
+
+if TYPE_CHECKING:
+    from ckptforensics.render.plots import check_plot_path, plot_comparison
+
+__all__ = [
+    "COMPARISON_FORMATS",
+    "FORMATS",
+    "check_plot_path",
+    "plot_comparison",
+    "render",
+    "render_several",
+]
+
+__getattr__ = on_first_use(__name__, {"check_plot_path": "plots", "plot_comparison": "plots"})

@@ -1,14 +1,8 @@
 """Result documents: all that renderers, files and other programs ever see of an analysis."""
 
-from ckptforensics.results.comparison import (
-    AlignmentRecord,
-    ChangeRecord,
-    ComparisonDocument,
-    MergeRecord,
-    PairRecord,
-    TestRecord,
-    TreeEdge,
-)
+from typing import TYPE_CHECKING
+
+from ckptforensics.deferred import on_first_use
 from ckptforensics.results.documents import (
     AccumulatedRecord,
     BeginTokenRecord,
@@ -35,6 +29,8 @@ from ckptforensics.results.documents import (
 )
 from ckptforensics.results.files import (
     Signature,
+    holds_signature,
+    load_document,
     load_result,
     save_document,
     save_signature,
@@ -42,7 +38,18 @@ from ckptforensics.results.files import (
     write_atomically,
     write_bytes_atomically,
 )
-from ckptforensics.results.kinds import DOCUMENTS
+
+if TYPE_CHECKING:
+    from ckptforensics.results.comparison import (
+        AlignmentRecord,
+        ChangeRecord,
+        ComparisonDocument,
+        MergeRecord,
+        PairRecord,
+        TestRecord,
+        TreeEdge,
+    )
+    from ckptforensics.results.kinds import DOCUMENTS
 
 __all__ = [
     "DOCUMENTS",
@@ -76,6 +83,8 @@ __all__ = [
     "TensorRecord",
     "TestRecord",
     "TreeEdge",
+    "holds_signature",
+    "load_document",
     "load_result",
     "save_document",
     "save_signature",
@@ -83,3 +92,17 @@ __all__ = [
     "write_atomically",
     "write_bytes_atomically",
 ]
+
+__getattr__ = on_first_use(
+    __name__,
+    {
+        "DOCUMENTS": "kinds",
+        "AlignmentRecord": "comparison",
+        "ChangeRecord": "comparison",
+        "ComparisonDocument": "comparison",
+        "MergeRecord": "comparison",
+        "PairRecord": "comparison",
+        "TestRecord": "comparison",
+        "TreeEdge": "comparison",
+    },
+)

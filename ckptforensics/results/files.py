@@ -8,21 +8,26 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import ValidationError
 
 from ckptforensics.errors import CkptError, OutputError, ResultError, UsageError
 from ckptforensics.results.documents import Document, SignatureDocument
-from ckptforensics.results.kinds import DOCUMENTS
-from ckptforensics.sources import Source, parse_json_object, read_json_object
-from ckptforensics.tensors import TensorStore, open_store
+from ckptforensics.sources import parse_json_object, read_json_object
+from ckptforensics.tensors.safetensors import read_safetensors
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from ckptforensics.tensors import Container
+
 _METADATA_KEY = "ckptforensics"
+# The fields of a `Signature` behind its document.
+_ARRAYS = ("u", "v", "sigma", "residual")
+
+Loaded = TypeVar("Loaded")
 
 
 @dataclass(frozen=True)
@@ -106,7 +111,7 @@ def signature_bytes(signature: Signature) -> bytes:
     """The content of the file that `save_signature` writes."""
     from safetensors.numpy import save
 
-    arrays = {name: getattr(signature, name) for name in ("u", "v", "sigma", "residual")}
+    arrays = {name: getattr(signature, name) for name in _ARRAYS}
     return save(arrays, metadata={_METADATA_KEY: signature.document.model_dump_json()})
 
 
@@ -120,6 +125,15 @@ def load_result(path: str | Path) -> Document | Signature:
     ResultError
         if it is not a saved result, or one of another schema version.
     """
+    return _load(path, _load_signature)
+
+
+def load_document(path: str | Path) -> Document:
+    """Load a saved document, or that of a signature without its arrays; errors as `load_result`."""
+    return _load(path, lambda file: _read_signature(file)[0])
+
+
+def _load(path: str | Path, of_signature: Callable[[Path], Loaded]) -> Document | Loaded:
     file = Path(path)
     try:
         if not file.is_file():
@@ -128,7 +142,7 @@ def load_result(path: str | Path) -> Document | Signature:
         raise UsageError(f"cannot read the file: {problem.strerror}", path=file) from None
     try:
         if file.suffix == ".safetensors":
-            return _load_signature(file)
+            return of_signature(file)
         return _document(read_json_object(file, what="the result"), file)
     except ResultError:
         raise
@@ -138,9 +152,27 @@ def load_result(path: str | Path) -> Document | Signature:
         ) from None
 
 
+def holds_signature(path: str | Path) -> bool:
+    """Whether a file is a saved signature rather than a checkpoint; False if it cannot be read."""
+    file = Path(path)
+    with contextlib.suppress(OSError, CkptError):
+        if file.suffix == ".safetensors" and file.is_file():
+            return _METADATA_KEY in read_safetensors(file).metadata
+    return False
+
+
 def _load_signature(file: Path) -> Signature:
-    store = open_store(Source(file, "safetensors", (file,), None))
-    text = store.metadata.get(_METADATA_KEY)
+    from ckptforensics.tensors import TensorStore
+
+    document, container = _read_signature(file)
+    store = TensorStore([container])
+    return Signature(document, *(store.read(name) for name in _ARRAYS))
+
+
+def _read_signature(file: Path) -> tuple[SignatureDocument, Container]:
+    """The document of a signature, and the header that says where its arrays are."""
+    container = read_safetensors(file)
+    text = container.metadata.get(_METADATA_KEY)
     if text is None:
         raise ResultError(
             "the file holds tensors and no signature",
@@ -152,31 +184,24 @@ def _load_signature(file: Path) -> Signature:
     if not isinstance(document, SignatureDocument):
         raise ResultError(f"the file holds a '{fields.get('kind')}' document", path=file)
     layers, width = len(document.layers), document.model.hidden_size
-    return Signature(
-        document,
-        u=_array(store, "u", (layers, width), file),
-        v=_array(store, "v", (layers, width), file),
-        sigma=_array(store, "sigma", (layers, 2), file),
-        residual=_array(store, "residual", (layers,), file),
-    )
-
-
-def _array(
-    store: TensorStore, name: str, shape: tuple[int, ...], file: Path
-) -> NDArray[np.float32]:
-    if name not in store or store.info(name).shape != shape:
-        raise ResultError("the signature's array is missing or misshapen", path=file, tensor=name)
-    return store.read(name)
+    shapes = ((layers, width), (layers, width), (layers, 2), (layers,))
+    for name, shape in zip(_ARRAYS, shapes, strict=True):
+        if name not in container.tensors or container.tensors[name].shape != shape:
+            raise ResultError(
+                "the signature's array is missing or misshapen", path=file, tensor=name
+            )
+    return document, container
 
 
 def _document(fields: dict[str, Any], file: Path) -> Document:
     kind = fields.get("kind")
-    if not isinstance(kind, str) or kind not in DOCUMENTS:
+    known = _class_of(kind)
+    if known is None:
         raise ResultError(
             f"not a saved result: its kind is {kind!r}", path=file, hint="give a file written by -o"
         )
     try:
-        return DOCUMENTS[kind].model_validate(fields)
+        return known.model_validate(fields)
     except ValidationError as problem:
         first = problem.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
@@ -185,6 +210,14 @@ def _document(fields: dict[str, Any], file: Path) -> Document:
             path=file,
             hint="it was written by another version: make it again",
         ) from None
+
+
+def _class_of(kind: object) -> type[Document] | None:
+    if kind == "signature":  # which is shown at once, without the classes of all other kinds
+        return SignatureDocument
+    from ckptforensics.results.kinds import DOCUMENTS
+
+    return DOCUMENTS.get(kind) if isinstance(kind, str) else None
 
 
 def _write_text(file: Path, text: str) -> None:

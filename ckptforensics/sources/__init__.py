@@ -1,16 +1,29 @@
 """Where the bytes of a checkpoint come from; nothing here knows what a tensor is."""
 
+from typing import TYPE_CHECKING
+
+from ckptforensics.deferred import on_first_use
 from ckptforensics.sources.digests import known_sha256, sha256_of_file
-from ckptforensics.sources.hub import is_hub_id, locate_on_hub
-from ckptforensics.sources.local import Fetcher, Source, locate, locate_adapter, size_of_file
-from ckptforensics.sources.mirror import RemoteFiles, Transfer
+from ckptforensics.sources.local import (
+    Fetcher,
+    Source,
+    file_beside,
+    locate,
+    locate_adapter,
+    size_of_file,
+)
 from ckptforensics.sources.strictjson import parse_json_object, read_json_object
+
+if TYPE_CHECKING:
+    from ckptforensics.sources.hub import is_hub_id, locate_on_hub
+    from ckptforensics.sources.mirror import RemoteFiles, Transfer
 
 __all__ = [
     "Fetcher",
     "RemoteFiles",
     "Source",
     "Transfer",
+    "file_beside",
     "is_hub_id",
     "known_sha256",
     "locate",
@@ -21,3 +34,13 @@ __all__ = [
     "sha256_of_file",
     "size_of_file",
 ]
+
+__getattr__ = on_first_use(
+    __name__,
+    {
+        "RemoteFiles": "mirror",
+        "Transfer": "mirror",
+        "is_hub_id": "hub",
+        "locate_on_hub": "hub",
+    },
+)

@@ -24,6 +24,8 @@ from ckptforensics.sources.retry import TIMEOUT_SECONDS, Patience, busy, explain
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
 _INDEXES = (".safetensors.index.json", ".bin.index.json")
 _CONFIGURATIONS = ("config.json", "adapter_config.json", "quantize_config.json")
+# Read only by whoever asks for token strings, see `file_beside`.
+_TOKENIZERS = ("tokenizer.json", "vocab.json")
 # A path such as ./x or ../x is never a repository.
 _HUB_ID = re.compile(
     r"(?P<repo>\w[\w.-]*/\w[\w.-]*?)"
@@ -164,13 +166,14 @@ def _from_hub(wanted: _Wanted) -> Source:
     mirrors = {
         path: _mirror(wanted, commit, path, beside + name, sibling.size)
         for name, sibling in listed.items()
-        if name in _CONFIGURATIONS or name.endswith((*_INDEXES, *_WEIGHTS))
+        if name in (*_CONFIGURATIONS, *_TOKENIZERS) or name.endswith((*_INDEXES, *_WEIGHTS))
         for path in [top / wanted.folder / name]
     }
     if not any(path.name.endswith(_WEIGHTS) for path in mirrors):
         raise _nothing_readable(wanted, sorted(siblings))
     remote = RemoteFiles(mirrors)
-    remote.fetch({p: [(0, m.size)] for p, m in mirrors.items() if not p.name.endswith(_WEIGHTS)})
+    later = (*_TOKENIZERS, *_WEIGHTS)
+    remote.fetch({p: [(0, m.size)] for p, m in mirrors.items() if not p.name.endswith(later)})
     try:
         source = wanted.locate(top)
     except CkptError as problem:
@@ -180,7 +183,9 @@ def _from_hub(wanted: _Wanted) -> Source:
         source,
         path=Path(wanted.model),
         commit=commit,
-        remote=RemoteFiles({path: mirrors[path] for path in source.files}),
+        remote=RemoteFiles(
+            {p: m for p, m in mirrors.items() if p in source.files or p.name in _TOKENIZERS}
+        ),
         sha256={
             top / wanted.folder / name: sibling.lfs.sha256
             for name, sibling in listed.items()

@@ -201,6 +201,19 @@ def size_of_file(path: Path) -> int:
     return status.st_size
 
 
+def file_beside(source: Source, name: str) -> Path | None:
+    """The file of that name beside the weights, fetched if it is remote; None if there is none.
+
+    Of a merged adapter the weights are its base's. Errors as `Fetcher.fetch`.
+    """
+    path = source.files[0].parent / name
+    if not _is_file(path):
+        return None
+    if source.remote is not None:
+        source.remote.fetch({path: [(0, path.stat().st_size)]})
+    return path
+
+
 def _is_file(path: Path) -> bool:
     try:
         return path.is_file()

@@ -41,7 +41,7 @@ _EXPIRED = frozenset({400, 401, 403, 404, 410})
 
 @dataclass(frozen=True)
 class Transfer:
-    """Bytes fetched so far and bytes of all weight files of the checkpoint."""
+    """Bytes fetched so far, and of all files of the checkpoint that are read by ranges."""
 
     fetched: int
     total: int

@@ -1,11 +1,11 @@
 """Leading singular triplets by Golub-Kahan-Lanczos bidiagonalisation with a measured residual.
 
-Each step multiplies the operator with one new right vector, and its adjoint with the new left
-vector that results; both are orthogonalised against all before them, twice. The triplets are those
-of M on the space of right vectors (Rayleigh-Ritz), and the adjoint's products, which are kept, give
-their exact residual M'u - s v at no extra cost: the iteration stops when the answer is good, and
-says how good it is. Products with one vector read a matrix at the memory's speed, which products
-with a few do not (docs/performance.md).
+Each step multiplies the operator with one new right vector, and its adjoint with what results; both
+products are orthogonalised against all before them, twice. The triplets are those of M on the space
+of right vectors (Rayleigh-Ritz), and the adjoint's products, which are kept, give their exact
+residual M'u - s v at no extra cost: the iteration stops when the answer is good, and says how good
+it is. Products with one vector read a matrix at the memory's speed, which products with a few do
+not (docs/performance.md); there and back in one reads the last matrix once instead of twice.
 """
 
 from __future__ import annotations
@@ -32,6 +32,9 @@ _TINY = 1e-5
 # A gap of this size is checked with so many steps from another random vector.
 _CHECKED_GAP = 1.5
 _CHECK_STEPS = 3
+# The adjoint's product with the new part of an image follows from that with the whole image, unless
+# the part is a smaller share than this: then it would have fewer correct digits.
+_SHARE = 0.1
 
 
 class _Operator(Protocol):
@@ -40,6 +43,8 @@ class _Operator(Protocol):
     def matmat(self, x: Any) -> Any: ...
 
     def rmatmat(self, y: Any) -> Any: ...
+
+    def round_trip(self, x: Any) -> tuple[Any, Any]: ...
 
 
 @dataclass(frozen=True)
@@ -164,11 +169,16 @@ class _Space:
         """Extend the space by what is new in the candidate right vector."""
         right, _ = self._new(candidate, self.right)
         self.right.append(right)
-        image = _product(self.operator.matmat, right)
+        image, returned = _round_trip(self.operator, right)
         left, coefficients = self._new(image, self.left)
+        *known, new = coefficients
+        if new > _SHARE * np.linalg.norm(image):
+            back = sum((-c * b for c, b in zip(known, self.back, strict=True)), returned) / new
+        else:
+            back = _product(self.operator.rmatmat, left)
         self.left.append(left)
         self._coefficients.append(coefficients)
-        self.back.append(_product(self.operator.rmatmat, left))
+        self.back.append(back)
 
     def triplets(self, count: int) -> tuple[Float64, Float64, Float64, Float64]:
         """The leading `count` (or all) u, s, v of the space and their residuals."""
@@ -177,9 +187,9 @@ class _Space:
         for column, coefficients in enumerate(self._coefficients):
             small[: column + 1, column] = coefficients
         p, values, qt = np.linalg.svd(small)
-        p, values, q = p[:, :count], values[:count], qt[:count].T
-        left, right = np.stack(self.left, axis=1) @ p, np.stack(self.right, axis=1) @ q
-        errors = np.stack(self.back, axis=1) @ p - right * values
+        pt, values, qt = p[:, :count].T, values[:count], qt[:count]
+        left, right = (pt @ np.stack(self.left)).T, (qt @ np.stack(self.right)).T
+        errors = (pt @ np.stack(self.back)).T - right * values
         scale = max(float(values[0]), np.finfo(np.float64).tiny)
         return left, values, right, np.linalg.norm(errors, axis=0) / scale
 
@@ -189,7 +199,7 @@ class _Space:
         Where nothing new is left, a random vector orthogonal to all takes its place, with
         coefficient 0.
         """
-        basis = np.stack(against, axis=1) if against else np.zeros((candidate.size, 0))
+        basis = np.stack(against) if against else np.zeros((0, candidate.size))
         size = float(np.linalg.norm(candidate))
         overlap, rest = _orthogonal(candidate, basis)
         new = float(np.linalg.norm(rest))
@@ -200,19 +210,31 @@ class _Space:
 
 
 def _orthogonal(x: Float64, basis: Float64) -> tuple[Float64, Float64]:
-    """Coefficients of x on the basis and the rest; twice is enough (Giraud et al. 2005)."""
-    overlap = basis.T @ x
-    rest = x - basis @ overlap
-    again = basis.T @ rest
-    return overlap + again, rest - basis @ again
+    """Coefficients of x on the rows of the basis and the rest; twice is enough (Giraud 2005)."""
+    overlap = basis @ x
+    rest = x - overlap @ basis
+    again = basis @ rest
+    return overlap + again, rest - again @ basis
 
 
 def _product(multiply: Any, x: Float64) -> Float64:
-    column = np.ascontiguousarray(x[:, None], np.float32)
-    result = np.asarray(multiply(column), np.float64)[:, 0]
-    if not np.isfinite(result).all():
+    return _finite(multiply(_column(x)))
+
+
+def _round_trip(operator: _Operator, x: Float64) -> tuple[Float64, Float64]:
+    image, returned = operator.round_trip(_column(x))
+    return _finite(image), _finite(returned)
+
+
+def _column(x: Float64) -> Floats:
+    return np.ascontiguousarray(x[:, None], np.float32)
+
+
+def _finite(product: Any) -> Float64:
+    vector = np.asarray(product, np.float64)[:, 0]
+    if not np.isfinite(vector).all():
         raise NotFinite("the products with the layer's weights overflow float32")
-    return result
+    return vector
 
 
 def _fix_signs(left: Float64, right: Float64) -> tuple[Float64, Float64]:

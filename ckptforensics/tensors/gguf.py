@@ -62,6 +62,30 @@ def read_gguf(path: Path) -> Container:
         raise FormatError(f"cannot read the file: {problem.strerror}", path=path) from None
 
 
+def read_strings(path: Path, array: GgufArray) -> list[bytes]:
+    """The strings of an array of the metadata, as they are stored.
+
+    Raises
+    ------
+    FormatError
+        if the file cannot be read, the array holds something else, or the file has changed.
+    """
+    try:
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            cursor = _Cursor(data, path)
+            cursor.at = array.offset
+            if array.element_type != _STRING:
+                raise cursor.broken("an array of strings was expected")
+            found = []
+            for _ in range(array.length):
+                length = cursor.scalar("Q")
+                begin = cursor.skip(length)
+                found.append(data[begin : begin + length])
+            return found
+    except OSError as problem:
+        raise FormatError(f"cannot read the file: {problem.strerror}", path=path) from None
+
+
 def require_whole_split(shards: Sequence[Container]) -> None:
     """Check that files in the order of their names are all shards of one model, and in order.
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import mmap
+import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from io import FileIO
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from ckptforensics import buffers
 from ckptforensics.errors import FormatError, NotFinite, TensorError
 from ckptforensics.sources import Fetcher, Source
 from ckptforensics.tensors.gguf import read_gguf, require_whole_split
@@ -25,8 +28,9 @@ if TYPE_CHECKING:
 # Elements decoded at once: a block and its temporaries stay in the processor's cache until it is
 # checked (docs/performance.md).
 BLOCK_ELEMENTS = 1 << 17
-# Bytes read at once to bring a local file into the operating system's cache.
-_READ_AHEAD = 1 << 22
+# Bytes asked for at once to bring a local file into the operating system's cache: Linux does not
+# heed more than a disk takes in one request.
+_READ_AHEAD = 1 << 17
 _HEADERS_AT_ONCE = 8
 # The header of a remote GGUF file is read on by this many bytes, for a small file by this share of
 # it: what is read too much is little in both cases.
@@ -127,7 +131,7 @@ class TensorStore:
 
         Returns
         -------
-        (stop - start, columns) float32, freshly allocated
+        (stop - start, columns) float32, the caller's own
 
         Raises
         ------
@@ -136,8 +140,6 @@ class TensorStore:
         NotFinite
             if an element is NaN or infinite; the message names its row and column.
         """
-        import numpy as np
-
         from ckptforensics.tensors.dtypes import decoder
 
         info = self.info(name)
@@ -148,7 +150,7 @@ class TensorStore:
             )
         if info.unreadable:
             raise TensorError(info.unreadable, path=info.path, tensor=name)
-        out = np.empty((stop - start, columns), np.float32)
+        out = buffers.empty((stop - start, columns))
         if out.size == 0:
             return out
         decode = decoder(info.dtype, path=info.path, tensor=name)
@@ -232,13 +234,20 @@ class TensorStore:
 
 
 def _read_ahead(path: Path, ranges: list[tuple[int, int]]) -> None:
-    scratch = memoryview(bytearray(_READ_AHEAD))
     # A file that cannot be read is reported by whoever needs its bytes.
     with contextlib.suppress(OSError), path.open("rb", buffering=0) as file:
         for begin, count in ranges:
-            file.seek(begin)
-            while count > 0 and (done := file.readinto(scratch[:count])):
-                count -= done
+            for at in range(begin, begin + count, _READ_AHEAD):
+                _into_cache(file, at, min(_READ_AHEAD, begin + count - at))
+
+
+def _into_cache(file: FileIO, begin: int, count: int) -> None:
+    if hasattr(os, "posix_fadvise"):  # not on macOS and Windows
+        # Unlike reading, this neither copies nor waits.
+        os.posix_fadvise(file.fileno(), begin, count, os.POSIX_FADV_WILLNEED)
+    else:
+        file.seek(begin)
+        file.read(count)
 
 
 def _read_headers(source: Source, remote: Fetcher) -> list[Container]:
@@ -306,10 +315,11 @@ def require_finite(block: NDArray[np.float32], info: TensorInfo, first_row: int)
     """NotFinite naming the first NaN or infinity; `first_row` is the block's place."""
     import numpy as np
 
-    # One pass decides for nearly every block: NaN and infinity survive a sum, and a finite sum
-    # that overflows only costs the exact test.
+    # One pass decides for nearly every block: NaN and infinity survive a sum of squares, and a
+    # finite one that overflows only costs the exact test.
+    flat = block.reshape(-1)
     with np.errstate(over="ignore", invalid="ignore"):
-        if np.isfinite(block.sum()):
+        if np.isfinite(np.einsum("i,i->", flat, flat)):
             return
     bad = np.argwhere(~np.isfinite(block))
     if bad.size:

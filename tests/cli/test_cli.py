@@ -104,6 +104,22 @@ def test_help_comes_without_the_heavy_modules():
     assert done.stderr.strip() == ""
 
 
+def test_a_signature_is_shown_without_the_heavy_modules(planted, tmp_path):
+    saved = tmp_path / "x.safetensors"
+    code = (
+        "import sys; from ckptforensics.cli.main import main\n"
+        "assert main(sys.argv[1:]) == 0\n"
+        "assert not {'numpy', 'huggingface_hub', 'ckptforensics.tensors.store',"
+        " 'ckptforensics.sources.hub', 'ckptforensics.results.comparison',"
+        " 'ckptforensics.render.comparison', 'ckptforensics.render.plots'} & set(sys.modules)"
+    )
+    ckptforensics.sign(planted).save(saved)
+    command = [sys.executable, "-c", code, "show", str(saved)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "fingerprint" in done.stdout
+
+
 def test_signing_never_imports_torch(planted):
     code = (
         "import sys; from ckptforensics.cli.main import main\n"

@@ -61,10 +61,11 @@ def transformers_states(gemma3: Path) -> np.ndarray:
     model.to_empty(device="cpu")
     rebuilt = transformers.Gemma3TextModel._from_config(
         config.__class__(
-            **{**config.to_dict(), "num_hidden_layers": 1, "layer_types": None, "vocab_size": 8}
+            **{**config.to_dict(), "num_hidden_layers": 6, "layer_types": None, "vocab_size": 8}
         )
     )
     # Buffers (rotary frequencies, embedding scale) are not stored: take them from a small model.
+    # Its sixth layer is the first of full attention, which has frequencies of its own.
     for name, buffer in rebuilt.named_buffers():
         module, _, leaf = name.rpartition(".")
         setattr(model.get_submodule(module), leaf, buffer)

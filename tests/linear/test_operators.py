@@ -102,6 +102,25 @@ def test_products(pairs, width: int):
             assert np.abs(operator.rmatmat(x) - matrix.T @ x).max() < scale, name
 
 
+def test_round_trips(pairs):
+    """There and back in one is a product and its adjoint's, with and without something added."""
+    random = np.random.default_rng(5)
+    for _, block in pairs[1]:
+        for residual in ("sequential", "parallel"):
+            for name, operator in operators(replace(block, residual=residual)).items():
+                x, added = (
+                    random.standard_normal((n, 1)).astype(np.float32) for n in operator.shape[::-1]
+                )
+                for extra in (None, added):
+                    there, back = operator.round_trip(x, extra)
+                    expected = operator.matmat(x) + (0 if extra is None else extra)
+                    size = np.linalg.norm(expected)
+                    assert np.linalg.norm(there - expected) < FLOAT32 * size, name
+                    returned = operator.rmatmat(expected)
+                    error = np.linalg.norm(back - returned)
+                    assert error < FLOAT32 * size * np.linalg.norm(operator.dense()), name
+
+
 def test_dense(pairs):
     model, both = pairs
     module, block = both[1]

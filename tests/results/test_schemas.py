@@ -26,6 +26,7 @@ COMMANDS = {
     "inspect": ["inspect", PLANTED, "--digest"],
     "families": ["families"],
     "cache": ["cache", "info"],
+    "comparison": ["compare", PLANTED, PLANTED],
 }
 
 

@@ -15,6 +15,8 @@ from ckptforensics.progress import Progress, Silent
 
 if TYPE_CHECKING:
     from ckptforensics.findings.lineage.alignment import Alignment
+    from ckptforensics.findings.lineage.changes import Change
+    from ckptforensics.findings.lineage.recovered import LayerFacts
 
 Level = Literal["fast", "default", "thorough"]
 
@@ -95,6 +97,7 @@ class Pair:
     level : `fast` reads signatures alone, `thorough` samples nothing
     progress : told of each layer of a long test
     seed : of every random choice
+    facts : what was noted of matched layers, by their numbers (see `recovered`)
     """
 
     a: Side
@@ -102,6 +105,7 @@ class Pair:
     level: Level = "default"
     progress: Progress = field(default_factory=Silent)
     seed: int = 0
+    facts: dict[tuple[int, int], LayerFacts] = field(default_factory=dict, repr=False)
 
     @property
     def sides(self) -> tuple[Side, Side]:
@@ -166,6 +170,13 @@ class Pair:
         from ckptforensics.findings.lineage.alignment import find_alignment
 
         return find_alignment(self)
+
+    @cached_property
+    def changes(self) -> tuple[Change, ...]:
+        """How the tensors that correspond differ; errors as `measure_changes`."""
+        from ckptforensics.findings.lineage.changes import measure_changes
+
+        return measure_changes(self)
 
     def generator(self, *key: int) -> np.random.Generator:
         """Random numbers of one purpose: the same key gives the same ones."""

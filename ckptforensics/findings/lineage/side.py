@@ -67,15 +67,11 @@ class Side:
         checkpoint: Checkpoint | None,
         *,
         signature: Signature | None = None,
-        cache: SignatureCache | None = None,
-        progress: Progress | None = None,
     ) -> None:
         self.name = name
         self.checkpoint = checkpoint
         self.bytes_read = 0
         self._signature = signature
-        self._cache = cache
-        self._progress = progress
         self._block: Block | None = None
 
     @property
@@ -85,12 +81,18 @@ class Side:
             raise NothingAnalysable(f"{self.name} is a saved signature, without weights")
         return self.checkpoint
 
-    @cached_property
+    @property
     def signature(self) -> Signature:
-        """Given, or from the cache, or measured now; errors as `sign`."""
-        if self._signature is not None:
-            return self._signature
-        return sign(self.weights, cache=self._cache, progress=self._progress)
+        """Given, or measured when it is first asked for; errors as `sign`."""
+        return self.sign()
+
+    def sign(
+        self, cache: SignatureCache | None = None, progress: Progress | None = None
+    ) -> Signature:
+        """The signature; if it is not there yet, from the cache or measured; errors as `sign`."""
+        if self._signature is None:
+            self._signature = sign(self.weights, cache=cache, progress=progress)
+        return self._signature
 
     @cached_property
     def record(self) -> ModelRecord:
@@ -126,6 +128,10 @@ class Side:
             plan = self.weights.architecture.layers[layer - 1]
             self._count({name for name, _ in plan.names()})
         return self._block
+
+    def forget(self) -> None:
+        """Give the memory of the block used last back."""
+        self._block = None
 
     def ffns(self, layer: int) -> tuple[Units, ...]:
         """The folded units of a layer's FFN, or of each routed expert of it, in their order."""

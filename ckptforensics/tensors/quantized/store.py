@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from ckptforensics import buffers
 from ckptforensics.errors import FormatError, NothingAnalysable, TensorError
 from ckptforensics.sources import read_json_object
 from ckptforensics.tensors.info import TensorInfo
@@ -160,8 +161,6 @@ class QuantizedStore(TensorStore):
 
     def read_rows(self, name: str, start: int, stop: int) -> NDArray[np.float32]:
         """See `TensorStore.read_rows`."""
-        import numpy as np
-
         weight = self.weights.get(name)
         if weight is None:
             return self.stored.read_rows(name, start, stop)
@@ -171,7 +170,7 @@ class QuantizedStore(TensorStore):
             raise TensorError(
                 f"rows {start} to {stop} of {rows} asked for", path=info.path, tensor=name
             )
-        out = np.empty((stop - start, columns), np.float32)
+        out = buffers.empty((stop - start, columns))
         if out.size == 0:
             return out
         read = weight.reader()

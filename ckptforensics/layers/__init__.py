@@ -1,0 +1,28 @@
+"""One residual block as arrays, and the stream of all blocks of a checkpoint."""
+
+from ckptforensics.layers.stream import EXPERT_MEMORY, load_block, memory_needed, stream_blocks
+from ckptforensics.layers.views import (
+    Attention,
+    Block,
+    Ffn,
+    Floats,
+    Linear,
+    Moe,
+    Norm,
+    Sink,
+)
+
+__all__ = [
+    "EXPERT_MEMORY",
+    "Attention",
+    "Block",
+    "Ffn",
+    "Floats",
+    "Linear",
+    "Moe",
+    "Norm",
+    "Sink",
+    "load_block",
+    "memory_needed",
+    "stream_blocks",
+]

@@ -1,0 +1,201 @@
+"""A comparison drawn with matplotlib (optional), in the manner of the paper's Fig. 14 and 15."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from ckptforensics.errors import MissingDependency, UsageError, one_line
+from ckptforensics.render.dendrogram import Dendrogram, lay_out
+from ckptforensics.render.wording import (
+    KIN,
+    RANDOM_SHARE,
+    angle_layers,
+    distance_text,
+    names,
+    pairs_by_place,
+    random_angle_deg,
+    short_names,
+    width_of,
+)
+from ckptforensics.results import ComparisonDocument, PairRecord, write_atomically
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_LONGEST_NAME = 32
+_MOST_CELLS_WITH_TEXT = 20
+_RIGHT_ANGLE = 90.0
+_CURVE = "#0b62a8"
+# The same bytes every time: no dates, and no names drawn at random.
+_METADATA: Mapping[str, dict[str, Any]] = MappingProxyType(
+    {".png": {"Software": None}, ".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
+)
+# A user's own settings must not change the drawing; a name is no formula, whatever is in it.
+_SETTINGS: Mapping[Any, Any] = MappingProxyType(
+    {"svg.hashsalt": "ckptforensics", "text.parse_math": False}
+)
+
+
+def check_plot_path(path: str | Path) -> None:
+    """Refuse, before anything is computed, a file that `plot_comparison` could not write.
+
+    Raises
+    ------
+    UsageError
+        if the name does not end in .png, .svg or .pdf.
+    MissingDependency
+        if matplotlib is not installed.
+    """
+    file = Path(path)
+    if file.suffix.lower() not in _METADATA:
+        raise UsageError(
+            "a plot is a .png, .svg or .pdf file", path=file, hint="change the name's ending"
+        )
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError:
+        raise MissingDependency(
+            "a plot needs matplotlib", hint="pip install 'ckptforensics[plot]'"
+        ) from None
+
+
+def plot_comparison(document: ComparisonDocument, path: str | Path) -> None:
+    """Draw a comparison to a file, the same bytes for the same document and matplotlib.
+
+    Of two models: the angle between u1 of corresponding layers, layer by layer, with the range in
+    which random directions lie shaded. Of more: the matrix of distances as a heat map, ordered by
+    the dendrogram, which stands beside it.
+
+    Raises
+    ------
+    UsageError
+        as `check_plot_path`, and for a comparison without pairs.
+    MissingDependency
+        if matplotlib is not installed.
+    OutputError
+        if the file cannot be written.
+    """
+    check_plot_path(path)
+    file = Path(path)
+    if not document.pairs:
+        raise UsageError("there is nothing to plot: no pair was compared", path=file)
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    suffix = file.suffix.lower()
+    settings: dict[Any, Any] = {**matplotlib.rcParamsDefault, **_SETTINGS}
+    del settings["backend"]  # the figure chooses by the format
+    with matplotlib.rc_context(settings), warnings.catch_warnings():
+        # A character that the font lacks is drawn as a box, which says as much.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        if len(document.models) == 2:
+            figure = Figure(figsize=(7, 3.6), layout="constrained")
+            _profile(figure.add_subplot(), document, document.pairs[0])
+        else:
+            figure = _heat_map(Figure, document)
+        write_atomically(
+            file,
+            lambda target: figure.savefig(
+                target, format=suffix[1:], dpi=150, metadata=_METADATA[suffix]
+            ),
+        )
+
+
+def _profile(axes: Axes, document: ComparisonDocument, pair: PairRecord) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    layers = angle_layers(pair)
+    width = width_of(document, pair)
+    limit = None if width is None else random_angle_deg(width)
+    if limit is not None:
+        axes.axhspan(
+            limit,
+            _RIGHT_ANGLE,
+            color="0.88",
+            label=f"{RANDOM_SHARE:.0%} of random directions in {width:,} dimensions",
+        )
+    angles = [float("nan") if value is None else value for value in pair.angles_deg]
+    axes.plot(layers, angles, "o-", color=_CURVE, markersize=4, label="u1 of both models")
+    if all(value is None for value in pair.angles_deg):
+        words = "no layers whose u1 could be compared"
+        axes.text(0.5, 0.5, words, ha="center", va="center", transform=axes.transAxes)
+    axes.set_ylim(0, _RIGHT_ANGLE)
+    axes.set_yticks([0, 15, 30, 45, 60, 75, 90])
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_xlabel("layer of A")
+    axes.set_ylabel("angle, degrees")
+    a, b = (one_line(name)[-_LONGEST_NAME:] for name in names(document))
+    axes.set_title(f"A: {a}   B: {b}", fontsize="medium")
+    axes.figure.legend(loc="outside lower center", ncols=2, fontsize="small", frameon=False)
+
+
+def _heat_map(figure_class: type[Figure], document: ComparisonDocument) -> Figure:
+    count = len(document.models)
+    tree = lay_out(document.linkage, count)
+    side = 2.5 + 0.45 * min(count, 60)
+    figure = figure_class(figsize=(side + 3.5, side), layout="constrained")
+    if tree is None:
+        _matrix(figure, figure.add_subplot(), document, tuple(range(count)))
+        return figure
+    left, right = figure.subplots(1, 2, width_ratios=(1, 3))
+    _matrix(figure, right, document, tree.order)
+    _dendrogram(left, tree)
+    return figure
+
+
+def _matrix(
+    figure: Figure, axes: Axes, document: ComparisonDocument, order: tuple[int, ...]
+) -> None:
+    import numpy as np
+
+    degrees = np.array(
+        [[np.nan if document.matrix_deg[i][j] is None else document.matrix_deg[i][j] for j in order]
+         for i in order],
+        float,
+    )  # fmt: skip
+    axes.set_facecolor("0.85")  # of cells without a distance
+    image = axes.imshow(degrees, cmap="viridis_r", vmin=0, vmax=_RIGHT_ANGLE, aspect="auto")
+    labels = short_names(document, _LONGEST_NAME)
+    axes.set_xticks(range(len(order)), [labels[i].split()[0] for i in order])
+    axes.set_yticks(range(len(order)), [labels[i] for i in order])
+    axes.yaxis.tick_right()
+    axes.set_title("distance between models", fontsize="medium")
+    figure.colorbar(image, ax=axes, location="bottom", label="degrees", shrink=0.6)
+    if len(order) > _MOST_CELLS_WITH_TEXT:
+        return
+    pairs = pairs_by_place(document)
+    for row, i in enumerate(order):
+        for column, j in enumerate(order):
+            pair = pairs.get(frozenset((i, j)))
+            dark = degrees[row, column] > _RIGHT_ANGLE / 2
+            axes.text(
+                column,
+                row,
+                distance_text(document.matrix_deg[i][j], pair) if i != j else "",
+                ha="center",
+                va="center",
+                fontsize="small",
+                fontweight="bold" if pair is not None and pair.verdict in KIN else "normal",
+                color="white" if dark else "black",
+            )
+    axes.set_xlabel("bold: related; in brackets: not decided", fontsize="small")
+
+
+def _dendrogram(axes: Axes, tree: Dendrogram) -> None:
+    """The brackets on their side, its leaves beside the rows of the heat map."""
+    for bracket in tree.brackets:
+        (one, one_height), (other, other_height) = bracket.left, bracket.right
+        heights = [one_height, bracket.height, bracket.height, other_height]
+        axes.plot(heights, [one, one, other, other], color=_CURVE, linewidth=1.2)
+    count = len(tree.order)
+    axes.set_ylim(count - 0.5, -0.5)
+    axes.set_xlim((tree.height or 1.0) * 1.05, 0)
+    axes.set_yticks([])
+    axes.set_xlabel("average, degrees", fontsize="small")
+    for edge in ("top", "left", "right"):
+        axes.spines[edge].set_visible(False)

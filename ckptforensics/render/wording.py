@@ -1,0 +1,340 @@
+"""The words in which every form of a comparison says what its document holds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from itertools import combinations
+from types import MappingProxyType
+
+from ckptforensics.errors import one_line
+from ckptforensics.render.console import number
+from ckptforensics.results import (
+    ChangeRecord,
+    ComparisonDocument,
+    MergeRecord,
+    ModelRecord,
+    PairRecord,
+    TestRecord,
+    TreeEdge,
+)
+
+GROUPS: Mapping[int, str] = MappingProxyType(
+    {
+        1: "1 exact in the stored basis",
+        2: "2 neuron agreement",
+        3: "3 the recovered map",
+        4: "4 what changed",
+    }
+)
+# Verdicts that decide nothing: no number may stand beside them as if it did.
+ABSTENTIONS = ("inconclusive", "not comparable")
+KIN = ("identical", "re-parameterised", "derived", "related")
+CODES: Mapping[str, str] = MappingProxyType(
+    {
+        "identical": "ident",
+        "re-parameterised": "repar",
+        "derived": "deriv",
+        "related": "relat",
+        "independent": "indep",
+        "inconclusive": "?",
+        "not comparable": "n/c",
+    }
+)
+RELATIONS: Mapping[str, str] = MappingProxyType(
+    {
+        "finetune": "fine-tuned",
+        "adapter": "a low-rank adapter merged in",
+        "quantized": "quantized",
+        "pruned": "pruned",
+        "merge": "merged of several models",
+        "depth-changed": "layers added, removed or repeated",
+        "width-changed": "units or coordinates added or removed",
+        "upcycled": "a dense FFN made into experts",
+    }
+)
+# Of the last two there is one value for each model.
+CHANGE_COLUMNS = ("tensor", "equal", "relative", "rank", "zeros", "rounding")
+# Below this p is a power of ten.
+_DECIMALS_FROM = -3.0
+# So many random directions lie above `random_angle_deg`.
+RANDOM_SHARE = 0.99
+
+
+def names(document: ComparisonDocument) -> list[str]:
+    """What pairs, clusters and tree call the models, in their order.
+
+    That need not be their paths: a model may be there twice, or be a saved signature of a model
+    that was elsewhere. The pairs are all combinations in order, else the paths must do.
+    """
+    pairs = [(pair.a, pair.b) for pair in document.pairs]
+    found = [pairs[0][0], *(b for _, b in pairs[: len(document.models) - 1])] if pairs else []
+    if len(found) == len(document.models) and pairs == list(combinations(found, 2)):
+        return found
+    return [model.path for model in document.models]
+
+
+def short_labels(count: int) -> list[str]:
+    """Labels of so many models: A and B, or 1, 2, 3 where there are more or fewer."""
+    return ["A", "B"] if count == 2 else [str(i + 1) for i in range(count)]
+
+
+def labels(document: ComparisonDocument) -> dict[str, str]:
+    """The label of each model by its name."""
+    return dict(zip(names(document), short_labels(len(document.models)), strict=True))
+
+
+def short_names(document: ComparisonDocument, longest: int) -> list[str]:
+    """Names of the models for a drawing: their labels, and as much of their ends as fits."""
+    found = []
+    for name, short in zip(names(document), short_labels(len(document.models)), strict=True):
+        end = one_line(name)
+        end = end if len(end) <= longest else "\N{HORIZONTAL ELLIPSIS}" + end[1 - longest :]
+        found.append(f"{short}  {end}")
+    return found
+
+
+def model_line(model: ModelRecord, name: str) -> str:
+    """A model in one line: its name, family and sizes."""
+    path = "" if model.path == name else f"{model.path}, "
+    sizes = f"{model.family}, {model.num_layers} layers, width {model.hidden_size:,}"
+    return one_line(f"{name} ({path}{sizes})")
+
+
+def verdict_line(pair: PairRecord) -> str:
+    """The verdict as a neutral sentence about A and B."""
+    kind = "" if pair.relation is None else f": {RELATIONS[pair.relation]}"
+    first, second = ("B", "A") if pair.direction == "b->a" else ("A", "B")
+    known = pair.direction != "unknown"
+    match pair.verdict:
+        case "identical":
+            return "A and B are identical"
+        case "re-parameterised" if kind:
+            return f"A and B are re-parameterised versions of one another, besides{kind}"
+        case "re-parameterised":
+            return "A and B are re-parameterised: one function in other weights"
+        case "derived" if known:
+            return f"{second} is derived from {first}{kind}"
+        case "derived":
+            return f"one of A and B is derived from the other{kind}; which came first is unknown"
+        case "related":
+            order = f"{first} came first" if known else "which came first is unknown"
+            return f"A and B share a training run{kind}; {order}"
+        case "independent":
+            return "no evidence of a shared training run: A and B are independent"
+        case "inconclusive":
+            return "inconclusive: not decided whether A and B share a training run"
+        case "not comparable":
+            return "not comparable: no test could decide about A and B"
+
+
+def distance_line(pair: PairRecord) -> str:
+    """The paper's distance, with what it is not; 'none' where there is none."""
+    if pair.distance_deg is None:
+        return "none: no layers whose u1 could be compared"
+    where = "" if pair.layer is None else f" at layer {pair.layer}"
+    text = f"{angle(pair.distance_deg)} degrees{where}, smallest angle between u1 of both"
+    return f"{text}; it decides nothing here" if pair.verdict in ABSTENTIONS else text
+
+
+def alignment_line(pair: PairRecord) -> str:
+    """The map between the residual coordinates, how well it fits, and what else was undone."""
+    kinds = {
+        "identity": "none needed: one residual basis",
+        "signed-permutation": "coordinates permuted, signs flipped",
+        "rotation": "a rotation",
+        "none": "none",
+    }
+    found = pair.alignment
+    text = kinds[found.kind]
+    if found.held_out_fit is not None:
+        text += f" (cosine of held-out tokens {found.held_out_fit:.4f})"
+    return one_line("; ".join([text, *found.found]))
+
+
+def layers_line(pair: PairRecord) -> str | None:
+    """Layers that moved or have no partner; None if each corresponds to the one of its number."""
+    alone_a = [i for i, j in pair.layer_map if i is not None and j is None]
+    alone_b = [j for i, j in pair.layer_map if j is not None and i is None]
+    if not alone_a and not alone_b:
+        moved = [f"{i} to {j}" for i, j in pair.layer_map if i != j]
+        return f"from A to B: {', '.join(moved)}" if moved else None
+    sides = (("A", alone_a), ("B", alone_b))
+    return "without a partner: " + "; ".join(
+        f"{', '.join(map(str, layers))} of {name}" for name, layers in sides if layers
+    )
+
+
+def p_text(test: TestRecord) -> str:
+    """p of a test: a number, a power of ten, a floor marked as one, or 'none'."""
+    if test.log10_p is None:
+        return "none"
+    if test.log10_p >= _DECIMALS_FROM and not test.floor:
+        return f"{10 ** min(test.log10_p, 0.0):.2g}"
+    # Rounded up: p is never said to be smaller than it is.
+    exponent = math.ceil(test.log10_p * 10 - 1e-6) / 10
+    text = f"10^{exponent:.0f}" if exponent == round(exponent) else f"10^{exponent:.1f}"
+    return f"<= {text} (floor)" if test.floor else text
+
+
+def angle(value: float | None) -> str:
+    """An angle in degrees, a dash where there is none."""
+    if value is None:
+        return "-"
+    if 0 < value < 0.005:
+        return "<0.01"
+    return f"{value:.2f}" if value < 10 else f"{value:.1f}"
+
+
+def size(count: int) -> str:
+    """A number of bytes, in decimal units."""
+    value = float(count)
+    for unit in ("B", "kB", "MB"):
+        if value < 999.5:
+            return f"{value:.0f} {unit}" if unit == "B" or value >= 100 else f"{value:.1f} {unit}"
+        value /= 1000
+    return f"{value:,.1f} GB"
+
+
+def duration(seconds: float) -> str:
+    """A time in seconds, to a hundredth where it is short."""
+    return f"{seconds:.2f} s" if seconds < 9.995 else f"{seconds:,.0f} s"
+
+
+def cost(document: ComparisonDocument) -> str:
+    """How far the models were compared, how long the tests took and what they read."""
+    tests = [test for pair in document.pairs for test in pair.tests]
+    seconds, read = sum(t.seconds for t in tests), sum(t.bytes_read for t in tests)
+    return f"level {document.level}; the tests took {duration(seconds)} and read {size(read)}"
+
+
+def test_row(test: TestRecord) -> tuple[str, ...]:
+    """A test that was run: its name, statistic, p, time and bytes read."""
+    return (
+        one_line(test.name),
+        "-" if test.statistic is None else number(test.statistic),
+        p_text(test),
+        duration(test.seconds),
+        size(test.bytes_read),
+    )
+
+
+def nulls(tests: Iterable[TestRecord]) -> list[str]:
+    """Under which hypotheses the p-values of tests hold."""
+    return _by_text(tests, lambda test: None if test.log10_p is None else test.null)
+
+
+def invariances(tests: Iterable[TestRecord]) -> list[str]:
+    """What does not change the statistics of tests."""
+    return _by_text(tests, lambda test: ", ".join(test.invariant_to))
+
+
+def skipped(tests: Iterable[TestRecord]) -> list[str]:
+    """Why tests were not run."""
+    return _by_text(tests, lambda test: test.skipped)
+
+
+def test_notes(tests: Iterable[TestRecord]) -> list[str]:
+    """Limits of what tests found."""
+    return _by_text(tests, lambda test: test.note)
+
+
+def _by_text(tests: Iterable[TestRecord], text: Callable[[TestRecord], str | None]) -> list[str]:
+    """What `text` says of tests, each once, with the names of the tests it holds for."""
+    found: dict[str, list[str]] = {}
+    for test in tests:
+        said = text(test)
+        if said:
+            found.setdefault(one_line(said), []).append(one_line(test.name))
+    return [f"{said} ({', '.join(names)})" for said, names in found.items()]
+
+
+def largest_changes(pair: PairRecord) -> list[ChangeRecord]:
+    """The tensors that differ, largest relative change first."""
+    changed = [c for c in pair.changes if c.equal < 1 or c.relative > 0]
+    return sorted(changed, key=lambda c: -c.relative)
+
+
+def change_row(change: ChangeRecord) -> tuple[str, ...]:
+    """A changed tensor: name, equal elements, relative change, rank, zeros and rounding of both."""
+    zeros, lattice = change.zeros, change.lattice
+    return (
+        one_line(change.tensor),
+        f"{change.equal:.1%}",
+        f"{change.relative:.2g}",
+        "-" if change.rank is None else f"{change.rank:,}",
+        f"{zeros[0]:.0%}, {zeros[1]:.0%}" if any(zeros) else "-",
+        one_line(f"{lattice[0] or '-'}, {lattice[1] or '-'}") if any(lattice) else "-",
+    )
+
+
+def merge_line(merge: MergeRecord, called: Mapping[str, str]) -> str:
+    """A mixture in words; `called` maps names to labels."""
+    parts = [
+        f"{weight:.2f} of {label(parent, called)}" + (f" ({low:.2f} to {high:.2f})")
+        for parent, weight, (low, high) in zip(
+            merge.parents, merge.weights, merge.interval, strict=False
+        )
+    ]
+    return (
+        f"{label(merge.model, called)} is a mixture: {', '.join(parts)}; nearer than the best "
+        f"single parent by {merge.gain:.0%}; method {merge.method}"
+    )
+
+
+def edge_line(edge: TreeEdge, called: Mapping[str, str]) -> str:
+    """An edge of the tree: '->' from the older model, '--' where that is unknown."""
+    arrow = "->" if edge.directed else "--"
+    text = f"{label(edge.a, called)} {arrow} {label(edge.b, called)}"
+    more = [] if edge.relation is None else [RELATIONS[edge.relation]]
+    if edge.length is not None:
+        more.append(f"{angle(edge.length)} degrees")
+    return f"{text}  {', '.join(more)}".rstrip()
+
+
+def label(name: str, called: Mapping[str, str]) -> str:
+    """The label of a model, or its name if it has none."""
+    return called.get(name) or one_line(name)
+
+
+def pairs_by_place(document: ComparisonDocument) -> dict[frozenset[int], PairRecord]:
+    """The pairs by the places of their models among the models."""
+    place = {name: i for i, name in enumerate(names(document))}
+    return {
+        frozenset((place[pair.a], place[pair.b])): pair
+        for pair in document.pairs
+        if pair.a in place and pair.b in place
+    }
+
+
+def distance_text(value: float | None, pair: PairRecord | None) -> str:
+    """A cell of the distance matrix, in brackets where the pair has no verdict to go with it."""
+    undecided = pair is not None and pair.verdict in ABSTENTIONS and value is not None
+    return f"({angle(value)})" if undecided else angle(value)
+
+
+def angle_layers(pair: PairRecord) -> list[int]:
+    """The layer of A that each of the pair's angles belongs to."""
+    layers = [a for a, _ in pair.layer_map if a is not None]
+    count = len(pair.angles_deg)
+    return layers if len(layers) == count else list(range(1, count + 1))
+
+
+def random_angle_deg(width: int) -> float | None:
+    """The acute angle, in degrees, above which 99 % of pairs of random directions lie.
+
+    Directions are uniform on the sphere in `width` dimensions; sqrt(n) c / sqrt(1 - c^2) of their
+    cosine c has Student's t distribution with n = width - 1 degrees of freedom. None for width 1.
+    """
+    if width < 2:
+        return None
+    from scipy.special import stdtrit
+
+    t = float(stdtrit(width - 1, (1 + RANDOM_SHARE) / 2))
+    return math.degrees(math.acos(t / math.hypot(t, math.sqrt(width - 1))))
+
+
+def width_of(document: ComparisonDocument, pair: PairRecord) -> int | None:
+    """Width of the residual stream of A, None if A is not among the models."""
+    widths = dict(zip(names(document), (m.hidden_size for m in document.models), strict=True))
+    return widths.get(pair.a)

@@ -1,0 +1,229 @@
+"""`ckpt compare` as a user runs it."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import jsonschema
+import numpy as np
+import pytest
+
+from fixtures import launder, transforms
+
+ROOT = Path(__file__).resolve().parents[2]
+ZOO = ROOT / "fixtures" / "zoo"
+SEED0, TUNED, OTHER = (str(ZOO / name) for name in ("seed0", "finetune", "seed1"))
+
+
+def ckpt(*words, **environment):
+    return subprocess.run(
+        [sys.executable, "-m", "ckptforensics", *map(str, words)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env={**os.environ, **environment},
+    )
+
+
+@pytest.fixture(scope="module")
+def signatures(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("signatures")
+    made = []
+    for name in ("seed0", "finetune", "seed1"):
+        made.append(folder / f"{name}.safetensors")
+        assert ckpt("sign", ZOO / name, "-q", "-o", made[-1]).returncode == 0
+    return made
+
+
+@pytest.fixture(scope="module")
+def related():
+    done = ckpt("compare", SEED0, TUNED, "--format", "json")
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_the_document_is_what_the_schema_says(related):
+    schema = json.loads((ROOT / "docs" / "schemas" / "comparison.schema.json").read_text())
+    jsonschema.validate(related, schema)
+    assert related["kind"] == "comparison"
+    (pair,) = related["pairs"]
+    assert (pair["a"], pair["b"]) == (SEED0, TUNED)
+    assert (pair["verdict"], pair["relation"]) == ("derived", "finetune")
+    assert pair["direction"] == "unknown"
+    assert pair["distance_deg"] == min(pair["angles_deg"])
+    assert pair["alignment"]["kind"] == "identity"
+    assert related["clusters"] == [[SEED0, TUNED]]
+
+
+def test_every_test_says_what_it_cost_and_proves(related):
+    tests = related["pairs"][0]["tests"]
+    assert {test["group"] for test in tests} == {1, 2, 3}
+    assert len({test["name"] for test in tests}) == len(tests)
+    for test in tests:
+        assert test["seconds"] >= 0
+        assert test["bytes_read"] >= 0
+        assert (test["statistic"] is None) == (test["skipped"] is not None)
+        assert (test["log10_p"] is None) or test["null"]
+    for test in tests:
+        if test["group"] == 2:
+            assert test["log10_p"] is None
+
+
+def test_strangers_of_one_configuration_are_independent():
+    done = ckpt("compare", SEED0, OTHER, "--format", "json", "-q")
+    (pair,) = json.loads(done.stdout)["pairs"]
+    assert (pair["verdict"], pair["relation"]) == ("independent", None)
+    assert done.stderr == ""
+
+
+def test_a_model_and_itself():
+    (pair,) = json.loads(ckpt("compare", SEED0, SEED0, "--format", "json").stdout)["pairs"]
+    assert pair["verdict"] == "identical"
+    assert pair["a"] != pair["b"]
+
+
+@pytest.mark.parametrize(
+    ("models", "limit", "code"),
+    [
+        ((SEED0, TUNED), "derived", 1),
+        ((SEED0, TUNED), "related", 1),
+        ((SEED0, TUNED), "independent", 0),
+        ((SEED0, OTHER), "derived", 0),
+        ((SEED0, OTHER), "related", 0),
+        ((SEED0, OTHER), "independent", 1),
+    ],
+)
+def test_fail_on(models, limit, code):
+    done = ckpt("compare", *models, "--fail-on", limit, "-q")
+    assert (done.returncode, done.stderr) == (code, "")
+    assert done.stdout
+
+
+def test_signatures_alone_read_no_weights_and_decide_what_they_can(signatures):
+    base, tuned, other = signatures
+    done = ckpt("compare", base, tuned, "--fast", "--format", "json", "-q")
+    document = json.loads(done.stdout)
+    (pair,) = document["pairs"]
+    assert document["level"] == "fast"
+    assert all(test["bytes_read"] == 0 for test in pair["tests"])
+    assert pair["verdict"] == "related"
+    (apart,) = json.loads(ckpt("compare", base, other, "--fast", "--format", "json", "-q").stdout)[
+        "pairs"
+    ]
+    assert apart["verdict"] == "inconclusive"
+    assert any("--fast" in words for words in apart["otherwise"])
+
+
+def test_a_signature_stands_in_for_its_model(signatures):
+    document = json.loads(ckpt("compare", signatures[0], TUNED, "--format", "json", "-q").stdout)
+    tests = {test["name"]: test for test in document["pairs"][0]["tests"]}
+    assert tests["gate rows"]["skipped"] == "a saved signature has no weights"
+    assert tests["direction max"]["skipped"] is None
+
+
+def test_signatures_of_two_fits_are_refused(signatures, tmp_path):
+    paper = tmp_path / "paper.safetensors"
+    ckpt("sign", TUNED, "--fit", "paper", "-q", "-o", paper)
+    done = ckpt("compare", signatures[0], paper, "--fast")
+    assert (done.returncode, done.stdout) == (4, "")
+    assert "--fit paper" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_formats_and_plot(tmp_path):
+    saved, plot = tmp_path / "saved.json", tmp_path / "plot.svg"
+    done = ckpt("compare", SEED0, TUNED, OTHER, "-o", saved, "--plot", plot, "--format", "csv")
+    assert done.returncode == 0, done.stderr
+    rows = list(csv.DictReader(io.StringIO(done.stdout)))
+    assert {(row["a"], row["b"]) for row in rows} == {
+        (SEED0, TUNED),
+        (SEED0, OTHER),
+        (TUNED, OTHER),
+    }
+    assert plot.read_text().lstrip().startswith("<?xml")
+    shown = ckpt("show", saved, "--format", "csv")
+    assert shown.stdout == done.stdout
+    page = ckpt("show", saved, "--format", "html").stdout
+    parser = HTMLParser()
+    parser.feed(page)
+    parser.close()
+    assert "derived" in page
+
+
+def test_a_narrow_terminal_keeps_every_line_within_it(tmp_path):
+    saved = tmp_path / "saved.json"
+    ckpt("compare", SEED0, TUNED, "-q", "-o", saved)
+    code = "from ckptforensics.render import render; from ckptforensics import load_result; "
+    code += f"print(render(load_result({str(saved)!r}), 'table', width=60))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert max(map(len, done.stdout.splitlines())) <= 60
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "part"),
+    [
+        ((SEED0,), 4, "two models"),
+        ((SEED0, "nowhere"), 4, "nowhere"),
+        ((SEED0, TUNED, "--plot", "drawing.bmp"), 4, "drawing.bmp"),
+        ((SEED0, TUNED, "-o", "result.safetensors"), 4, "result.safetensors"),
+        ((SEED0, TUNED, "--format", "yaml"), 4, "yaml"),
+    ],
+)
+def test_mistakes_end_in_one_line(words, code, part):
+    done = ckpt("compare", *words)
+    assert (done.returncode, done.stdout) == (code, "")
+    assert part in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_truncated_file_is_no_model(tmp_path):
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    for file in (ZOO / "finetune").iterdir():
+        data = file.read_bytes()
+        whole = len(data) if file.suffix != ".safetensors" else len(data) // 2
+        (broken / file.name).write_bytes(data[:whole])
+    done = ckpt("compare", SEED0, broken)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "truncated" in done.stderr
+
+
+def test_swapped_weights_under_one_path_are_noticed(tmp_path):
+    """No answer is kept by path."""
+    model = tmp_path / "model"
+    environment = {"CKPT_CACHE": str(tmp_path / "cache")}
+    base = transforms.read(ZOO / "seed0")
+    transforms.write(base, model)
+    words = ("compare", SEED0, model, "--format", "json", "-q")
+    (before,) = json.loads(ckpt(*words, **environment).stdout)["pairs"]
+    transforms.write(transforms.read(ZOO / "seed1"), model)
+    (after,) = json.loads(ckpt(*words, **environment).stdout)["pairs"]
+    assert before["verdict"] == "identical"
+    assert after["verdict"] == "independent"
+
+
+def test_a_configuration_is_no_evidence(tmp_path):
+    """The same configuration with other weights, and a renamed copy with another one."""
+    base = transforms.read(ZOO / "seed0")
+    strange = transforms.write(transforms.random(base), tmp_path / "random")
+    copied = launder.EXACT["renaming"](base, np.random.default_rng(0))
+    copy = transforms.write(copied, tmp_path / "copy", "F32")
+    (one,) = json.loads(ckpt("compare", SEED0, strange, "--format", "json").stdout)["pairs"]
+    (other,) = json.loads(ckpt("compare", SEED0, copy, "--format", "json").stdout)["pairs"]
+    assert one["verdict"] == "independent"
+    assert other["verdict"] == "re-parameterised"
+
+
+def test_strict_refuses_what_was_not_decided_or_skipped(signatures):
+    done = ckpt("compare", *signatures[::2], "--fast", "--strict")
+    assert done.returncode == 2
+    assert done.stdout
+    assert "inconclusive" in done.stderr

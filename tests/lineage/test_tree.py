@@ -1,0 +1,105 @@
+"""Clusters, dendrogram and tree of three and more models."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy.cluster.hierarchy import linkage
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import minimum_spanning_tree
+from scipy.spatial.distance import squareform
+
+from ckptforensics.findings.lineage.tree import (
+    clusters_of,
+    distance_matrix,
+    linkage_of,
+    tree_of,
+)
+from ckptforensics.results import AlignmentRecord, PairRecord
+
+NAMES = ["base", "tuned", "tuned-more", "other", "other-tuned"]
+
+
+def pair(a, b, verdict, distance=None, direction="unknown", relation=None):
+    return PairRecord(
+        a=a,
+        b=b,
+        verdict=verdict,
+        relation=relation,
+        direction=direction,
+        distance_deg=distance,
+        layer=None if distance is None else 1,
+        angles_deg=(distance,),
+        layer_map=((1, 1),),
+        alignment=AlignmentRecord(kind="none", held_out_fit=None),
+        tests=(),
+        reasons=("because",),
+    )
+
+
+def every_pair(related):
+    """A pair of each two models; `related` has those that are, with their direction."""
+    pairs = []
+    for i, a in enumerate(NAMES):
+        for b in NAMES[i + 1 :]:
+            verdict = "derived" if (a, b) in related else "independent"
+            pairs.append(pair(a, b, verdict, 80.0, related.get((a, b), "unknown")))
+    return pairs
+
+
+def test_clusters_are_joined_through_a_third_model_and_keep_the_order():
+    pairs = every_pair({("base", "tuned"): "unknown", ("tuned", "tuned-more"): "unknown"})
+    assert clusters_of(NAMES, pairs) == (
+        ("base", "tuned", "tuned-more"),
+        ("other",),
+        ("other-tuned",),
+    )
+
+
+@pytest.mark.parametrize("verdict", ["inconclusive", "not comparable", "independent"])
+def test_what_is_not_known_to_be_related_joins_nothing(verdict):
+    assert clusters_of(["a", "b"], [pair("a", "b", verdict, 0.0)]) == (("a",), ("b",))
+    assert tree_of([pair("a", "b", verdict, 0.0)], {("a", "b"): 0.0}) == ()
+
+
+def test_the_tree_is_scipys_minimum_spanning_tree():
+    generator = np.random.default_rng(0)
+    lengths, weights = {}, np.zeros((5, 5))
+    for i, a in enumerate(NAMES):
+        for j in range(i + 1, 5):
+            lengths[a, NAMES[j]] = weights[i, j] = generator.uniform(0.1, 1)
+    pairs = [pair(a, b, "derived", 1.0) for a, b in lengths]
+    expected = minimum_spanning_tree(csr_array(weights)).toarray()
+    found = {frozenset((edge.a, edge.b)) for edge in tree_of(pairs, lengths)}
+    assert found == {frozenset((NAMES[i], NAMES[j])) for i, j in np.argwhere(expected)}
+
+
+def test_an_edge_points_from_the_older_model():
+    pairs = [pair("new", "old", "derived", 3.0, "b->a", "quantized")]
+    (edge,) = tree_of(pairs, {("new", "old"): 0.1})
+    assert (edge.a, edge.b, edge.directed, edge.relation) == ("old", "new", True, "quantized")
+    (edge,) = tree_of([pair("a", "b", "related", 3.0)], {("a", "b"): 0.1})
+    assert (edge.a, edge.b, edge.directed) == ("a", "b", False)
+
+
+def test_distances_and_linkage():
+    generator = np.random.default_rng(1)
+    full = squareform(generator.uniform(1, 90, 10))
+    pairs = [
+        pair(NAMES[i], NAMES[j], "independent", float(full[i, j]))
+        for i in range(5)
+        for j in range(i + 1, 5)
+    ]
+    matrix = distance_matrix(NAMES, pairs)
+    np.testing.assert_allclose(np.array(matrix, float), full)
+    np.testing.assert_allclose(linkage_of(matrix), linkage(squareform(full), "average"))
+
+
+def test_models_without_a_distance_are_farthest_and_two_make_no_dendrogram():
+    pairs = [pair("a", "b", "independent", 5.0), pair("a", "c", "independent")]
+    pairs.append(pair("b", "c", "independent"))
+    matrix = distance_matrix(["a", "b", "c"], pairs)
+    assert matrix[0][2] is None
+    first, second = linkage_of(matrix)
+    assert (first[0], first[1], second[2]) == (0, 1, 90.0)
+    assert linkage_of(((0.0, 5.0), (5.0, 0.0))) == ()

@@ -1,0 +1,109 @@
+"""Comparisons of really trained models whose lineage is known, against what they should find.
+
+`python -m tests.benchmarks.lineage_zoo` compares every pair; here are enough of them that a kind, a
+laundering or a stranger that is no longer recognised fails.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from ckptforensics.findings.lineage.compare import compare, compare_pair, open_side
+from ckptforensics.findings.lineage.pair import Pair
+from fixtures.zoo import ORIGINS, RELATIONS, zoo
+
+PARENT = "seed0"
+STRANGERS = ("seed1", "seed2", "random")
+
+
+@pytest.fixture(scope="module")
+def sides(tmp_path_factory):
+    opened = {name: open_side(path) for name, path in zoo(tmp_path_factory.mktemp("zoo")).items()}
+    for name, side in opened.items():
+        side.name = name
+    return opened
+
+
+def found(expected, sides):
+    a, b = sides[expected.a], sides[expected.b]
+    others = [sides[name] for name in expected.given if name not in (expected.a, expected.b)]
+    if not others:
+        return compare_pair(Pair(a, b))
+    document = compare([a, b, *others])
+    return next(pair for pair in document.pairs if (pair.a, pair.b) == (a.name, b.name))
+
+
+def check(expected, sides):
+    record = found(expected, sides)
+    told = (record.verdict, record.relation, record.direction, record.reasons)
+    assert record.verdict == expected.verdict, told
+    if expected.kind is not None:
+        assert record.relation == expected.kind, told
+    if expected.direction != "unknown":
+        assert record.direction == expected.direction, told
+
+
+def with_parent():
+    """seed0 and everything that was made from it, and relatives of which neither is the older."""
+    return [
+        r
+        for r in RELATIONS
+        if PARENT in (r.a, r.b) and r.verdict != "independent" and "laundered" not in r.a + r.b
+    ] + [r for r in RELATIONS if r.verdict == "related"][::12]
+
+
+@pytest.mark.parametrize("expected", with_parent(), ids=lambda r: f"{r.a}-{r.b}")
+def test_what_was_made_from_a_model_is_found_with_kind_and_direction(expected, sides):
+    check(expected, sides)
+
+
+def laundered():
+    return [r for r in RELATIONS if r.a in (PARENT, "finetune") and "laundered" in r.b]
+
+
+@pytest.mark.parametrize("expected", laundered(), ids=lambda r: f"{r.a}-{r.b}")
+def test_hidden_copies_are_found(expected, sides):
+    check(expected, sides)
+
+
+def strangers():
+    """Every model with one stranger: a verdict on it must not come from its change."""
+    apart = [r for r in RELATIONS if r.verdict == "independent"]
+    return [r for i, r in enumerate(apart) if i % 4 == 0]
+
+
+@pytest.mark.parametrize("expected", strangers(), ids=lambda r: f"{r.a}-{r.b}")
+def test_models_of_other_seeds_are_independent(expected, sides):
+    record = found(expected, sides)
+    assert record.verdict == "independent", record.reasons
+    assert record.relation is None
+    assert record.direction == "unknown"
+
+
+def test_a_family_makes_one_cluster_and_a_tree_through_its_base(sides):
+    names = ["finetune", "seed1", "seed0", "finetune-long", "int8", "seed2"]
+    document = compare([sides[name] for name in names])
+    assert set(document.clusters) == {
+        ("finetune", "seed0", "finetune-long", "int8"),
+        ("seed1",),
+        ("seed2",),
+    }
+    edges = {frozenset((edge.a, edge.b)): edge for edge in document.tree}
+    assert set(edges) == {
+        frozenset(("seed0", other)) for other in ("finetune", "finetune-long", "int8")
+    }
+    quantized = edges[frozenset(("seed0", "int8"))]
+    assert (quantized.a, quantized.b, quantized.directed) == ("seed0", "int8", True)
+    assert not edges[frozenset(("seed0", "finetune"))].directed
+
+
+@pytest.mark.parametrize("merged", ["average", "ties", "dare"])
+def test_a_merge_is_found_among_its_relatives(merged, sides):
+    names = [merged, *ORIGINS[merged].parents, "seed1"]
+    if "seed0" not in names:
+        names.append("seed0")
+    document = compare([sides[name] for name in names])
+    (found,) = document.merges
+    assert found.model == merged
+    assert {"finetune", "finetune-long"} <= set(found.parents) | {"seed0"}
+    assert sum(found.weights) == pytest.approx(1.0, abs=1e-6) or merged != "average"
