@@ -25,13 +25,17 @@ def shown_output() -> str:
     """The README's section, with the commands' output."""
     model = gguf_file()
     parts = []
-    for words, keep in ((["sign"], _elide_sign), (["layers"], _elide_layers)):
-        command = [sys.executable, "-m", "ckptforensics", *words, model.name, "--no-progress"]
+    for words, folder, keep in (
+        (["sign", model.name], model.parent, _elide_sign),
+        (["layers", model.name], model.parent, _elide_layers),
+        (["compare", "fixtures/zoo/seed0", "fixtures/zoo/lora"], ROOT, _elide_compare),
+    ):
+        command = [sys.executable, "-m", "ckptforensics", *words, "--no-progress"]
         done = subprocess.run(  # noqa: S603
-            command, cwd=model.parent, capture_output=True, text=True, check=True
+            command, cwd=folder, capture_output=True, text=True, check=True
         )
         lines = keep(done.stdout.splitlines())
-        parts.append(f"```console\n$ ckpt {words[0]} {model.name}\n" + "\n".join(lines) + "\n```")
+        parts.append(f"```console\n$ ckpt {' '.join(words)}\n" + "\n".join(lines) + "\n```")
     return "\n\n".join(parts)
 
 
@@ -59,6 +63,12 @@ def _elide_layers(lines: list[str]) -> list[str]:
         if shown:
             kept.append(line)
     return kept
+
+
+def _elide_compare(lines: list[str]) -> list[str]:
+    """All up to what is described without a p-value, and what changed."""
+    described = next(i for i, line in enumerate(lines) if line.startswith("3 "))
+    return [*lines[:described], "..."]
 
 
 def main() -> None:

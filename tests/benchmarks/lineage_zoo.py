@@ -20,6 +20,7 @@ from pathlib import Path
 
 import click
 import numpy as np
+from scipy import stats
 
 from ckptforensics.findings.lineage.compare import compare, compare_pair, open_side
 from ckptforensics.findings.lineage.pair import Pair
@@ -142,6 +143,59 @@ def summary(rows: Sequence[tuple[Relation, PairRecord, float]]) -> str:
     return "\n".join(lines)
 
 
+STATISTICS: dict[str, Callable[[PairRecord], float | None]] = {
+    "neuron agreement on tokens": lambda pair: statistic(pair, "neuron agreement on tokens"),
+    "neuron agreement on directions": lambda pair: statistic(
+        pair, "neuron agreement on directions"
+    ),
+    "exact tests, -log10 p": lambda pair: None if (p := strongest(pair)) is None else -p,
+    "smallest angle (the paper's distance)": lambda pair: (
+        None if pair.distance_deg is None else -pair.distance_deg
+    ),
+}
+
+
+def roc(rows: Sequence[tuple[Relation, PairRecord, float]], drawing: Path | None) -> str:
+    """How well each statistic alone tells relatives from strangers, as a table and a drawing."""
+    lines = [
+        "| statistic | relatives, strangers | area under the curve | found without a false one |",
+        "|---|---|---|---|",
+    ]
+    curves = {}
+    for name, value in STATISTICS.items():
+        told = [(value(pair), relation.verdict in RELATIVES) for relation, pair, _ in rows]
+        own = np.array([x for x, related in told if related and x is not None])
+        other = np.array([x for x, related in told if not related and x is not None])
+        area = stats.mannwhitneyu(own, other).statistic / (own.size * other.size)
+        found = float((own > other.max()).mean())
+        lines.append(f"| {name} | {own.size}, {other.size} | {area:.4f} | {found:.1%} |")
+        limits = np.sort(np.concatenate([own, other]))[::-1]
+        curves[name] = (
+            [0.0, *((other >= limit).mean() for limit in limits)],
+            [0.0, *((own >= limit).mean() for limit in limits)],
+        )
+    if drawing is not None:
+        _draw(curves, drawing)
+    return "\n".join(lines)
+
+
+def _draw(curves: dict[str, tuple[list[float], list[float]]], path: Path) -> None:
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    mpl.rcParams["svg.hashsalt"] = "ckptforensics"
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(5, 4), layout="constrained")
+    for name, (false, true) in curves.items():
+        axes.step(false, true, where="post", label=name)
+    axes.set_xlabel("share of strangers taken for relatives")
+    axes.set_ylabel("share of relatives found")
+    axes.legend(frameon=False, fontsize="small", loc="lower right")
+    figure.savefig(path, metadata={"Date": None})
+    plt.close(figure)
+
+
 @dataclass(frozen=True)
 class Version:
     """A version of SmolLM2: what makes it, its stored type, and the expected comparison with it."""
@@ -242,6 +296,11 @@ def main() -> None:
         name = "real" if options.real else "zoo"
         fill(f"{name}-summary", short + "\n\n" + "; ".join(text) + ".")
         fill(name, table)
+    if not options.real:
+        curves = roc(rows, DOCS.parent / "lineage-roc.svg" if options.write else None)
+        click.echo(curves)
+        if options.write:
+            fill("roc", curves)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,174 @@
+"""How alike models are that share all but their initialisation: calibration of lineage tests.
+
+    python -m fixtures.make_strangers DIR --size small --count 24
+    python -m fixtures.make_strangers DIR --size large --count 18
+    python -m tests.benchmarks.lineage_strangers DIR [--write]
+
+Of all pairs of one size: the p-values of the exact tests (tests/benchmarks/lineage_null.py), and
+neuron agreement f of all neurons on all layers, also after half of the training. Of made-up
+directions near one coordinate: how often the smallest angle takes strangers for relatives. With
+--write the tables go into docs/lineage.md and the distribution of f to docs/lineage-agreement.svg.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from itertools import combinations
+from pathlib import Path
+
+import click
+import numpy as np
+from scipy import stats
+
+from ckptforensics.findings.lineage import directions, neurons
+from ckptforensics.findings.lineage.pair import Outcome, Pair
+from ckptforensics.findings.lineage.side import Side
+from ckptforensics.parallel import one_blas_thread
+from tests.benchmarks import lineage_null
+from tests.benchmarks.common import machine
+from tests.benchmarks.lineage_zoo import DOCS, fill
+from tests.lineage.helpers_signatures import signature, unit
+
+SIZES = ("small", "large")
+# Degrees below which the paper would call two models relatives: fine-tunes are within a few.
+SMALL_ANGLE = 10.0
+
+
+def models(folder: Path, size: str, *, half: bool = False) -> list[Side]:
+    """The trained models of one size, at the end of their training or half-way."""
+    paths = sorted(folder.glob(f"{size}-*"))
+    return [lineage_null.opened(path) for path in paths if path.name.endswith("-half") == half]
+
+
+def agreements(sides: list[Side]) -> dict[int, list[float]]:
+    """f of every pair by layer, of all neurons on 2,048 shared tokens."""
+    found = defaultdict(list)
+    for a, b in combinations(sides, 2):
+        pair = Pair(a, b, "thorough")
+        states, _ = neurons.token_states(pair, neurons.ALL_TOKENS)
+        for layer in a.layers:
+            f = neurons.layer_agreement(pair, (layer, layer), states, units=neurons.ALL_UNITS)
+            found[layer].append(f)
+    return found
+
+
+def one_coordinate(
+    width: int, layers: int = 30, pairs: int = 2000
+) -> tuple[float, float, float, float]:
+    """Strangers whose directions are near one coordinate each, drawn at random for each model.
+
+    Returns
+    -------
+    Share of pairs below the small angle, 1 / width, and the share of pairs with an exact
+    p <= 0.001 of the largest and of the sum of squared cosines
+    """
+    generator = np.random.default_rng(width)
+    made = []
+    for _ in range(round((2 * pairs) ** 0.5) + 1):
+        u = 0.03 * generator.standard_normal((layers, width))
+        # Half of the layers follow the massive coordinate, as in SmolLM2.
+        u[: layers // 2, generator.integers(width)] += 1
+        made.append(Side("made up", None, signature=signature(unit(u))))
+    tests = {test.name: test for test in directions.TESTS}
+    near, low = [], defaultdict(list)
+    for a, b in list(combinations(made, 2))[:pairs]:
+        pair = Pair(a, b, "fast", seed=len(near))
+        nearest = directions.distance(pair)
+        assert nearest is not None
+        near.append(nearest[0] < SMALL_ANGLE)
+        for name in ("direction max", "direction sum"):
+            log10_p = tests[name].run(pair).log10_p
+            assert log10_p is not None
+            low[name].append(log10_p <= -3)
+    return float(np.mean(near)), 1 / width, *(float(np.mean(x)) for x in low.values())
+
+
+def draw(found: dict[tuple[str, bool], dict[int, list[float]]], path: Path) -> None:
+    """The distribution of f by layer, width and length of training."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    mpl.rcParams["svg.hashsalt"] = "ckptforensics"
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(8, 3.2), layout="constrained")
+    values, names = [], []
+    for (size, half), layers in found.items():
+        for layer, f in layers.items():
+            values.append(f)
+            names.append(f"{size}\n{'half' if half else 'whole'}\n{layer}")
+    axes.boxplot(values, whis=(0, 100), tick_labels=names, widths=0.6)
+    axes.axhline(0.15, color="tab:red", linewidth=1, label="'inconclusive' from here")
+    axes.set_ylabel("neuron agreement f")
+    axes.set_xlabel("size, length of training, layer")
+    axes.legend(frameon=False)
+    figure.savefig(path, metadata={"Date": None})
+    plt.close(figure)
+
+
+@click.command()
+@click.argument("folder", type=click.Path(path_type=Path, exists=True))
+@click.option("--write", is_flag=True, help="also into docs/lineage.md")
+@click.option("--orders", default=999, help="random orders of a test, 9,999 in a comparison")
+def main(folder: Path, write: bool, orders: int) -> None:
+    """Print the tables."""
+    where = "; ".join(f"{name}: {value}" for name, value in machine()) + "."
+    directions._MOST_ORDERS = orders
+    whole: dict[str, list[tuple[Outcome, int]]] = defaultdict(list)
+    found: dict[tuple[str, bool], dict[int, list[float]]] = {}
+    counts = []
+    with one_blas_thread():
+        for size in SIZES:
+            sides = models(folder, size)
+            counts.append(f"{len(sides)} {size} ({len(sides) * (len(sides) - 1) // 2} pairs)")
+            for name, outcomes in lineage_null.outcomes(sides, "default").items():
+                whole[name] += outcomes
+            found[size, True] = agreements(models(folder, size, half=True))
+            found[size, False] = agreements(sides)
+        angles = {width: one_coordinate(width) for width in (64, 256, 576)}
+    exact = [
+        f"Models: {', '.join(counts)}.",
+        "",
+        "| test | pairs | uniform (KS p) | fixed points: mean, variance | p <= 0.001 (chance) | "
+        "share p <= 0.05 | smallest p |",
+        "|---|---|---|---|---|---|---|",
+        *(lineage_null.row(name, values) for name, values in whole.items()),
+        "",
+        where,
+    ]
+    table = [
+        "| size | training | layer | pairs | mean f | 99 % | largest f |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for (size, half), layers in found.items():
+        for layer, f in layers.items():
+            table.append(
+                f"| {size} | {'half' if half else 'whole'} | {layer} | {len(f)} | "
+                f"{np.mean(f):.4f} | {np.quantile(f, 0.99):.3f} | {max(f):.3f} |"
+            )
+    ends = {key: [x for f in layers.values() for x in f] for key, layers in found.items()}
+    for size in SIZES:
+        p = stats.mannwhitneyu(ends[size, True], ends[size, False]).pvalue
+        table.append(
+            f"\n{size}: mean f {np.mean(ends[size, True]):.4f} after half of the training, "
+            f"{np.mean(ends[size, False]):.4f} at its end (Mann-Whitney p {p:.2g})."
+        )
+    claims = [
+        f"| width | pairs closer than {SMALL_ANGLE:.0f} degrees | 1 / width | "
+        "direction max, p <= 0.001 | direction sum, p <= 0.001 |",
+        "|---|---|---|---|---|",
+        *(
+            f"| {width} | {near:.4f} | {chance:.4f} | {largest:.4f} | {total:.4f} |"
+            for width, (near, chance, largest, total) in angles.items()
+        ),
+    ]
+    for name, lines in (("calibration", exact), ("agreement", table), ("angle", claims)):
+        click.echo("\n".join(lines) + "\n")
+        if write:
+            fill(name, "\n".join(lines))
+    if write:
+        draw(found, DOCS.parent / "lineage-agreement.svg")
+
+
+if __name__ == "__main__":
+    main()
