@@ -207,17 +207,6 @@ class Version:
     direction: Direction = "unknown"
 
 
-def _laundered(kind: str, share: float = 0.0, *, redrawn: bool = False) -> Version:
-    """Laundered, then with noise or new embeddings."""
-
-    def make(base: transforms.Model) -> transforms.Model:
-        model = launder.EXACT[kind](base, np.random.default_rng(11))
-        model = launder.noise(model, share) if share else model
-        return transforms.redraw_embeddings(model) if redrawn else model
-
-    return Version(make, "F32", "derived" if share or redrawn else "re-parameterised")
-
-
 # The weights at hand are those of a Q4_1 file, so they lie on a grid already, and who was rounded
 # first cannot be seen.
 REAL: dict[str, Version] = {
@@ -234,10 +223,6 @@ REAL: dict[str, Version] = {
     "redrawn-embeddings": Version(transforms.redraw_embeddings, "BF16", "derived"),
     "noise 2%": Version(lambda base: launder.noise(base, 0.02), "BF16", "derived", "finetune"),
     "random": Version(transforms.random, "BF16", "independent"),
-    **{f"laundered-{kind}": _laundered(kind) for kind in launder.EXACT},
-    "laundered-all, noise 1%": _laundered("all", 0.01),
-    "laundered-all, noise 5%": _laundered("all", 0.05),
-    "laundered-all, redrawn embeddings": _laundered("all", redrawn=True),
 }
 
 

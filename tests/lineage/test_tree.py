@@ -13,6 +13,7 @@ from ckptforensics.findings.lineage.tree import (
     clusters_of,
     distance_matrix,
     linkage_of,
+    through_others,
     tree_of,
 )
 from ckptforensics.results import AlignmentRecord, PairRecord
@@ -103,3 +104,40 @@ def test_models_without_a_distance_are_farthest_and_two_make_no_dendrogram():
     first, second = linkage_of(matrix)
     assert (first[0], first[1], second[2]) == (0, 1, 90.0)
     assert linkage_of(((0.0, 5.0), (5.0, 0.0))) == ()
+
+
+def triple(direction="unknown", lengths=(0.3, 0.2, 0.12)):
+    """Base, and two models whose squared distances to it nearly add up to their own."""
+    pairs = [
+        pair("a", "b", "derived", 5.0, direction),
+        pair("a", "base", "derived", 4.0),
+        pair("base", "b", "derived", 3.0),
+    ]
+    keys = [("a", "b"), ("a", "base"), ("base", "b")]
+    return pairs, dict(zip(keys, lengths, strict=True))
+
+
+def test_a_third_model_between_two_makes_them_related():
+    first, *others = through_others(*triple())
+    assert (first.verdict, first.relation, first.direction) == ("related", None, "unknown")
+    assert "base lies between" in first.reasons[-1]
+    assert [other.verdict for other in others] == ["derived", "derived"]
+
+
+@pytest.mark.parametrize(
+    "lengths",
+    [(0.15, 0.2, 0.12), (0.3, 0.28, 0.27), (0.3, 0.31, 0.01)],
+    ids=["farther than the two", "siblings of the two", "farther than one"],
+)
+def test_a_third_model_elsewhere_changes_nothing(lengths):
+    pairs, squares = triple(lengths=lengths)
+    assert through_others(pairs, squares)[0] == pairs[0]
+
+
+def test_what_the_weights_show_and_what_is_mixed_is_left_alone():
+    pairs, squares = triple("a->b")
+    assert through_others(pairs, squares) == pairs
+    pairs, squares = triple()
+    assert through_others(pairs, squares, ["base"]) == pairs
+    pairs[1] = pair("a", "base", "derived", 4.0, "a->b")  # base came from a
+    assert through_others(pairs, squares)[0] == pairs[0]

@@ -106,7 +106,7 @@ def through_others(
     lengths: Mapping[tuple[str, str], float],
     mixtures: Collection[str] = (),
 ) -> list[PairRecord]:
-    """The pairs, those between which a third model lies called `related`.
+    """The pairs, those of unknown direction between which a third model lies called `related`.
 
     C lies between A and B where |A - B|^2 is about |A - C|^2 + |C - B|^2: changes that were made
     apart are nearly orthogonal. Where A led to C and C to B, B stays derived from A.
@@ -117,7 +117,7 @@ def through_others(
     told = []
     for pair in pairs:
         third = None
-        if pair.verdict == "derived":
+        if pair.verdict == "derived" and pair.direction == "unknown":
             third = _between(pair, names, known, squares)
         if third is None:
             told.append(pair)
