@@ -3,7 +3,7 @@
     python -m tests.benchmarks.lineage_launder [--real] [--write]
 
 Of the zoo's `seed0`, or of SmolLM2 with --real (which has no tokenizer beside it and is not
-trained). tests/lineage/test_fixtures.py shows that a laundering alone leaves the output unchanged.
+trained; damage is done to the one with every laundering alone, for it takes half a minute each). tests/lineage/test_fixtures.py shows that a laundering alone leaves the output unchanged.
 Asserts nothing.
 """
 
@@ -77,7 +77,10 @@ def main(real: bool, write: bool) -> None:
                 "F16" if kind == "dtype" else "F32",
             )
             cells = []
-            for damage in damages.values():
+            for name, damage in damages.items():
+                if real and name != "nothing" and kind != "all":
+                    cells.append("")
+                    continue
                 path = damage(clean, Path(temporary) / "damaged")
                 cells.append(cell(base, path))
                 if path != clean:

@@ -2,7 +2,7 @@
 
     python -m fixtures.make_strangers DIR --size small --count 24
     python -m fixtures.make_strangers DIR --size large --count 18
-    python -m tests.benchmarks.lineage_strangers DIR [--write]
+    python -m tests.benchmarks.lineage_strangers DIR [--part angle] [--write]
 
 Of all pairs of one size: the p-values of the exact tests (tests/benchmarks/lineage_null.py), and
 neuron agreement f of all neurons on all layers, also after half of the training. Of made-up
@@ -13,6 +13,7 @@ directions near one coordinate: how often the smallest angle takes strangers for
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Callable
 from itertools import combinations
 from pathlib import Path
 
@@ -65,7 +66,7 @@ def one_coordinate(
     generator = np.random.default_rng(width)
     made = []
     for _ in range(round((2 * pairs) ** 0.5) + 1):
-        u = 0.03 * generator.standard_normal((layers, width))
+        u = 0.07 * generator.standard_normal((layers, width)) / width**0.5
         # Half of the layers follow the massive coordinate, as in SmolLM2.
         u[: layers // 2, generator.integers(width)] += 1
         made.append(Side("made up", None, signature=signature(unit(u))))
@@ -106,27 +107,14 @@ def draw(found: dict[tuple[str, bool], dict[int, list[float]]], path: Path) -> N
     plt.close(figure)
 
 
-@click.command()
-@click.argument("folder", type=click.Path(path_type=Path, exists=True))
-@click.option("--write", is_flag=True, help="also into docs/lineage.md")
-@click.option("--orders", default=999, help="random orders of a test, 9,999 in a comparison")
-def main(folder: Path, write: bool, orders: int) -> None:
-    """Print the tables."""
-    where = "; ".join(f"{name}: {value}" for name, value in machine()) + "."
-    directions._MOST_ORDERS = orders
+def exact_table(sizes: dict[str, list[Side]]) -> list[str]:
+    """P-values and fixed points of the exact tests, over the pairs of all sizes."""
     whole: dict[str, list[tuple[Outcome, int]]] = defaultdict(list)
-    found: dict[tuple[str, bool], dict[int, list[float]]] = {}
-    counts = []
-    with one_blas_thread():
-        for size in SIZES:
-            sides = models(folder, size)
-            counts.append(f"{len(sides)} {size} ({len(sides) * (len(sides) - 1) // 2} pairs)")
-            for name, outcomes in lineage_null.outcomes(sides, "default").items():
-                whole[name] += outcomes
-            found[size, True] = agreements(models(folder, size, half=True))
-            found[size, False] = agreements(sides)
-        angles = {width: one_coordinate(width) for width in (64, 256, 576)}
-    exact = [
+    for sides in sizes.values():
+        for name, outcomes in lineage_null.outcomes(sides, "default").items():
+            whole[name] += outcomes
+    counts = [f"{len(s)} {size} ({len(s) * (len(s) - 1) // 2} pairs)" for size, s in sizes.items()]
+    return [
         f"Models: {', '.join(counts)}.",
         "",
         "| test | pairs | uniform (KS p) | fixed points: mean, variance | p <= 0.001 (chance) | "
@@ -134,8 +122,16 @@ def main(folder: Path, write: bool, orders: int) -> None:
         "|---|---|---|---|---|---|---|",
         *(lineage_null.row(name, values) for name, values in whole.items()),
         "",
-        where,
+        "; ".join(f"{name}: {value}" for name, value in machine()) + ".",
     ]
+
+
+def agreement_table(folder: Path, sizes: dict[str, list[Side]], drawing: Path | None) -> list[str]:
+    """Neuron agreement by size, length of training and layer."""
+    found: dict[tuple[str, bool], dict[int, list[float]]] = {}
+    for size, sides in sizes.items():
+        found[size, True] = agreements(models(folder, size, half=True))
+        found[size, False] = agreements(sides)
     table = [
         "| size | training | layer | pairs | mean f | 99 % | largest f |",
         "|---|---|---|---|---|---|---|",
@@ -147,27 +143,55 @@ def main(folder: Path, write: bool, orders: int) -> None:
                 f"{np.mean(f):.4f} | {np.quantile(f, 0.99):.3f} | {max(f):.3f} |"
             )
     ends = {key: [x for f in layers.values() for x in f] for key, layers in found.items()}
-    for size in SIZES:
+    for size in sizes:
         p = stats.mannwhitneyu(ends[size, True], ends[size, False]).pvalue
         table.append(
             f"\n{size}: mean f {np.mean(ends[size, True]):.4f} after half of the training, "
             f"{np.mean(ends[size, False]):.4f} at its end (Mann-Whitney p {p:.2g})."
         )
-    claims = [
+    if drawing is not None:
+        draw(found, drawing)
+    return table
+
+
+def angle_table() -> list[str]:
+    """How often the smallest angle and the exact tests take made-up strangers for relatives."""
+    rows = []
+    for width in (64, 256, 576):
+        near, chance, largest, total = one_coordinate(width)
+        rows.append(f"| {width} | {near:.4f} | {chance:.4f} | {largest:.4f} | {total:.4f} |")
+    return [
         f"| width | pairs closer than {SMALL_ANGLE:.0f} degrees | 1 / width | "
         "direction max, p <= 0.001 | direction sum, p <= 0.001 |",
         "|---|---|---|---|---|",
-        *(
-            f"| {width} | {near:.4f} | {chance:.4f} | {largest:.4f} | {total:.4f} |"
-            for width, (near, chance, largest, total) in angles.items()
-        ),
+        *rows,
     ]
-    for name, lines in (("calibration", exact), ("agreement", table), ("angle", claims)):
-        click.echo("\n".join(lines) + "\n")
-        if write:
-            fill(name, "\n".join(lines))
-    if write:
-        draw(found, DOCS.parent / "lineage-agreement.svg")
+
+
+PARTS = ("calibration", "agreement", "angle")
+
+
+@click.command()
+@click.argument("folder", type=click.Path(path_type=Path, exists=True))
+@click.option("--part", "parts", type=click.Choice(PARTS), multiple=True, default=PARTS)
+@click.option("--write", is_flag=True, help="also into docs/lineage.md")
+@click.option("--orders", default=999, help="random orders of a test, 9,999 in a comparison")
+def main(folder: Path, parts: tuple[str, ...], write: bool, orders: int) -> None:
+    """Print the tables."""
+    directions._MOST_ORDERS = orders
+    drawing = DOCS.parent / "lineage-agreement.svg" if write else None
+    with one_blas_thread():
+        sizes = {} if parts == ("angle",) else {size: models(folder, size) for size in SIZES}
+        tables: dict[str, Callable[[], list[str]]] = {
+            "calibration": lambda: exact_table(sizes),
+            "agreement": lambda: agreement_table(folder, sizes, drawing),
+            "angle": angle_table,
+        }
+        for part in parts:
+            text = "\n".join(tables[part]())
+            click.echo(text + "\n")
+            if write:
+                fill(part, text)
 
 
 if __name__ == "__main__":

@@ -216,8 +216,8 @@ def test_dense_training_of_a_pruned_model(model, tmp_path):
 
     pruned = transforms.prune(model)
     dense = tuned(pruned)
-    expect(pair_of(tmp_path / "1", pruned, dense), "finetune", "a->b")
-    # Seen from what it was pruned from, nothing shows the zeros any more.
+    # Zeros that changed as much as all else may be a rounding's too, of a model in another basis.
+    expect(pair_of(tmp_path / "1", pruned, dense), "finetune", "unknown")
     expect(pair_of(tmp_path / "2", model, dense), "finetune", "unknown")
 
 

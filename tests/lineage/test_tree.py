@@ -141,3 +141,10 @@ def test_what_the_weights_show_and_what_is_mixed_is_left_alone():
     assert through_others(pairs, squares, ["base"]) == pairs
     pairs[1] = pair("a", "base", "derived", 4.0, "a->b")  # base came from a
     assert through_others(pairs, squares)[0] == pairs[0]
+
+
+def test_two_that_both_came_from_a_third_are_siblings_whatever_they_look_like():
+    pairs, squares = triple("a->b", lengths=(1.0, 0.01, 1.0))
+    pairs[1] = pair("a", "base", "derived", 4.0, "b->a")
+    pairs[2] = pair("base", "b", "derived", 3.0, "a->b")
+    assert through_others(pairs, squares)[0].verdict == "related"

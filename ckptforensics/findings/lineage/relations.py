@@ -161,7 +161,7 @@ def _of_values(pair: Pair, changes: list[Change], layers: list[Change]) -> Itera
     if any(finding.relation == "pruned" for finding in found):
         found = [finding for finding in found if finding.relation != "finetune"]
     if not any(finding.relation is not None for finding in found):
-        found.append(_adapter(moved) or _finetune(layers, moved, _grown(layers)))
+        found.append(_adapter(moved) or _finetune(layers, moved))
     yield from found
 
 
@@ -285,21 +285,6 @@ def _regrown(masked: Sequence[tuple[Change, Mask]]) -> bool:
     return bool(ratios) and float(np.median(ratios)) < _REMOVED
 
 
-def _grown(layers: Sequence[Change]) -> Arrow:
-    """Dense training of a sparse model: what was 0 changed exactly as much as everything else.
-
-    The other way round, pruning would have hit just the entries that are as small as the change.
-    """
-    arrows: tuple[Arrow, ...] = ("b->a", "a->b")
-    for sparse, arrow in enumerate((arrows[1], arrows[0])):
-        masked = [(c, mask) for c in layers if (mask := c.masks[sparse]) and mask.share >= _PRUNED]
-        ratios = [mask.removed / max(mask.kept_change, 1e-30) for _, mask in masked]
-        small = [c.relative < 0.3 for c, _ in masked]
-        if len(masked) > _MOST * len(layers) and all(small) and 0.5 < np.median(ratios) < 1.5:
-            return arrow
-    return "unknown"
-
-
 def _adapter(moved: Sequence[Change]) -> Finding | None:
     """All changed matrices that were looked at differ by a low rank."""
     matrices = [change for change in moved if change.piece.matrix]
@@ -336,7 +321,7 @@ def _rounded_last(low: Sequence[Change]) -> tuple[Arrow, str]:
     )
 
 
-def _finetune(layers: Sequence[Change], moved: Sequence[Change], direction: Arrow) -> Finding:
+def _finetune(layers: Sequence[Change], moved: Sequence[Change]) -> Finding:
     """A change of full rank looks the same from both sides."""
     relative = [change.relative for change in layers if change.equal < 1]
     reason = f"{len(moved)} tensors of layers changed"
@@ -346,10 +331,7 @@ def _finetune(layers: Sequence[Change], moved: Sequence[Change], direction: Arro
             f", matrices by {np.median(relative):.2g} of their norm (median; most, "
             f"{most.relative:.2g}, in {most.piece.tensor})"
         )
-    if direction != "unknown":
-        first, second = ("A", "B") if direction == "a->b" else ("B", "A")
-        reason += f"; what is 0 in {first} is no larger in {second} than all else changed"
-    return Finding("finetune", direction, reason, 50)
+    return Finding("finetune", "unknown", reason, 50)
 
 
 def _same_bytes(a: np.ndarray, b: np.ndarray) -> bool:

@@ -156,12 +156,9 @@ class Side:
         """
         checkpoint = self.weights
         plan = checkpoint.architecture.layers[layer - 1]
-        if self._block is not None and self._block.layer == layer:
-            units = self.units(layer)
-            return units.rows[start:stop], units.up[start:stop]
-        names = [role for role in ("gate", "up") if role in plan.refs]
         refs = {role: plan.refs[role] for role in ("gate", "up") if role in plan.refs}
-        if len(refs) < len(names) or "up" not in refs or not all(map(_plain, refs.values())):
+        held = self._block is not None and self._block.layer == layer
+        if held or "up" not in refs or not all(map(_plain, refs.values())):
             units = self.units(layer)
             return units.rows[start:stop], units.up[start:stop]
         norm = self._ffn_norm(layer)

@@ -15,7 +15,7 @@ _FARTHEST = 90.0
 # sum, three siblings without their ancestor the half of it.
 _ADDS_UP = 0.6
 # Lengths this near to each other are equal: the third model differs in structure alone.
-_EQUAL = 1.001
+_EQUAL = 1.02
 
 
 def distance_matrix(
@@ -106,7 +106,7 @@ def through_others(
     lengths: Mapping[tuple[str, str], float],
     mixtures: Collection[str] = (),
 ) -> list[PairRecord]:
-    """The pairs, those of unknown direction between which a third model lies called `related`.
+    """The pairs, those between which a third model lies called `related`.
 
     C lies between A and B where |A - B|^2 is about |A - C|^2 + |C - B|^2: changes that were made
     apart are nearly orthogonal. Where A led to C and C to B, B stays derived from A.
@@ -117,7 +117,7 @@ def through_others(
     told = []
     for pair in pairs:
         third = None
-        if pair.verdict == "derived" and pair.direction == "unknown":
+        if pair.verdict == "derived":
             third = _between(pair, names, known, squares)
         if third is None:
             told.append(pair)
@@ -152,7 +152,10 @@ def _between(
         if max(first, second) > _EQUAL * whole or whole < _ADDS_UP * (first + second):
             continue
         # What came from one of the two does not lie between them.
-        if not any(_led(known[side], end, name) for side, end in zip(sides, ends, strict=True)):
+        joined = [(known[side], end) for side, end in zip(sides, ends, strict=True)]
+        if any(_led(edge, end, name) for edge, end in joined):
+            continue
+        if pair.direction == "unknown" or all(_led(edge, name, end) for edge, end in joined):
             found.append((first + second, name))
     return min(found)[1] if found else None
 

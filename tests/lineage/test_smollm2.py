@@ -1,0 +1,42 @@
+"""Verdicts on a real model and versions of it; `lineage_zoo --real` has the whole table."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from ckptforensics.findings.lineage.compare import compare_pair, open_side
+from ckptforensics.findings.lineage.pair import Pair
+from fixtures import launder, transforms
+
+
+def hidden(model):
+    """Every laundering together, and noise of 2% on what comes out."""
+    return launder.noise(launder.EXACT["all"](model, np.random.default_rng(5)), 0.02)
+
+
+VERSIONS = {
+    "laundered": (
+        lambda model: launder.EXACT["all"](model, np.random.default_rng(5)),
+        ("re-parameterised", None),
+    ),
+    "hidden": (hidden, ("derived", "finetune")),
+    "pruned": (transforms.prune, ("derived", "pruned")),
+    "shortened": (transforms.drop_layer, ("derived", "depth-changed")),
+    "random": (transforms.random, ("independent", None)),
+}
+
+
+@pytest.fixture(scope="module")
+def base(smollm2_bf16):
+    side = open_side(smollm2_bf16)
+    side.sign()
+    return side
+
+
+@pytest.mark.parametrize("name", VERSIONS)
+def test_a_version_of_a_real_model(name, base, smollm2_bf16, tmp_path):
+    change, expected = VERSIONS[name]
+    path = transforms.write(change(transforms.read(smollm2_bf16)), tmp_path / name, "F32")
+    found = compare_pair(Pair(base, open_side(path)))
+    assert (found.verdict, found.relation) == expected, found.reasons
