@@ -3,7 +3,8 @@
     python -m tests.benchmarks.lineage_launder [--real] [--write]
 
 Of the zoo's `seed0`, or of SmolLM2 with --real (which has no tokenizer beside it and is not
-trained; damage is done to the one with every laundering alone, for it takes half a minute each). tests/lineage/test_fixtures.py shows that a laundering alone leaves the output unchanged.
+trained; damage is done to the one with every laundering alone, for it takes half a minute each).
+tests/lineage/test_fixtures.py shows that a laundering alone leaves the output unchanged.
 Asserts nothing.
 """
 
