@@ -283,11 +283,11 @@ def test_relations() -> None:
         ("q4", "prune50", "related", None, "unknown"),
         ("seed0", "chain", "derived", "finetune", "unknown"),
         ("lora", "seed0", "derived", "adapter", "b->a"),
-        ("seed0", "half", "identical", None, "unknown"),
+        ("seed0", "half", "re-parameterised", None, "unknown"),
         ("seed0", "laundered-all", "re-parameterised", None, "unknown"),
         ("finetune", "laundered-finetune", "re-parameterised", None, "unknown"),
         ("seed0", "laundered-finetune", "derived", "finetune", "unknown"),
-        ("seed0", "experts", "derived", "upcycled", "a->b"),
+        ("seed0", "experts", "derived", "upcycled", "unknown"),
         ("finetune", "average", "derived", "merge", "a->b"),
         ("seed0", "vocabulary", "derived", None, "a->b"),
     ]:

@@ -10,18 +10,11 @@ from ckptforensics.findings.lineage.pair import Pair
 from fixtures import launder, transforms
 
 
-def hidden(model):
-    """Every laundering together, and noise of 2% on what comes out."""
-    return launder.noise(launder.EXACT["all"](model, np.random.default_rng(5)), 0.02)
-
-
 VERSIONS = {
     "laundered": (
         lambda model: launder.EXACT["all"](model, np.random.default_rng(5)),
         ("re-parameterised", None),
     ),
-    "hidden": (hidden, ("derived", "finetune")),
-    "pruned": (transforms.prune, ("derived", "pruned")),
     "shortened": (transforms.drop_layer, ("derived", "depth-changed")),
     "random": (transforms.random, ("independent", None)),
 }
