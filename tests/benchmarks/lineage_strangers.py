@@ -54,7 +54,7 @@ def agreements(sides: list[Side]) -> dict[int, list[float]]:
 
 
 def one_coordinate(
-    width: int, layers: int = 30, pairs: int = 2000
+    width: int, layers: int = 30, pairs: int = 600
 ) -> tuple[float, float, float, float]:
     """Strangers whose directions are near one coordinate each, drawn at random for each model.
 
@@ -157,7 +157,7 @@ def agreement_table(folder: Path, sizes: dict[str, list[Side]], drawing: Path | 
 def angle_table() -> list[str]:
     """How often the smallest angle and the exact tests take made-up strangers for relatives."""
     rows = []
-    for width in (64, 256, 576):
+    for width in (64, 128, 256):
         near, chance, largest, total = one_coordinate(width)
         rows.append(f"| {width} | {near:.4f} | {chance:.4f} | {largest:.4f} | {total:.4f} |")
     return [

@@ -9,7 +9,6 @@ from ckptforensics.findings.lineage.compare import compare_pair, open_side
 from ckptforensics.findings.lineage.pair import Pair
 from fixtures import launder, transforms
 
-
 VERSIONS = {
     "laundered": (
         lambda model: launder.EXACT["all"](model, np.random.default_rng(5)),
