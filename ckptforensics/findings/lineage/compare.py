@@ -87,7 +87,7 @@ def compare(
     level : `fast` reads signatures alone, `default` samples neurons and layers of large models,
         `thorough` samples nothing
     cache : of signatures
-    progress : told of each layer that is signed and of each pair
+    progress : told of each layer that is signed and of each test of each pair
 
     Raises
     ------
@@ -109,17 +109,18 @@ def compare(
     lengths: dict[tuple[str, str], float] = {}
     left: list[str] = []
     with one_blas_thread():
-        progress.start("pairs", len(chosen))
+        steps = 1 + sum(level in test.levels for test in TESTS)
+        progress.start("tests", steps * len(chosen))
         try:
             for a, b in chosen:
-                pair = Pair(a, b, level)
+                pair = Pair(a, b, level, progress)
                 record = compare_pair(pair)
                 a.forget()
                 b.forget()
                 pairs.append(record)
                 left += _entries_left_out(pair, record)
                 lengths[record.a, record.b] = _length(pair, record)
-                progress.step(f"{a.name} and {b.name}")
+                progress.step("what changed")
         finally:
             progress.finish()
         found = _merges(sides, pairs, lengths) if level != "fast" else ()
@@ -149,6 +150,7 @@ def compare_pair(pair: Pair) -> PairRecord:
             record, outcome = _run(test, pair)
             records.append(record)
             outcomes.append((test, outcome))
+            pair.progress.step(test.name)
     exact = assignments.combined([o for test, o in outcomes if test.group == 1])
     agreement, name = neurons.agreement([(test.name, o) for test, o in outcomes])
     looked = _Looked.at(pair) if _weighed(pair) else _Looked()

@@ -95,7 +95,7 @@ class Pair:
     ----------
     a, b : the models
     level : `fast` reads signatures alone, `thorough` samples nothing
-    progress : told of each layer of a long test
+    progress : told of each test
     seed : of every random choice
     facts : what was noted of matched layers, by their numbers (see `recovered`)
     """
