@@ -89,7 +89,7 @@ def row(name: str, found: Sequence[tuple[Outcome, int]]) -> str:
 @click.argument("folders", nargs=-1, type=click.Path(path_type=Path, exists=True))
 @click.option("--random", "count", default=30, help="random models where no folder is given")
 @click.option("--level", type=click.Choice(["fast", "default", "thorough"]), default="default")
-@click.option("--orders", default=999, help="random orders of a test, 9,999 in a comparison")
+@click.option("--orders", default=999, help="random orders of a test, 4,999 in a comparison")
 @click.option("--pattern", default="*", help="of the models' names in the folders")
 def main(folders: tuple[Path, ...], count: int, level: Level, orders: int, pattern: str) -> None:
     """Print the table."""

@@ -175,7 +175,7 @@ PARTS = ("calibration", "agreement", "angle")
 @click.argument("folder", type=click.Path(path_type=Path, exists=True))
 @click.option("--part", "parts", type=click.Choice(PARTS), multiple=True, default=PARTS)
 @click.option("--write", is_flag=True, help="also into docs/lineage.md")
-@click.option("--orders", default=999, help="random orders of a test, 9,999 in a comparison")
+@click.option("--orders", default=999, help="random orders of a test, 4,999 in a comparison")
 def main(folder: Path, parts: tuple[str, ...], write: bool, orders: int) -> None:
     """Print the tables."""
     directions._MOST_ORDERS = orders

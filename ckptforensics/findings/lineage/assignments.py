@@ -82,7 +82,9 @@ def combined(outcomes: Sequence[Outcome]) -> float | None:
 def _gate_rows(pair: Pair) -> Outcome:
     """Folded gate rows (input rows without a gate) by |cos|, layer by layer."""
     pair.need_same_width()
-    dense = [(a, b) for a, b in pair.matched if _dense(pair.a, a) and _dense(pair.b, b)]
+    # By their order where there are as many: finding the map costs more than this test.
+    layers = zip(pair.a.layers, pair.b.layers, strict=True) if pair.same_depth else pair.matched
+    dense = [(a, b) for a, b in layers if _dense(pair.a, a) and _dense(pair.b, b)]
     if not dense:
         raise NothingAnalysable("no corresponding layers have an FFN without experts")
     if not pair.thorough and len(dense) > _LAYERS:

@@ -47,8 +47,8 @@ OF_L = tuple(what for what in UNFOLDED if what != "residual scale")
 
 # Random orders; fewer where one costs more than a share of these multiplications: layer by layer
 # they are bound by memory, all pairs of layers are a matrix product.
-_MOST_ORDERS, _LEAST_ORDERS = 9_999, 999
-_BUDGET, _PRODUCT_BUDGET = 500_000_000, 10_000_000_000
+_MOST_ORDERS, _LEAST_ORDERS = 4_999, 999
+_BUDGET, _PRODUCT_BUDGET = 200_000_000, 4_000_000_000
 # Bound on the error of a direction, as an angle in radians, above which it is left out.
 _UNDETERMINED = 0.1
 # |cos| of equal vectors, and of strangers in standard deviations of random ones, 1 / sqrt(width).
