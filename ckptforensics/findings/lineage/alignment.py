@@ -16,8 +16,8 @@ import numpy as np
 
 from ckptforensics.errors import NothingAnalysable
 from ckptforensics.findings.lineage.directions import determined
-from ckptforensics.findings.lineage.matching import assign
 from ckptforensics.findings.lineage.neuronmap import confirmed, map_from_neurons
+from ckptforensics.findings.lineage.numeric import assign
 from ckptforensics.findings.lineage.pair import Pair
 from ckptforensics.findings.lineage.side import Ints, Side
 from ckptforensics.layers import Floats

@@ -25,6 +25,7 @@ from ckptforensics.findings.lineage.directions import (
     average_ranks,
     determined,
 )
+from ckptforensics.findings.lineage.numeric import assign, log10_fixed_points, unit_rows
 from ckptforensics.findings.lineage.pair import Outcome, Pair, Test
 from ckptforensics.findings.lineage.side import Side
 from ckptforensics.layers import Ffn, Floats
@@ -40,7 +41,6 @@ NEURON_NULL = (
 _UNITS, _MOST_UNITS, _LAYERS = 256, 4_096, 12
 _COORDINATES, _TOKENS = 512, 2_048
 # Length below which a row is one of zeros.
-_TINY = np.float32(1e-30)
 # Of a feature over layers.
 _QUANTILES = np.linspace(0, 1, 9)
 # Keys of the random numbers.
@@ -50,23 +50,12 @@ _ROWS, _COLUMNS, _FEATURES = 3, 4, 5
 def fixed_points(similarity: NDArray[np.floating], generator: np.random.Generator) -> int:
     """Units that the best assignment matches with the one of the same index.
 
-    B's units are shuffled before: a solver returns the identity where it has nothing to choose by.
-
     Parameters
     ----------
     similarity : (units, units), row A, column B
     """
-    from scipy.optimize import linear_sum_assignment
-
-    order = generator.permutation(len(similarity))
-    rows, columns = linear_sum_assignment(similarity[:, order], maximize=True)
-    return int(np.sum(order[columns] == rows))
-
-
-def log10_fixed_points(count: int, layers: int = 1) -> float:
-    """log10 of the bound layers^count / count! on P(K >= count), K of that many layers together."""
-    bound = count * math.log(layers) - math.lgamma(count + 1)
-    return min(0.0, bound / math.log(10))
+    partners = assign(similarity.T, generator)
+    return int(np.sum(partners == np.arange(partners.size)))
 
 
 def combined(outcomes: Sequence[Outcome]) -> float | None:
@@ -98,7 +87,7 @@ def _gate_rows(pair: Pair) -> Outcome:
         # the beginning are the least shifted.
         start = int(generator.integers(widths[0] - count + 1)) if widths[0] == widths[1] else 0
         rows = [
-            _unit(side.rows(layer, start, start + count)[0])
+            unit_rows(side.rows(layer, start, start + count)[0])
             for side, layer in ((pair.a, a), (pair.b, b))
         ]
         found[a] = fixed_points(np.abs(multiply(rows[0], rows[1].T)), generator)
@@ -122,7 +111,7 @@ def _embedding_columns(pair: Pair) -> Outcome:
         )
     generator = pair.generator(_COLUMNS)
     at = _coordinates(pair, a.shape[1], generator)
-    columns = [_unit((e[:, at] - e[:, at].mean(axis=0)).T) for e in (a, b)]
+    columns = [unit_rows((e[:, at] - e[:, at].mean(axis=0)).T) for e in (a, b)]
     similarity = np.abs(multiply(columns[0], columns[1].T))
     note = None if tokens.by_string else "tokens are taken to be the same by their ids"
     return _outcome(fixed_points(similarity, generator), at.size, 1, note=note)
@@ -214,12 +203,6 @@ def _normal_scores(values: Floats) -> Floats:
 
 def _norms(rows: Floats) -> Floats:
     return np.sqrt(np.einsum("ij,ij->i", rows, rows))
-
-
-def _unit(rows: Floats) -> Floats:
-    """Rows of length 1; a row of zeros stays one."""
-    sizes: Floats = np.maximum(_norms(rows), _TINY)
-    return rows / sizes[:, None]
 
 
 def _outcome(

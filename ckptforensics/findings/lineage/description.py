@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from ckptforensics.findings.lineage.alignment import column_signs, token_stream
 from ckptforensics.findings.lineage.directions import INSIDE
 from ckptforensics.findings.lineage.equivalence import same_function
+from ckptforensics.findings.lineage.numeric import log10_fixed_points
 from ckptforensics.findings.lineage.pair import Outcome, Pair, Test, skip
 from ckptforensics.findings.lineage.recovered import sampled_facts, undone
 from ckptforensics.findings.lineage.side import Side
@@ -200,13 +201,6 @@ def _signs(positive: int, count: int, of: str) -> Outcome:
     note = f"{positive:,} of {count:,} {of} have the same sign"
     share = positive / count if count else 0.0
     return Outcome(share, log10_p=log10_binomial(positive, count), note=note)
-
-
-def log10_fixed_points(count: int, expected: float) -> float:
-    """log10 of expected^count / count!, a bound on P(at least so many); 0 where it exceeds 1."""
-    if count <= expected:
-        return 0.0
-    return min(0.0, (count * math.log(expected) - math.lgamma(count + 1)) / math.log(10))
 
 
 def log10_binomial(positive: int, count: int) -> float:

@@ -17,9 +17,9 @@ from ckptforensics.findings.lineage.neurons import (
     pseudo_tokens,
     sample_units,
     token_states,
-    unit_rows,
     unit_width,
 )
+from ckptforensics.findings.lineage.numeric import unit_rows
 from ckptforensics.layers import Floats
 from ckptforensics.parallel import multiply
 

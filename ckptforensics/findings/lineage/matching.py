@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ckptforensics.errors import NothingAnalysable
+from ckptforensics.findings.lineage.numeric import assign, unit_rows
 from ckptforensics.findings.lineage.pair import Pair
 from ckptforensics.findings.lineage.side import Ints, Units
 from ckptforensics.layers import Attention, Ffn, Floats, Moe
@@ -100,33 +101,6 @@ class LayerMatch:
     heads: HeadMatch | None
 
 
-def assign(score: Floats, generator: np.random.Generator) -> Ints:
-    """The row for each column, all different, with the largest sum of scores; -1 where none is.
-
-    Solvers and argmax prefer low indices among equal scores, so the rows are shuffled before and
-    the answer is put back: a tie is no evidence of an order that was kept.
-
-    Parameters
-    ----------
-    score : (rows, columns)
-
-    Returns
-    -------
-    (columns,)
-    """
-    shuffle = generator.permutation(score.shape[0])
-    shuffled = score[shuffle]
-    best = shuffled.argmax(axis=0)
-    if np.unique(best).size == best.size:  # every column has a best row of its own
-        return shuffle[best]
-    from scipy.optimize import linear_sum_assignment
-
-    rows, columns = linear_sum_assignment(shuffled, maximize=True)
-    order = np.full(score.shape[1], -1, np.int64)
-    order[columns] = shuffle[rows]
-    return order
-
-
 def match_units(units_a: Units, units_b: Units) -> UnitMatch:
     """Match units whose rows are in the same residual coordinates, by the rows that name them.
 
@@ -141,7 +115,7 @@ def match_units(units_a: Units, units_b: Units) -> UnitMatch:
     """
     if (units_a.gate is None) != (units_b.gate is None):
         raise NothingAnalysable("the FFN of one model has a gate, that of the other has none")
-    a, b = _unit_rows(units_a.rows), _unit_rows(units_b.rows)
+    a, b = unit_rows(units_a.rows), unit_rows(units_b.rows)
     same = min(len(a), len(b))
     order = np.full(len(b), -1, np.int64)
     own = np.einsum("ij,ij->i", a[:same], b[:same])
@@ -162,7 +136,7 @@ def _products(a: Floats, b: Floats, generator: np.random.Generator) -> Floats:
     """Inner products of all rows; of large matrices in a random subspace, to some hundredths."""
     if a.size * len(b) > _MOST_PRODUCTS and a.shape[1] > _SKETCH:
         sketch = generator.standard_normal((a.shape[1], _SKETCH)).astype(np.float32)
-        a, b = (_unit_rows(multiply(rows, sketch)) for rows in (a, b))
+        a, b = (unit_rows(multiply(rows, sketch)) for rows in (a, b))
     return multiply(a, np.ascontiguousarray(b.T))
 
 
@@ -350,11 +324,6 @@ def _like(a: Units, b: Units, there: NDArray[np.bool_]) -> tuple[Units, Floats]:
     if (scales == 1).all():
         return a, scales
     return Units(a.gate, a.up * scales[:, None], a.down / scales), scales
-
-
-def _unit_rows(x: Floats) -> Floats:
-    rows: Floats = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), _TINY)
-    return rows
 
 
 def _norm(x: Floats) -> float:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ckptforensics.errors import NothingAnalysable
+from ckptforensics.findings.lineage.numeric import unit_rows
 from ckptforensics.findings.lineage.side import Ints, Units
 from ckptforensics.layers import Floats
 from ckptforensics.parallel import multiply, multiply_adjoint
@@ -56,7 +57,7 @@ def map_from_neurons(pair: Pair) -> tuple[Floats, float] | None:
     mine, theirs = _mutual(_nearness(*features))
     if mine.size < _RECOGNISED * min(len(one.up), len(other.up)):
         return None
-    a, b = _unit_rows(one.gate), _unit_rows(other.gate)
+    a, b = unit_rows(one.gate), unit_rows(other.gate)
     for _ in range(_ROUNDS):
         q = _procrustes(multiply_adjoint(a[mine], b[theirs]))
         before = mine
@@ -87,13 +88,13 @@ def _features(units: Units, layers: Sequence[Units]) -> Floats:
     """(units, features) of each neuron that no residual basis, order or scaling changes."""
     assert units.gate is not None
     parts = (units.gate, units.up, units.down.T)
-    unit = [_unit_rows(part) for part in parts]
+    unit = [unit_rows(part) for part in parts]
     gate, up, down = (np.linalg.norm(part, axis=1) for part in parts)
     found = [np.log(gate + _TINY), np.log(up * down + _TINY)]
     found += [np.abs(np.einsum("ij,ij->i", unit[i], unit[j])) for i, j in ((0, 1), (0, 2), (1, 2))]
     for layer in layers:
         for rows in (layer.rows, layer.up, layer.down.T):
-            normed = _unit_rows(rows)
+            normed = unit_rows(rows)
             moment = multiply_adjoint(normed, normed)
             found += [
                 np.log(np.einsum("ij,ij->i", multiply(part, moment), part) + _TINY) for part in unit
@@ -114,10 +115,10 @@ def _moment(a: Units, b: Units, q: Floats) -> Floats:
 
     The gates alone hardly read some directions, which other rows do and `down` writes to.
     """
-    mine, theirs = _mutual(multiply(multiply(_unit_rows(a.rows), q), _unit_rows(b.rows).T.copy()))
+    mine, theirs = _mutual(multiply(multiply(unit_rows(a.rows), q), unit_rows(b.rows).T.copy()))
     whole = np.zeros_like(q)
     for x, y in ((a.rows, b.rows), (a.up, b.up), (a.down.T, b.down.T)):
-        one, other = _unit_rows(x[mine]), _unit_rows(y[theirs])
+        one, other = unit_rows(x[mine]), unit_rows(y[theirs])
         sign = np.sign(np.einsum("ij,ij->i", multiply(one, q), other))
         whole += multiply_adjoint(one * sign[:, None], other)
     return whole
@@ -141,8 +142,8 @@ def _agreement(a: Units, b: Units, q: Floats, generator: np.random.Generator) ->
     chosen = generator.permutation(len(b.up))[:_UNITS]
     nearest = []
     for x, y in ((a.rows, b.rows), (a.up, b.up), (a.down.T, b.down.T)):
-        theirs = _unit_rows(y[chosen])
-        score = multiply(_unit_rows(x), np.ascontiguousarray(multiply(theirs, q.T).T))
+        theirs = unit_rows(y[chosen])
+        score = multiply(unit_rows(x), np.ascontiguousarray(multiply(theirs, q.T).T))
         nearest.append(np.abs(score).argmax(axis=0))
     return float(np.mean((nearest[0] == nearest[1]) & (nearest[0] == nearest[2])))
 
@@ -154,8 +155,3 @@ def _scale(a: Units, b: Units, mine: Ints, theirs: Ints) -> float:
     middle = float(np.median(ratio))
     spread = float(np.median(np.abs(ratio - middle)))
     return 1.0 if abs(middle) < spread + _SLACK else float(np.exp(middle))
-
-
-def _unit_rows(x: Floats) -> Floats:
-    rows: Floats = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), _TINY)
-    return rows

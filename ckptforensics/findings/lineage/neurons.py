@@ -17,6 +17,7 @@ import numpy as np
 
 from ckptforensics.errors import NothingAnalysable
 from ckptforensics.findings.lineage.directions import UNFOLDED
+from ckptforensics.findings.lineage.numeric import assign, unit_rows
 from ckptforensics.findings.lineage.pair import Outcome, Test
 from ckptforensics.layers import Ffn, Floats
 from ckptforensics.linear.forward import attention_forward, ffn_forward
@@ -26,7 +27,7 @@ from ckptforensics.probes.embedding import finish_embedding
 
 if TYPE_CHECKING:
     from ckptforensics.findings.lineage.pair import Pair
-    from ckptforensics.findings.lineage.side import Ints, Side
+    from ckptforensics.findings.lineage.side import Side
 
 # Sampled, and at most if thorough: neurons of the narrower FFN that are matched with all of the
 # other, and tokens that they respond to.
@@ -74,23 +75,11 @@ def agreeing(a: Named, b: Named, generator: np.random.Generator) -> float:
     1 if all agree, about 0 if no more do than at random
     """
     similar = a.second @ b.second.T
-    other = _partners(similar if a.signed else np.abs(similar), generator)
-    one = _partners(a.first @ b.first.T, generator)
+    other = assign((similar if a.signed else np.abs(similar)).T, generator)
+    one = assign(b.first @ a.first.T, generator)
     neurons = len(one)
     chance = neurons / len(b.first)
     return float((np.count_nonzero(one == other) - chance) / max(neurons - chance, 1.0))
-
-
-def _partners(similar: Floats, generator: np.random.Generator) -> Ints:
-    """The column that each row is assigned to.
-
-    Columns are shuffled before and put back after: the solver breaks ties by order, and neurons
-    that respond to nothing tie with all.
-    """
-    from scipy.optimize import linear_sum_assignment
-
-    order = generator.permutation(similar.shape[1])
-    return order[linear_sum_assignment(similar[:, order], maximize=True)[1]]
 
 
 def token_states(pair: Pair, count: int) -> tuple[tuple[Floats, Floats], bool]:
@@ -318,12 +307,6 @@ def _attended(side: Side, layer: int, x: Floats) -> Floats:
     attention = side.block(layer).attention
     assert attention is not None
     return unit_rows(attention_forward(attention, x * np.float32(np.sqrt(side.hidden_size))))
-
-
-def unit_rows(rows: Floats) -> Floats:
-    """Rows as unit vectors; zero rows stay 0."""
-    size = np.sqrt(np.einsum("ij,ij->i", rows, rows))[:, None]
-    return np.divide(rows, size, out=np.zeros_like(rows), where=size > 0)
 
 
 def agreement(outcomes: Sequence[tuple[str, Outcome]]) -> tuple[float | None, str]:

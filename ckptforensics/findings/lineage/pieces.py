@@ -11,6 +11,7 @@ import numpy as np
 
 from ckptforensics.errors import NothingAnalysable
 from ckptforensics.findings.lineage.matching import LayerMatch, match_layer
+from ckptforensics.findings.lineage.numeric import relative_error
 from ckptforensics.findings.lineage.pair import Pair
 from ckptforensics.findings.lineage.side import Side
 from ckptforensics.layers import Block, Ffn, Floats
@@ -133,12 +134,8 @@ def _same_basis(pair: Pair) -> bool:
     ]
     assert isinstance(ffns[0], Ffn)
     assert isinstance(ffns[1], Ffn)
-    stored = _relative(ffns[0].up.weight, ffns[1].up.weight)
-    return _relative(match.units_a.up, match.units_b.up) >= _EXPLAINED * stored
-
-
-def _relative(a: Floats, b: Floats) -> float:
-    return float(np.linalg.norm(b - a) / max(float(np.linalg.norm(a)), 1e-30))
+    stored = relative_error(ffns[1].up.weight, ffns[0].up.weight)
+    return relative_error(match.units_b.up, match.units_a.up) >= _EXPLAINED * stored
 
 
 def _outside_layers(pair: Pair) -> Iterator[Piece]:

@@ -15,6 +15,7 @@ import numpy as np
 from ckptforensics.errors import NothingAnalysable
 from ckptforensics.findings.lineage.alignment import Alignment
 from ckptforensics.findings.lineage.matching import LayerMatch, match_layer
+from ckptforensics.findings.lineage.numeric import relative_error, unit_rows
 from ckptforensics.findings.lineage.side import Ints
 from ckptforensics.layers import Floats, Norm
 from ckptforensics.parallel import multiply
@@ -30,7 +31,6 @@ _LAYERS, _ELEMENTS = 6, 600_000_000
 _MOVED = 1e-2
 # Relative difference of units or heads that are not the same at all: no order is told of them.
 _UNRELATED = 0.9
-_TINY = 1e-30
 _KEY = 4
 # What was undone, in words; after some of it the stored numbers are products, rounded once more.
 _ORDER, HEADS = "neurons in another order", "heads in another order"
@@ -212,7 +212,7 @@ def _gains_moved(pair: Pair, match: LayerMatch) -> bool:
     if block_a.attention is not None and block_b.attention is not None:
         norms.append((block_a.attention.norm, block_b.attention.norm))
     return any(
-        _relative(_gain(a, pair.alignment), b.gain) > limit
+        relative_error(_gain(a, pair.alignment), b.gain) > limit
         for a, b in norms
         if a is not None and b is not None
     )
@@ -237,8 +237,8 @@ def match_errors(match: LayerMatch) -> tuple[float, float, float]:
     there = match.order >= 0
     at = slice(None) if there.all() else there
     a, b = match.units_a, match.units_b
-    rows, up = _relative(a.rows[at], b.rows[at]), _relative(a.up[at], b.up[at])
-    return rows, up, _relative(a.down[:, at], b.down[:, at])
+    rows, up = relative_error(a.rows[at], b.rows[at]), relative_error(a.up[at], b.up[at])
+    return rows, up, relative_error(a.down[:, at], b.down[:, at])
 
 
 def _same_heads(pair: Pair, match: LayerMatch) -> bool:
@@ -274,10 +274,4 @@ def _as_stored(alignment: Alignment, words: tuple[str, ...]) -> bool:
 
 
 def _cosines(a: Floats, b: Floats) -> Floats:
-    a = a / np.maximum(np.linalg.norm(a, axis=1, keepdims=True), _TINY)
-    b = b / np.maximum(np.linalg.norm(b, axis=1, keepdims=True), _TINY)
-    return multiply(a, np.ascontiguousarray(b.T))
-
-
-def _relative(a: Floats, b: Floats) -> float:
-    return float(np.linalg.norm(b - a) / max(float(np.linalg.norm(b)), _TINY))
+    return multiply(unit_rows(a), np.ascontiguousarray(unit_rows(b).T))
