@@ -17,9 +17,9 @@ from itertools import pairwise
 from typing import TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
-Floats = NDArray[np.float32]
+from ckptforensics.operator import Floats, Operator
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -74,12 +74,14 @@ def over_rows(work: Callable[[slice], Result], rows: int, columns: int) -> list[
     step = max(1, _BLOCK_ELEMENTS // max(1, columns))
     ranges = [slice(i, min(i + step, rows)) for i in range(0, rows, step)]
     # A thread takes a run of ranges: handing over each one would cost as much as its work.
-    parts = in_threads(lambda part: [work(ranges[i]) for i in part], _shares(len(ranges)))
+    parts = in_threads(lambda part: [work(ranges[i]) for i in part], shares(len(ranges)))
     return [result for part in parts for result in part]
 
 
-def multiply(matrix: Floats, x: Floats) -> Floats:
+def multiply(matrix: Floats | Operator, x: Floats) -> Floats:
     """matrix @ x, for a large matrix."""
+    if isinstance(matrix, Operator):
+        return matrix.matmat(x)
     if matrix.size * x.shape[1] < _WORTH_SPLITTING:
         return matrix @ x
     if 1 < x.shape[1] <= _FEW:
@@ -89,7 +91,7 @@ def multiply(matrix: Floats, x: Floats) -> Floats:
     def part(rows: range) -> None:
         np.matmul(matrix[rows.start : rows.stop], x, out=out[rows.start : rows.stop])
 
-    in_threads(part, _shares(matrix.shape[0]))
+    in_threads(part, shares(matrix.shape[0]))
     return out
 
 
@@ -109,8 +111,10 @@ def _multiply_few(matrix: Floats, x: Floats) -> Floats:
     return out.T
 
 
-def multiply_adjoint(matrix: Floats, y: Floats) -> Floats:
+def multiply_adjoint(matrix: Floats | Operator, y: Floats) -> Floats:
     """matrix.T @ y, for a large matrix."""
+    if isinstance(matrix, Operator):
+        return matrix.rmatmat(y)
     if matrix.size * y.shape[1] < _WORTH_SPLITTING:
         return matrix.T @ y
 
@@ -118,12 +122,14 @@ def multiply_adjoint(matrix: Floats, y: Floats) -> Floats:
         some: Floats = matrix[rows.start : rows.stop].T @ y[rows.start : rows.stop]
         return some
 
-    parts = in_threads(part, _shares(matrix.shape[0]))
+    parts = in_threads(part, shares(matrix.shape[0]))
     return sum(parts[1:], parts[0])
 
 
-def multiply_and_back(matrix: Floats, x: Floats, added: Floats) -> tuple[Floats, Floats]:
+def multiply_and_back(matrix: Floats | Operator, x: Floats, added: Floats) -> tuple[Floats, Floats]:
     """y = added + matrix @ x and matrix.T @ y, reading a large matrix once."""
+    if isinstance(matrix, Operator):
+        return matrix.round_trip(x, added)
     y = added.copy()
     if matrix.size * x.shape[1] < _WORTH_SPLITTING:
         y += matrix @ x
@@ -139,11 +145,11 @@ def multiply_and_back(matrix: Floats, x: Floats, added: Floats) -> tuple[Floats,
             back += matrix[some].T @ y[some]
         return back
 
-    parts = in_threads(part, _shares(matrix.shape[0]))
+    parts = in_threads(part, shares(matrix.shape[0]))
     return y, sum(parts[1:], parts[0])
 
 
-def _shares(count: int) -> list[range]:
+def shares(count: int) -> list[range]:
     """The numbers up to `count` in as many runs as there are threads."""
     threads = min(thread_count(), max(1, count))
     ends = [count * i // threads for i in range(threads + 1)]

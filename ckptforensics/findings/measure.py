@@ -38,6 +38,8 @@ Float64 = NDArray[np.float64]
 
 # Single tokens rolled out beside the begin-of-sequence token.
 ROLLOUT_TOKENS = 64
+# Bytes of weights from which on large matrices stay in BF16.
+KEPT_BYTES = 1 << 30
 # Tokens share a direction where the mean of their unit vectors is at least this long.
 SHARED = 0.9
 # Fixed: two runs must give the same signature. Tokens and start vectors only need to be generic.
@@ -206,7 +208,8 @@ def measure(
     wanted = wanted[len(measured) :]
     progress.start("layers", len(wanted))
     try:
-        for block in stream_blocks(checkpoint, wanted, expert_memory=expert_memory):
+        keep = _worth_keeping(checkpoint, wanted)
+        for block in stream_blocks(checkpoint, wanted, expert_memory=expert_memory, keep=keep):
             if gap is not None and block.layer >= gap:
                 x, before = None, None
             x, probe, answer = _advance(block, x, before)
@@ -223,6 +226,13 @@ def measure(
     finally:
         progress.finish()
     return Measurements(tuple(measured), tuple(skipped), None if tokens is None else tuple(tokens))
+
+
+def _worth_keeping(checkpoint: Checkpoint, layers: Sequence[int]) -> bool:
+    """Whether matrices are to stay in BF16: products are faster, but loading them takes a while."""
+    plans = checkpoint.architecture.layers
+    names = {name for layer in layers for name, _ in plans[layer - 1].names()}
+    return sum(checkpoint.store.info(name).nbytes for name in names) >= KEPT_BYTES
 
 
 def _lowest(before: TokenState | None, measured: Sequence[LayerMeasurement]) -> float | None:

@@ -9,9 +9,14 @@ from typing import Any, Literal
 import numpy as np
 
 from ckptforensics.architectures import LayerPlan, Role, WeightRef
+from ckptforensics.bf16 import Bf16Matrix
 from ckptforensics.checkpoint import Checkpoint
 from ckptforensics.layers.views import Attention, Ffn, Floats, Linear, Moe, Norm, Sink
 from ckptforensics.parallel import in_threads
+from ckptforensics.tensors import matrix_shape
+
+# Matrices smaller than this are decoded: little is won by keeping them as they are stored.
+KEPT_ELEMENTS = 1 << 20
 
 
 class _StreamedExperts(Sequence[Ffn]):
@@ -33,9 +38,13 @@ class _StreamedExperts(Sequence[Ffn]):
 
 
 class BlockReader:
-    """Reads the weights of one block by their roles, its matrices on all cores."""
+    """Reads the weights of one block by their roles, its matrices on all cores.
 
-    def __init__(self, checkpoint: Checkpoint, plan: LayerPlan) -> None:
+    With `keep`, large matrices stay in BF16 as they are stored, where that is possible.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, plan: LayerPlan, *, keep: bool = False) -> None:
+        self.keep = keep
         self.architecture = checkpoint.architecture
         self.store = checkpoint.store
         self.refs = plan.refs
@@ -196,13 +205,32 @@ class BlockReader:
 
     def read_linear(self, ref: WeightRef) -> Linear:
         """A linear map as (out, in); see `WeightRef`."""
+        kept = self._kept(ref)
+        return Linear(self._weight(ref) if kept is None else kept, self._bias(ref))
+
+    def _kept(self, ref: WeightRef) -> Bf16Matrix | None:
+        """The matrix as it is stored, None where it has to be decoded."""
+        changed = ref.transposed or ref.step != 1 or ref.split_heads or ref.input_scale is not None
+        if not self.keep or changed:
+            return None
+        columns, end = matrix_shape(self.store.info(ref.weight))
+        begin = 0
+        if ref.expert is not None:
+            begin = ref.expert * ref.expert_rows
+            end = begin + ref.expert_rows
+        if ref.ranges is not None:
+            if len(ref.ranges) > 1:
+                return None
+            begin, end = begin + ref.ranges[0][0], begin + ref.ranges[0][1]
+        if (end - begin) * columns < KEPT_ELEMENTS:
+            return None
+        return self.store.kept_rows(ref.weight, begin, end)
+
+    def _weight(self, ref: WeightRef) -> Floats:
         store = self.store
-        bias = None if ref.bias is None else store.read(ref.bias)
         if ref.expert is not None:
             begin = ref.expert * ref.expert_rows
             weight = store.read_rows(ref.weight, begin, begin + ref.expert_rows)
-            experts = self.architecture.routing.num_experts if self.architecture.routing else 1
-            bias = None if bias is None else bias.reshape(experts, -1)[ref.expert]
         elif ref.ranges is not None and not ref.transposed:
             weight = np.concatenate([store.read_rows(ref.weight, a, b) for a, b in ref.ranges])
         else:
@@ -212,14 +240,21 @@ class BlockReader:
         whole = ref.expert is not None or ref.transposed or ref.ranges is None
         if ref.transposed:
             weight = weight.T
-        if ref.ranges is not None:
-            if whole:
-                weight = np.concatenate([weight[a:b] for a, b in ref.ranges])
-            if bias is not None:
-                bias = np.concatenate([bias.reshape(-1)[a:b] for a, b in ref.ranges])
-        if ref.step != 1:
-            weight = weight[ref.start :: ref.step]
-            bias = None if bias is None else bias.reshape(-1)[ref.start :: ref.step]
+        if ref.ranges is not None and whole:
+            weight = np.concatenate([weight[a:b] for a, b in ref.ranges])
+        weight = weight[ref.start :: ref.step]
         if ref.input_scale is not None:
-            weight = weight * store.read(ref.input_scale).reshape(-1)
-        return Linear(np.ascontiguousarray(weight), None if bias is None else bias.reshape(-1))
+            weight = weight * self.store.read(ref.input_scale).reshape(-1)
+        return np.ascontiguousarray(weight)
+
+    def _bias(self, ref: WeightRef) -> Floats | None:
+        if ref.bias is None:
+            return None
+        bias = self.store.read(ref.bias)
+        if ref.expert is not None:
+            experts = self.architecture.routing.num_experts if self.architecture.routing else 1
+            bias = bias.reshape(experts, -1)[ref.expert]
+        bias = bias.reshape(-1)
+        if ref.ranges is not None:
+            bias = np.concatenate([bias[a:b] for a, b in ref.ranges])
+        return bias[ref.start :: ref.step]

@@ -19,11 +19,18 @@ EXPERT_MEMORY = 4 << 30
 _FLOAT_BYTES = 4
 
 
-def load_block(checkpoint: Checkpoint, layer: int, *, expert_memory: int = EXPERT_MEMORY) -> Block:
+def load_block(
+    checkpoint: Checkpoint,
+    layer: int,
+    *,
+    expert_memory: int = EXPERT_MEMORY,
+    keep: bool = False,
+) -> Block:
     """Read block `layer` (from 1) into memory as float32.
 
     Parameters
     ----------
+    keep : leave large matrices in BF16 as they are stored, where that is possible
     expert_memory : bytes that its routed experts and their linear fits may take; where they need
         more, each expert is read when it is used
 
@@ -44,7 +51,7 @@ def load_block(checkpoint: Checkpoint, layer: int, *, expert_memory: int = EXPER
         )
     if checkpoint.source.remote is not None:  # all ranges together, not one tensor after another
         checkpoint.store.prefetch(_names(checkpoint, plan, expert_memory))
-    reader = BlockReader(checkpoint, plan)
+    reader = BlockReader(checkpoint, plan, keep=keep)
     return Block(
         layer=layer,
         prefix=plan.prefix.rstrip("."),
@@ -62,6 +69,7 @@ def stream_blocks(
     layers: Sequence[int] | None = None,
     *,
     expert_memory: int = EXPERT_MEMORY,
+    keep: bool = False,
 ) -> Iterator[Block]:
     """Yield the blocks in order; one is in memory at a time if the caller lets go of the last.
 
@@ -81,7 +89,7 @@ def stream_blocks(
         pending: Future[None] | None = None
         try:
             for layer, following in zip(wanted, [*wanted[1:], None], strict=True):
-                block = load_block(checkpoint, layer, expert_memory=expert_memory)
+                block = load_block(checkpoint, layer, expert_memory=expert_memory, keep=keep)
                 if following is not None:
                     names = _names(checkpoint, architecture.layers[following - 1], expert_memory)
                     pending = reader.submit(checkpoint.store.prefetch, names)

@@ -14,8 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ckptforensics.architectures import RoutingPlan
+from ckptforensics.bf16 import Bf16Matrix
 
 Floats = NDArray[np.float32]
+Matrix = Floats | Bf16Matrix
 
 
 @dataclass(frozen=True)
@@ -38,10 +40,15 @@ class Norm:
 
 @dataclass(frozen=True)
 class Linear:
-    """y = weight x + bias; `weight` is (out, in), `bias` (out,) or None."""
+    """y = matrix x + bias; `matrix` is (out, in), `bias` (out,) or None."""
 
-    weight: Floats
+    matrix: Matrix
     bias: Floats | None = None
+
+    @property
+    def weight(self) -> Floats:
+        """The matrix as an array, decoded at each access where it is kept as it is stored."""
+        return self.matrix.decoded() if isinstance(self.matrix, Bf16Matrix) else self.matrix
 
 
 @dataclass(frozen=True)

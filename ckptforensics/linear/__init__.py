@@ -2,7 +2,6 @@
 
 from ckptforensics.linear.activations import activation
 from ckptforensics.linear.attention import AttentionMap
-from ckptforensics.linear.base import Operator
 from ckptforensics.linear.fit import Calibration, Fit, fit_ffn
 from ckptforensics.linear.moments import gaussian_moments
 from ckptforensics.linear.operators import (
@@ -13,6 +12,7 @@ from ckptforensics.linear.operators import (
     block_map,
     ffn_map,
 )
+from ckptforensics.operator import Operator
 
 __all__ = [
     "AttentionMap",

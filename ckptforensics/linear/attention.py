@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ckptforensics.layers import Attention, Ffn, Floats, Linear, Norm, Sink
-from ckptforensics.linear.base import Operator
+from ckptforensics.bf16 import Bf16Matrix
+from ckptforensics.layers import Attention, Ffn, Floats, Linear, Matrix, Norm, Sink
 from ckptforensics.linear.fit import Fit, fit_ffn
+from ckptforensics.linear.folded import FoldedMatrix
 from ckptforensics.linear.norms import fold_norm
 from ckptforensics.linear.quadratic import mean_norm_jacobian, sigmoid_moments
+from ckptforensics.operator import Operator
 from ckptforensics.parallel import multiply, multiply_adjoint
 
 Float64 = NDArray[np.float64]
@@ -29,12 +32,13 @@ class AttentionMap(Operator):
     """
 
     def __init__(self, attention: Attention, *, centred: bool = True) -> None:
-        d, inner = attention.output.weight.shape
+        d, inner = attention.output.matrix.shape
         self.shape = (d, d)
-        self.output: Floats = attention.output.weight
-        self.value: Floats = _value_map(attention, centred=centred)
+        self.output: Matrix = attention.output.matrix
+        self.value: Floats | FoldedMatrix = _value_map(attention, centred=centred)
         if attention.gate is None and attention.sink is None and attention.repeats > 1:
-            per_copy = self.output.reshape(d, -1, attention.repeats, attention.head_dim)
+            output = attention.output.weight
+            per_copy = output.reshape(d, -1, attention.repeats, attention.head_dim)
             summed: Floats = per_copy.sum(axis=2)
             self.output = summed.reshape(d, inner // attention.repeats)
 
@@ -47,8 +51,13 @@ class AttentionMap(Operator):
         return multiply_adjoint(self.value, multiply_adjoint(self.output, y))
 
 
-def _value_map(attention: Attention, *, centred: bool) -> Floats:
+def _value_map(attention: Attention, *, centred: bool) -> Floats | FoldedMatrix:
     """The linear map from the residual stream to the values that meet the output map."""
+    matrix, norm = attention.value.matrix, attention.norm
+    beside = (attention.latent, attention.clip, attention.gate, attention.sink)
+    if isinstance(matrix, Bf16Matrix) and beside == (None, None, None, None):
+        folded = norm if centred or norm is None else replace(norm, kind="rms")
+        return FoldedMatrix([(matrix, None)], folded)
     if attention.latent is not None:
         compressed, shift = _folded(attention.latent, attention.norm, centred=centred)
         value = _behind_inner_norm(attention, compressed, shift)
@@ -69,7 +78,9 @@ def _value_map(attention: Attention, *, centred: bool) -> Floats:
             None if bias is None else _repeat_heads(bias, attention),
         )
         unit = Ffn(attention.norm, attention.gate, up, attention.output, "sigmoid", "")
-        value = fit_ffn(unit, Fit("canonical" if centred else "paper"), 0)
+        fitted = fit_ffn(unit, Fit("canonical" if centred else "paper"), 0)
+        assert not isinstance(fitted, FoldedMatrix)  # `up` is an array
+        value = fitted
     if attention.sink is not None:
         value = _beside_sink(value, shift, attention.sink, attention.norm, centred=centred)
     return value

@@ -15,12 +15,14 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from ckptforensics import buffers
+from ckptforensics.bf16 import Bf16Matrix
 from ckptforensics.errors import UsageError
-from ckptforensics.layers import Ffn, Floats, Linear, Norm
+from ckptforensics.layers import Ffn, Floats, Linear, Matrix, Norm
+from ckptforensics.linear.folded import FoldedMatrix, Term
 from ckptforensics.linear.forward import dense_forward, ffn_hidden
 from ckptforensics.linear.moments import clamped_moments, gaussian_moments
 from ckptforensics.linear.norms import affine, fold_in_place, fold_norm, normalise
-from ckptforensics.parallel import over_rows
+from ckptforensics.parallel import multiply, over_rows
 from ckptforensics.sources import Source
 from ckptforensics.tensors import open_store
 
@@ -109,14 +111,15 @@ class Fit:
     calibration: Calibration | None = None
 
 
-def fit_ffn(ffn: Ffn, fit: Fit, layer: int) -> Floats:
+def fit_ffn(ffn: Ffn, fit: Fit, layer: int) -> Floats | FoldedMatrix:
     """F1 of one FFN, taken with respect to the residual-stream direction x.
 
     An output gate is left out here; see `fit_gated_output`.
 
     Returns
     -------
-    (ffn_width, hidden_size) float32, so that F = down.weight @ F1
+    (ffn_width, hidden_size), so that F = down.weight @ F1; float32, or its products where matrices
+    are kept as they are stored
 
     Raises
     ------
@@ -181,20 +184,20 @@ def closed_coefficients(ffn: Ffn, *, with_norm: bool) -> Coefficients:
     """
     up_shift = _shift(ffn.up, ffn.norm, with_norm)
     norm = ffn.norm if with_norm else None
-    up_weight = ffn.up.weight
+    up = ffn.up.matrix
     if ffn.gate is None:
         # y_i = s(w_i.z + c_i): row i of F1 = E[s'] w_i
-        (square,) = _row_products(norm, (up_weight, up_weight))
+        (square,) = _row_products(norm, (up, up))
         _, slope, _ = gaussian_moments(ffn.activation, np.sqrt(square), up_shift)
         return None, slope.astype(np.float32)
     # y_i = s(g_i.z + c_i)(u_i.z + e_i):
     # row i of F1 = (rho E[U s'] + e E[s']) g_i + E[s] u_i,  rho = g.u / |g|^2
     gate_shift = _shift(ffn.gate, ffn.norm, with_norm)
-    gate_weight = ffn.gate.weight
-    square, dot = _row_products(norm, (gate_weight, gate_weight), (gate_weight, up_weight))
+    gate = ffn.gate.matrix
+    square, dot = _row_products(norm, (gate, gate), (gate, up))
     rho = np.divide(dot, square, out=np.zeros_like(dot), where=square > 0)
     if ffn.clamp is not None:
-        (rest,) = _row_products(norm, (up_weight, up_weight))
+        (rest,) = _row_products(norm, (up, up))
         rest -= rho * dot
         on_gate, on_up = clamped_moments(
             np.sqrt(square), gate_shift, rho, np.sqrt(np.maximum(rest, 0)), up_shift, ffn.clamp
@@ -211,16 +214,20 @@ def combine_rows(
     on_up: Floats,
     *,
     with_norm: bool,
-) -> Floats:
+) -> Floats | FoldedMatrix:
     """F1 from the coefficients of `closed_coefficients`, with respect to the direction of x."""
-    f1 = buffers.empty(ffn.up.weight.shape)
     # The paper fits y on the norm's output and appends the gain, without centring, to the map.
     norm = ffn.norm if with_norm or ffn.norm is None else replace(ffn.norm, kind="rms")
+    up, gate = ffn.up.matrix, None if ffn.gate is None else ffn.gate.matrix
+    if isinstance(up, Bf16Matrix) and (gate is None or isinstance(gate, Bf16Matrix)):
+        terms: list[Term] = [(up, on_up)] if gate is None else [(gate, on_gate), (up, on_up)]
+        return FoldedMatrix(terms, norm)
+    f1 = buffers.empty(up.shape)
 
     def combine(rows: slice) -> None:
-        block = np.multiply(ffn.up.weight[rows], on_up[rows, None], out=f1[rows])
-        if ffn.gate is not None and on_gate is not None:
-            block += ffn.gate.weight[rows] * on_gate[rows, None]
+        block = np.multiply(up[rows], on_up[rows, None], out=f1[rows])
+        if gate is not None and on_gate is not None:
+            block += gate[rows] * on_gate[rows, None]
         if norm is not None:
             fold_in_place(block, norm)
 
@@ -228,33 +235,42 @@ def combine_rows(
     return f1
 
 
-def _row_products(norm: Norm | None, *pairs: tuple[Floats, Floats]) -> list[NDArray[np.float64]]:
-    """Inner products of corresponding rows of each pair of matrices, the norm folded into both."""
-    rows, columns = pairs[0][0].shape
-    out = [np.empty(rows) for _ in pairs]
+def _row_products(norm: Norm | None, *pairs: tuple[Matrix, Matrix]) -> list[NDArray[np.float64]]:
+    """Inner products of corresponding rows of each pair of matrices, the norm folded into both.
 
-    def multiply(block: slice) -> None:
+    The first pair is a matrix with itself, a second one the same with another matrix.
+    """
+    a, b = pairs[-1]
+    rows, columns = a.shape
+    out = [np.empty(rows) for _ in pairs]
+    weight = None if norm is None else np.square(norm.gain)
+
+    def sum_up(block: slice) -> None:
         scaled: dict[int, Floats] = {}
         for total, (a, b) in zip(out, pairs, strict=True):
             if id(a) not in scaled:
-                scaled[id(a)] = a[block] if norm is None else a[block] * np.square(norm.gain)
+                scaled[id(a)] = a[block] if weight is None else a[block] * weight
             total[block] = np.einsum("ij,ij->i", scaled[id(a)], b[block])
-            if norm is not None and norm.kind == "layer":
-                # Of rows without their means: <a, b> - d mean(a) mean(b).
-                sums = (np.einsum("ij,j->i", m[block], norm.gain) for m in (a, b))
-                total[block] -= np.prod(np.stack(list(sums)), axis=0, dtype=np.float64) / columns
 
-    over_rows(multiply, rows, columns)
+    if isinstance(a, Bf16Matrix) and isinstance(b, Bf16Matrix):
+        out = [found.astype(np.float64) for found in a.row_products(b, weight)[: len(pairs)]]
+    else:
+        over_rows(sum_up, rows, columns)
+    if norm is not None and norm.kind == "layer":
+        # Of rows without their means: <a, b> - d mean(a) mean(b).
+        means = {id(m): multiply(m, norm.gain[:, None])[:, 0] for pair in pairs for m in pair}
+        for total, (a, b) in zip(out, pairs, strict=True):
+            total -= means[id(a)].astype(np.float64) * means[id(b)] / columns
     return out
 
 
 def _shift(linear: Linear, norm: Norm | None, with_norm: bool) -> NDArray[np.float64]:
     """The constant of each row, with respect to the fit's Gaussian vector."""
-    shift = np.zeros(linear.weight.shape[0])
+    shift = np.zeros(linear.matrix.shape[0])
     if linear.bias is not None:
         shift += linear.bias
     if with_norm and norm is not None and norm.bias is not None:
-        shift += linear.weight @ norm.bias
+        shift += multiply(linear.matrix, norm.bias[:, None])[:, 0]
     return shift
 
 

@@ -20,7 +20,7 @@ from ckptforensics.parallel import multiply, over_rows
 
 def apply_linear(linear: Linear, rows: Floats) -> Floats:
     """weight x + bias for each row x."""
-    out = multiply(linear.weight, np.ascontiguousarray(rows.T)).T
+    out = multiply(linear.matrix, np.ascontiguousarray(rows.T)).T
     if linear.bias is not None:
         out += linear.bias
     return out

@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from ckptforensics.bf16 import Bf16Matrix
 from ckptforensics.errors import UsageError
-from ckptforensics.layers import Attention, Block, Ffn, Floats, Linear, Moe, Norm
+from ckptforensics.layers import Attention, Block, Ffn, Floats, Linear, Matrix, Moe, Norm
 from ckptforensics.linear.attention import AttentionMap
-from ckptforensics.linear.base import Operator
 from ckptforensics.linear.fit import (
     Coefficients,
     Fit,
@@ -24,9 +24,11 @@ from ckptforensics.linear.fit import (
     fit_ffn,
     fit_gated_output,
 )
+from ckptforensics.linear.folded import FoldedMatrix
 from ckptforensics.linear.forward import branch_result, finish_branch
 from ckptforensics.linear.norms import affine
 from ckptforensics.linear.routing import expert_shares
+from ckptforensics.operator import Operator
 from ckptforensics.parallel import multiply, multiply_adjoint, multiply_and_back, over_rows
 
 # Vectors over which the size of what enters a norm behind a branch is taken; fixed, so that
@@ -41,9 +43,11 @@ class FfnMap(Operator):
     ----------
     down : (hidden_size, ffn_width)
     f1 : (ffn_width, hidden_size)
+
+    Each is an array, or what multiplies like one.
     """
 
-    def __init__(self, down: Floats, f1: Floats) -> None:
+    def __init__(self, down: Matrix, f1: Floats | FoldedMatrix) -> None:
         self.shape = (down.shape[0], f1.shape[1])
         self.down = down
         self.f1 = f1
@@ -68,10 +72,24 @@ class FfnMap(Operator):
 
         A few such neurons make the singular defect, so it is a good guess of its direction.
         """
-        down, f1 = self.down, self.f1
-        columns = sum(over_rows(lambda r: np.einsum("ij,ij->j", down[r], down[r]), *down.shape))
-        rows = np.concatenate(over_rows(lambda r: np.einsum("ij,ij->i", f1[r], f1[r]), *f1.shape))
-        return down[:, int(np.argmax(columns * rows))]
+        down = self.down
+        heaviest = int(np.argmax(_column_squares(down) * _row_squares(self.f1)))
+        column: Floats = down[:, heaviest]
+        return column
+
+
+def _column_squares(matrix: Matrix) -> Floats:
+    if isinstance(matrix, Bf16Matrix):
+        return matrix.column_squares
+    parts = over_rows(lambda r: np.einsum("ij,ij->j", matrix[r], matrix[r]), *matrix.shape)
+    return sum(parts[1:], parts[0])
+
+
+def _row_squares(matrix: Floats | FoldedMatrix) -> Floats:
+    if isinstance(matrix, FoldedMatrix):
+        return matrix.row_squares()
+    parts = over_rows(lambda r: np.einsum("ij,ij->i", matrix[r], matrix[r]), *matrix.shape)
+    return np.concatenate(parts)
 
 
 class ExpertsMap(Operator):
@@ -138,7 +156,7 @@ class _StreamedMaps(Sequence[FfnMap]):
             found = closed_coefficients(expert, with_norm=self._with_norm)
             self._coefficients[index] = found
         f1 = combine_rows(expert, *self._coefficients[index], with_norm=self._with_norm)
-        return FfnMap(expert.down.weight, f1)
+        return FfnMap(expert.down.matrix, f1)
 
 
 class ScaledMap(Operator):
@@ -276,12 +294,12 @@ def ffn_map(ffn: Ffn | Moe, fit: Fit, layer: int) -> FfnMap | ExpertsMap:
     if isinstance(ffn, Ffn):
         if ffn.output_gate is not None:
             return FfnMap(*fit_gated_output(ffn, fit, layer))
-        return FfnMap(ffn.down.weight, fit_ffn(ffn, fit, layer))
+        return FfnMap(ffn.down.matrix, fit_ffn(ffn, fit, layer))
     shares, shared_share = expert_shares(ffn)
     own = _Experts(ffn.experts, ffn.norm, [scale for _, scale in shares])
     experts: Sequence[FfnMap]
     if ffn.held:
-        experts = [FfnMap(expert.down.weight, fit_ffn(expert, fit, layer)) for expert in own]
+        experts = [FfnMap(expert.down.matrix, fit_ffn(expert, fit, layer)) for expert in own]
     elif fit.kind == "sampled":
         raise UsageError(
             f"the experts of layer {layer} do not fit into the memory allowed, so that a sampled "
@@ -293,7 +311,7 @@ def ffn_map(ffn: Ffn | Moe, fit: Fit, layer: int) -> FfnMap | ExpertsMap:
     shared = None
     if ffn.shared is not None:
         always = replace(ffn.shared, norm=ffn.norm)
-        shared = (FfnMap(always.down.weight, fit_ffn(always, fit, layer)), shared_share)
+        shared = (FfnMap(always.down.matrix, fit_ffn(always, fit, layer)), shared_share)
     return ExpertsMap(ffn.router.weight.shape[1], experts, [w for w, _ in shares], shared)
 
 

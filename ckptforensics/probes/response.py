@@ -137,7 +137,7 @@ def _answer(ffn: Ffn, n: Floats) -> tuple[Floats, SuperWeight]:
 
 def _super_weight(ffn: Ffn, hidden: Floats, opens: Floats | None) -> SuperWeight:
     """The entry of W_down with the largest |weight| |activation|, times the output gate."""
-    down, size = ffn.down.weight, np.abs(hidden)
+    down, size = ffn.down.matrix, np.abs(hidden)
 
     def strongest(rows: slice) -> tuple[float, int, int]:
         amplitude = np.abs(down[rows]) * size

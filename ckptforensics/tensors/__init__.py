@@ -6,11 +6,11 @@ Adapters and quantized weights are in modules of their own, which a saved result
 from typing import TYPE_CHECKING
 
 from ckptforensics.deferred import on_first_use
-from ckptforensics.tensors.info import Container, TensorInfo
+from ckptforensics.tensors.info import Container, TensorInfo, matrix_shape
 
 if TYPE_CHECKING:
     from ckptforensics.tensors.store import TensorStore, open_store
 
-__all__ = ["Container", "TensorInfo", "TensorStore", "open_store"]
+__all__ = ["Container", "TensorInfo", "TensorStore", "matrix_shape", "open_store"]
 
 __getattr__ = on_first_use(__name__, {"TensorStore": "store", "open_store": "store"})

@@ -21,17 +21,18 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from ckptforensics.errors import FormatError, NothingAnalysable, TensorError
-from ckptforensics.tensors.info import TensorInfo
+from ckptforensics.tensors.info import TensorInfo, matrix_shape
 from ckptforensics.tensors.store import (
     BLOCK_ELEMENTS,
     TensorStore,
-    matrix_shape,
     require_finite,
 )
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+    from ckptforensics.bf16 import Bf16Matrix
 
 _PREFIX = "base_model.model."
 _LORA = re.compile(
@@ -177,6 +178,12 @@ class AdaptedStore(TensorStore):
                 self._merge(rows, name, delta, start)
         require_finite(rows, self.info(name), start)
         return rows
+
+    def kept_rows(self, name: str, start: int, stop: int) -> Bf16Matrix | None:
+        """See `TensorStore.kept_rows`."""
+        if name in self.deltas or name in self.added:
+            return None
+        return self._holder(name).kept_rows(self.replaced.get(name, name), start, stop)
 
     def _holder(self, name: str) -> TensorStore:
         return self.adapter if name in self.replaced or name in self.adapter else self.base

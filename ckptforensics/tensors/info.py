@@ -68,3 +68,13 @@ def element_count(shape: Sequence[int]) -> int | None:
         if counted > _MOST_ELEMENTS:
             return None
     return 0 if 0 in shape else counted
+
+
+def matrix_shape(info: TensorInfo) -> tuple[int, int]:
+    """Columns and rows of the tensor with its leading axes flattened."""
+    if not info.shape:
+        return 1, 1
+    rows = 1
+    for length in info.shape[:-1]:
+        rows *= length
+    return info.shape[-1], rows

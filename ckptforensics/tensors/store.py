@@ -6,6 +6,7 @@ import contextlib
 import mmap
 import os
 import threading
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from io import FileIO
@@ -17,7 +18,7 @@ from ckptforensics import buffers
 from ckptforensics.errors import FormatError, NotFinite, TensorError
 from ckptforensics.sources import Fetcher, Source
 from ckptforensics.tensors.gguf import read_gguf, require_whole_split
-from ckptforensics.tensors.info import Container, TensorInfo
+from ckptforensics.tensors.info import Container, TensorInfo, matrix_shape
 from ckptforensics.tensors.safetensors import LARGEST_HEADER, read_safetensors
 from ckptforensics.tensors.torchzip import Fetch, read_torch
 
@@ -25,12 +26,16 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from ckptforensics.bf16 import Bf16Matrix
+
 # Elements decoded at once: a block and its temporaries stay in the processor's cache until it is
 # checked (docs/performance.md).
 BLOCK_ELEMENTS = 1 << 17
 # Bytes asked for at once to bring a local file into the operating system's cache: Linux does not
 # heed more than a disk takes in one request.
 _READ_AHEAD = 1 << 17
+# Bytes of a file that are decoded before their pages are given back.
+_MAPPED = 1 << 26
 _HEADERS_AT_ONCE = 8
 # The header of a remote GGUF file is read on by this many bytes, for a small file by this share of
 # it: what is read too much is little in both cases.
@@ -157,14 +162,51 @@ class TensorStore:
         row_bytes = info.nbytes // rows
         step = max(1, BLOCK_ELEMENTS // columns)
         self.prefetch_rows(name, [(start, stop)])
+        mapped = start
         for first in range(start, stop, step):
             last = min(first + step, stop)
             raw = self._bytes(info, first * row_bytes, (last - first) * row_bytes)
             block = out[first - start : last - start]
             decode(raw, block.reshape(-1))
             require_finite(block, info, first)
-        self._release(info, start * row_bytes, (stop - start) * row_bytes)
+            if last == stop or (last - mapped) * row_bytes >= _MAPPED:
+                self._release(info, mapped * row_bytes, (last - mapped) * row_bytes)
+                mapped = last
         return out
+
+    def kept_rows(self, name: str, start: int, stop: int) -> Bf16Matrix | None:
+        """Rows as `read_rows` counts them, left in the file in BF16.
+
+        None where that cannot be: another element type, a row of an odd number of elements, no
+        numba. The file's pages are given back when the last view of the matrix is gone.
+
+        Raises
+        ------
+        NotFinite
+            as `read_rows`.
+        """
+        info = self.info(name)
+        columns, rows = matrix_shape(info)
+        first = info.offset + start * columns * 2
+        odd = columns % 2 or first % 4
+        if info.dtype != "BF16" or info.unreadable or odd or self._remote is not None:
+            return None
+        from ckptforensics.bf16 import Bf16Matrix, available
+
+        if not available() or not 0 <= start < stop <= rows:
+            return None
+        import numpy as np
+
+        count = (stop - start) * columns * 2
+        words = self._bytes(info, first - info.offset, count).view(np.uint32)
+        matrix = Bf16Matrix(words.reshape(stop - start, -1))
+        release = weakref.finalize(matrix, self._release, info, first - info.offset, count)
+        release.atexit = False
+        if not np.isfinite(matrix.column_squares.sum()):
+            step = max(1, BLOCK_ELEMENTS // columns)
+            for begin in range(0, len(matrix), step):
+                require_finite(matrix[begin : begin + step], info, start + begin)
+        return matrix
 
     def prefetch(self, names: Iterable[str]) -> None:
         """Fetch whole tensors of remote files together, or read local ones ahead.
@@ -299,16 +341,6 @@ _REMOTE_READERS: Mapping[str, Callable[[Path, Fetch], Container]] = MappingProxy
         "gguf": _read_remote_gguf,
     }
 )
-
-
-def matrix_shape(info: TensorInfo) -> tuple[int, int]:
-    """Columns and rows of the tensor with its leading axes flattened."""
-    if not info.shape:
-        return 1, 1
-    rows = 1
-    for length in info.shape[:-1]:
-        rows *= length
-    return info.shape[-1], rows
 
 
 def require_finite(block: NDArray[np.float32], info: TensorInfo, first_row: int) -> None:

@@ -55,7 +55,9 @@ def built(folder: Path, name: str, shape: shapes.Shape) -> Iterator[Path]:
         yield folder / name
         return
     with tempfile.TemporaryDirectory(dir=folder, prefix=f"{name}-") as made:
-        yield shapes.write(Path(made), shape)
+        # In a process of its own: what runs next starts with the peak of the process it comes from.
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as builder:
+            yield builder.submit(shapes.write, Path(made), shape).result()
 
 
 def weights(model: Path) -> list[Path]:

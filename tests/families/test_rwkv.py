@@ -62,7 +62,7 @@ def test_rwkv_super_weight_counts_the_gate(tmp_path: Path):
     found = trigger(ffn, v / np.linalg.norm(v)).super_weight
     down = ffn.down.weight.copy()
     down[found.row, found.column] = 0
-    without = replace(ffn, down=replace(ffn.down, weight=down))
+    without = replace(ffn, down=replace(ffn.down, matrix=down))
     x = np.float32(np.sqrt(48)) * np.stack([v, -v]).astype(np.float32) / np.linalg.norm(v)
     change = (ffn_forward(ffn, x) - ffn_forward(without, x))[:, found.row]
     assert np.abs(change - found.amplitude).min() < 1e-5 * abs(found.amplitude)

@@ -24,7 +24,7 @@ from ckptforensics.findings.lineage.recovered import (
     layers_within,
 )
 from ckptforensics.probes.embedding import embedding_name
-from ckptforensics.tensors.store import matrix_shape
+from ckptforensics.tensors import matrix_shape
 
 if TYPE_CHECKING:
     from ckptforensics.findings.lineage.pair import Pair

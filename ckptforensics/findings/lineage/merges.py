@@ -24,7 +24,7 @@ from ckptforensics.findings.lineage.side import Side
 from ckptforensics.layers import Floats
 from ckptforensics.progress import Progress
 from ckptforensics.results import MergeRecord
-from ckptforensics.tensors.store import matrix_shape
+from ckptforensics.tensors import matrix_shape
 
 Doubles = NDArray[np.float64]
 Method = Literal["average", "ties", "dare", "unknown"]

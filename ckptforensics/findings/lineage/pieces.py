@@ -15,7 +15,7 @@ from ckptforensics.findings.lineage.numeric import relative_error
 from ckptforensics.findings.lineage.pair import Pair
 from ckptforensics.findings.lineage.side import Side
 from ckptforensics.layers import Block, Ffn, Floats
-from ckptforensics.tensors.store import matrix_shape
+from ckptforensics.tensors import matrix_shape
 
 # Blocks of a tensor are read in several threads.
 _COUNTING = threading.Lock()

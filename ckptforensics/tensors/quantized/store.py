@@ -10,18 +10,20 @@ from typing import TYPE_CHECKING, Any
 from ckptforensics import buffers
 from ckptforensics.errors import FormatError, NothingAnalysable, TensorError
 from ckptforensics.sources import read_json_object
-from ckptforensics.tensors.info import TensorInfo
+from ckptforensics.tensors.info import TensorInfo, matrix_shape
 from ckptforensics.tensors.quantized.base import Parts, Quantized
 from ckptforensics.tensors.quantized.bitsandbytes import KINDS, Int8Rows, Table4
 from ckptforensics.tensors.quantized.fp4 import Fp4Linear, Mxfp4Experts
 from ckptforensics.tensors.quantized.hqq import Hqq
 from ckptforensics.tensors.quantized.packed import Awq, Gptq, PackQuantized
 from ckptforensics.tensors.quantized.scaled import ACTIVATIONS, FP8, Scaled
-from ckptforensics.tensors.store import BLOCK_ELEMENTS, TensorStore, matrix_shape, require_finite
+from ckptforensics.tensors.store import BLOCK_ELEMENTS, TensorStore, require_finite
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+    from ckptforensics.bf16 import Bf16Matrix
 
 # The quantized weight that a stored tensor is the main part of, None if it is of none.
 Claim = Callable[[TensorStore, str, Mapping[str, Any]], Quantized | None]
@@ -186,6 +188,10 @@ class QuantizedStore(TensorStore):
         for part in weight.parts.names:
             self.stored.release(part)
         return out
+
+    def kept_rows(self, name: str, start: int, stop: int) -> Bf16Matrix | None:
+        """See `TensorStore.kept_rows`."""
+        return None if name in self.weights else self.stored.kept_rows(name, start, stop)
 
 
 def _parts(store: TensorStore, name: str, ending: str, config: Mapping[str, Any]) -> Parts:

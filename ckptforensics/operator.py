@@ -5,8 +5,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 
 import numpy as np
+from numpy.typing import NDArray
 
-from ckptforensics.layers import Floats
+Floats = NDArray[np.float32]
 
 
 class Operator(ABC):
