@@ -7,32 +7,32 @@ their order differs. Needs numba; without it, weights are decoded (docs/performa
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from functools import cache, cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ckptforensics.operator import Operator
-from ckptforensics.parallel import in_threads, shares
+from ckptforensics.parallel import (
+    FEW,
+    compiled_loops,
+    few_rows,
+    gathered,
+    in_threads,
+    loop_back,
+    loop_there,
+    loop_there_and_back,
+    shares,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 Floats = NDArray[np.float32]
 
-# Up to so many vectors are multiplied one by one.
-_FEW = 3
 # Elements decoded at once for products with many vectors: enough rows for the BLAS to be fast.
 _DECODED_ELEMENTS = 1 << 20
-
-
-@cache
-def available() -> bool:
-    """Whether matrices can stay in BF16: numba is installed, and the machine's order fits."""
-    return sys.byteorder == "little" and importlib.util.find_spec("numba") is not None
 
 
 class Bf16Matrix(Operator):
@@ -61,7 +61,7 @@ class Bf16Matrix(Operator):
         if isinstance(index, slice):
             words = self.words[index]
             out = np.empty((words.shape[0], self.shape[1]), np.float32)
-            _kernels().decode(words, out)
+            _loops().decode_bf16(words, out)
             return out
         halves: NDArray[np.uint16] = self.words.view(np.uint16)
         return (np.asarray(halves[index], np.uint32) << 16).view(np.float32)
@@ -69,38 +69,33 @@ class Bf16Matrix(Operator):
     def decoded(self) -> Floats:
         """All of it as float32."""
         out = np.empty(self.shape, np.float32)
-        _over(len(self), lambda a, b: _kernels().decode(self.words[a:b], out[a:b]))
+        self._over_rows(lambda a, b: _loops().decode_bf16(self.words[a:b], out[a:b]))
         return out
 
     def matmat(self, x: Floats) -> Floats:
         """The product with each column of x."""
-        if x.shape[1] > _FEW:
+        if x.shape[1] > FEW:
             return self._multiply_many(x)
-        y = np.empty((x.shape[1], len(self)), np.float32)
-        multiply = _kernels().multiply
-        for column, result in zip(x.T, y, strict=True):
-            even, odd = _parted(column)
-            _over(len(self), _bound(multiply, self.words, even, odd, result))
-        return y.T
+        return loop_there(_loops().multiply_bf16, self.words, _parted(few_rows(x)))[: x.shape[1]].T
 
     def rmatmat(self, y: Floats) -> Floats:
         """The adjoint's product with each column of y."""
-        out = np.empty((y.shape[1], self.shape[1]), np.float32)
-        for column, result in zip(np.ascontiguousarray(y.T), out, strict=True):
-            result[:] = self._gathered(_bound(_kernels().multiply_adjoint, self.words, column))
-        return out.T
+        if y.shape[1] > FEW:
+            pairs = [self.rmatmat(y[:, i : i + FEW]) for i in range(0, y.shape[1], FEW)]
+            return np.hstack(pairs)
+        shape = (2 * FEW, self.words.shape[1])
+        back = loop_back(_loops().multiply_adjoint_bf16, self.words, y, shape)
+        return _joined(back)[: y.shape[1]].T
 
     def round_trip(self, x: Floats, added: Floats | None = None) -> tuple[Floats, Floats]:
         """y = M x + added and M'y, for each column, reading M once."""
-        y = np.zeros((x.shape[1], len(self)), np.float32)
-        if added is not None:
-            y[:] = added.T
-        back = np.empty(x.shape[::-1], np.float32)
-        for column, image, result in zip(x.T, y, back, strict=True):
-            even, odd = _parted(column)
-            work = _bound(_kernels().multiply_and_back, self.words, even, odd, image)
-            result[:] = self._gathered(work)
-        return y.T, back.T
+        if x.shape[1] > FEW:
+            return super().round_trip(x, added)
+        if added is None:
+            added = np.zeros((len(self), x.shape[1]), np.float32)
+        loops = _loops().multiply_bf16, _loops().multiply_adjoint_bf16
+        y, back = loop_there_and_back(loops, self.words, _parted(few_rows(x)), added)
+        return y[: x.shape[1]].T, _joined(back)[: x.shape[1]].T
 
     def row_products(
         self, other: Bf16Matrix, weight: Floats | None
@@ -109,17 +104,26 @@ class Bf16Matrix(Operator):
 
         Parameters
         ----------
-        weight : (columns,) factor on each column's products
+        weight : (columns,) factor on each column's products, None for 1
         """
-        even, odd = _parted(np.ones(self.shape[1], np.float32) if weight is None else weight)
+        parts = _parted(np.ones(self.shape[1], np.float32) if weight is None else weight)
         out = np.empty((3, len(self)), np.float32)
-        _over(len(self), _bound(_kernels().products, self.words, other.words, even, odd, *out))
+        words = self.words, other.words
+        self._over_rows(lambda *rows: _loops().row_products(*words, parts, out, *rows))
         return out[0], out[1], out[2]
 
     @cached_property
     def column_squares(self) -> Floats:
         """(columns,) sum of the squares of each column."""
-        return self._gathered(_bound(_kernels().column_squares, self.words))
+        shape = (2, self.words.shape[1])
+        sums = gathered(shape, partial(_loops().column_squares, self.words), len(self))
+        return _joined(sums)[0]
+
+    def row_peaks(self, size: Floats) -> Floats:
+        """Largest |entry| times the size of its column in each row; sizes are at least 0."""
+        peaks = np.empty(len(self), np.uint32)
+        self._over_rows(partial(_loops().row_peaks, self.words, _parted(size), peaks))
+        return peaks.view(np.float32)
 
     def _multiply_many(self, x: Floats) -> Floats:
         """The product with many columns: rows are decoded and multiplied by the BLAS."""
@@ -131,39 +135,29 @@ class Bf16Matrix(Operator):
             for first in range(begin, end, step):
                 last = min(first + step, end)
                 some = decoded[: last - first]
-                _kernels().decode(self.words[first:last], some)
+                _loops().decode_bf16(self.words[first:last], some)
                 np.matmul(some, x, out=out[first:last])
 
-        _over(len(self), part)
+        self._over_rows(part)
         return out
 
-    def _gathered(self, work: Callable[..., None]) -> Floats:
-        """A vector along the rows to which each thread's rows contribute."""
-
-        def part(rows: range) -> Floats:
-            both = np.zeros((2, self.words.shape[1]), np.float32)
-            work(*both, rows.start, rows.stop)
-            return both
-
-        parts = in_threads(part, shares(len(self)))
-        return np.ascontiguousarray(sum(parts[1:], parts[0]).T).reshape(-1)
+    def _over_rows(self, work: Callable[[int, int], None]) -> None:
+        in_threads(lambda rows: work(rows.start, rows.stop), shares(len(self)))
 
 
-def _parted(vector: Floats) -> tuple[Floats, Floats]:
-    """The even and the odd entries."""
-    return np.ascontiguousarray(vector[::2]), np.ascontiguousarray(vector[1::2])
+def _parted(rows: Floats) -> Floats:
+    """Even and odd entries of each row, or of a vector, as rows of their own."""
+    halves = rows.reshape(-1, rows.shape[-1] // 2, 2).transpose(0, 2, 1)
+    return np.ascontiguousarray(halves).reshape(-1, rows.shape[-1] // 2)
 
 
-def _bound(kernel: Any, *arguments: Any) -> Callable[..., None]:
-    return lambda *rest: kernel(*arguments, *rest)
+def _joined(parted: Floats) -> Floats:
+    """The rows of which `_parted` makes these."""
+    words = parted.shape[1]
+    return np.ascontiguousarray(parted.reshape(-1, 2, words).transpose(0, 2, 1)).reshape(
+        -1, 2 * words
+    )
 
 
-def _over(rows: int, work: Callable[[int, int], None]) -> None:
-    in_threads(lambda part: work(part.start, part.stop), shares(rows))
-
-
-@cache
-def _kernels() -> Any:
-    from ckptforensics import kernels
-
-    return kernels
+def _loops() -> Any:
+    return compiled_loops()

@@ -1,11 +1,14 @@
-"""Compiled loops over matrices in BF16 (numba; imported only by `ckptforensics.bf16`).
+"""Compiled loops over large matrices (numba; loaded by `parallel.compiled_loops`).
 
-A matrix is given as (rows, columns / 2) words of 32 bits, each two BF16 numbers that lie behind
+A matrix times two vectors, which takes as long as reading the matrix: four rows are read at a time,
+for one alone does not keep the memory busy. Sums may be reordered, as by a BLAS; NaN and infinity
+keep their meaning.
+
+A matrix in BF16 is given as (rows, columns / 2) words of 32 bits, each two numbers that lie behind
 each other, the first in the low half: shifted up or with the low half cleared they are float32
-numbers, exactly. So vectors along the rows come in two, their even and their odd entries. Four rows
-are read at a time, for one alone does not keep the memory busy. Sums may be reordered, as by a
-BLAS; NaN and infinity keep their meaning. Compiled once and then kept beside this file, or where
-NUMBA_CACHE_DIR says.
+numbers, exactly. So what lies along the rows comes in two, its even and its odd entries.
+
+Compiled once and then kept beside this file, or where NUMBA_CACHE_DIR says.
 """
 
 from __future__ import annotations
@@ -19,123 +22,172 @@ from numba import njit
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 _HALF = np.uint32(16)
 _HIGH = np.uint32(0xFFFF0000)
+_MAGNITUDE = np.uint32(0x7FFFFFFF)
 
 
 def _compiled(function: _Function) -> _Function:
     reordered = {"reassoc", "contract", "nsz"}
-    return njit(cache=True, nogil=True, fastmath=reordered)(function)
+    compiled: Any = njit(cache=True, nogil=True, fastmath=reordered)(function)
+    return compiled
 
 
-@njit(inline="always")  # type: ignore[misc]
+@njit(inline="always")
 def _even(word: Any) -> Any:
     return np.uint32(word << _HALF).view(np.float32)
 
 
-@njit(inline="always")  # type: ignore[misc]
+@njit(inline="always")
 def _odd(word: Any) -> Any:
     return np.uint32(word & _HIGH).view(np.float32)
 
 
 @_compiled
-def multiply(w: Any, even: Any, odd: Any, y: Any, begin: int, end: int) -> None:
-    """Rows `begin` to `end` of y = W x."""
-    words = w.shape[1]
+def multiply(m: Any, x: Any, y: Any, begin: int, end: int) -> None:
+    """Rows `begin` to `end` of y = M x, for two vectors: x is (2, columns), y (2, rows)."""
+    columns = m.shape[1]
     fours = begin + (end - begin) // 4 * 4
     for i in range(begin, fours, 4):
-        s = t = u = v = np.float32(0)
-        for j in range(words):
-            e, o = even[j], odd[j]
-            s += _even(w[i, j]) * e + _odd(w[i, j]) * o
-            t += _even(w[i + 1, j]) * e + _odd(w[i + 1, j]) * o
-            u += _even(w[i + 2, j]) * e + _odd(w[i + 2, j]) * o
-            v += _even(w[i + 3, j]) * e + _odd(w[i + 3, j]) * o
-        y[i], y[i + 1], y[i + 2], y[i + 3] = s, t, u, v
+        s = t = u = v = p = q = r = z = np.float32(0)
+        for j in range(columns):
+            e, f = x[0, j], x[1, j]
+            s, p = s + m[i, j] * e, p + m[i, j] * f
+            t, q = t + m[i + 1, j] * e, q + m[i + 1, j] * f
+            u, r = u + m[i + 2, j] * e, r + m[i + 2, j] * f
+            v, z = v + m[i + 3, j] * e, z + m[i + 3, j] * f
+        y[0, i], y[0, i + 1], y[0, i + 2], y[0, i + 3] = s, t, u, v
+        y[1, i], y[1, i + 1], y[1, i + 2], y[1, i + 3] = p, q, r, z
     for i in range(fours, end):
-        s = np.float32(0)
-        for j in range(words):
-            s += _even(w[i, j]) * even[j] + _odd(w[i, j]) * odd[j]
-        y[i] = s
+        s = p = np.float32(0)
+        for j in range(columns):
+            s, p = s + m[i, j] * x[0, j], p + m[i, j] * x[1, j]
+        y[0, i], y[1, i] = s, p
 
 
 @_compiled
-def multiply_adjoint(w: Any, y: Any, even: Any, odd: Any, begin: int, end: int) -> None:
-    """Add what rows `begin` to `end` contribute to W'y."""
-    words = w.shape[1]
+def multiply_adjoint(m: Any, y: Any, x: Any, begin: int, end: int) -> None:
+    """Add what rows `begin` to `end` contribute to x = M'y, for two vectors as in `multiply`."""
+    columns = m.shape[1]
     fours = begin + (end - begin) // 4 * 4
     for i in range(begin, fours, 4):
-        s, t, u, v = y[i], y[i + 1], y[i + 2], y[i + 3]
-        for j in range(words):
-            a, b, c, d = w[i, j], w[i + 1, j], w[i + 2, j], w[i + 3, j]
-            even[j] += _even(a) * s + _even(b) * t + _even(c) * u + _even(d) * v
-            odd[j] += _odd(a) * s + _odd(b) * t + _odd(c) * u + _odd(d) * v
+        s, t, u, v = y[0, i], y[0, i + 1], y[0, i + 2], y[0, i + 3]
+        p, q, r, z = y[1, i], y[1, i + 1], y[1, i + 2], y[1, i + 3]
+        for j in range(columns):
+            a, b, c, d = m[i, j], m[i + 1, j], m[i + 2, j], m[i + 3, j]
+            x[0, j] += a * s + b * t + c * u + d * v
+            x[1, j] += a * p + b * q + c * r + d * z
     for i in range(fours, end):
-        s = y[i]
-        for j in range(words):
-            even[j] += _even(w[i, j]) * s
-            odd[j] += _odd(w[i, j]) * s
+        s, p = y[0, i], y[1, i]
+        for j in range(columns):
+            x[0, j] += m[i, j] * s
+            x[1, j] += m[i, j] * p
 
 
 @_compiled
-def multiply_and_back(
-    w: Any, even: Any, odd: Any, y: Any, back_even: Any, back_odd: Any, begin: int, end: int
-) -> None:
-    """Add W x to rows `begin` to `end` of y, and what they contribute to W'y to `back`."""
+def multiply_bf16(w: Any, x: Any, y: Any, begin: int, end: int) -> None:
+    """Rows `begin` to `end` of y = W x, for two vectors: x is (4, words), y (2, rows)."""
     words = w.shape[1]
     fours = begin + (end - begin) // 4 * 4
     for i in range(begin, fours, 4):
-        s, t, u, v = y[i], y[i + 1], y[i + 2], y[i + 3]
+        s = t = u = v = p = q = r = z = np.float32(0)
         for j in range(words):
-            e, o = even[j], odd[j]
-            s += _even(w[i, j]) * e + _odd(w[i, j]) * o
-            t += _even(w[i + 1, j]) * e + _odd(w[i + 1, j]) * o
-            u += _even(w[i + 2, j]) * e + _odd(w[i + 2, j]) * o
-            v += _even(w[i + 3, j]) * e + _odd(w[i + 3, j]) * o
-        y[i], y[i + 1], y[i + 2], y[i + 3] = s, t, u, v
-        for j in range(words):  # finds the rows in the cache
-            a, b, c, d = w[i, j], w[i + 1, j], w[i + 2, j], w[i + 3, j]
-            back_even[j] += _even(a) * s + _even(b) * t + _even(c) * u + _even(d) * v
-            back_odd[j] += _odd(a) * s + _odd(b) * t + _odd(c) * u + _odd(d) * v
+            e, o, f, g = x[0, j], x[1, j], x[2, j], x[3, j]
+            a, b = _even(w[i, j]), _odd(w[i, j])
+            s, p = s + (a * e + b * o), p + (a * f + b * g)
+            a, b = _even(w[i + 1, j]), _odd(w[i + 1, j])
+            t, q = t + (a * e + b * o), q + (a * f + b * g)
+            a, b = _even(w[i + 2, j]), _odd(w[i + 2, j])
+            u, r = u + (a * e + b * o), r + (a * f + b * g)
+            a, b = _even(w[i + 3, j]), _odd(w[i + 3, j])
+            v, z = v + (a * e + b * o), z + (a * f + b * g)
+        y[0, i], y[0, i + 1], y[0, i + 2], y[0, i + 3] = s, t, u, v
+        y[1, i], y[1, i + 1], y[1, i + 2], y[1, i + 3] = p, q, r, z
     for i in range(fours, end):
-        s = y[i]
+        s = p = np.float32(0)
         for j in range(words):
-            s += _even(w[i, j]) * even[j] + _odd(w[i, j]) * odd[j]
-        y[i] = s
-        for j in range(words):
-            back_even[j] += _even(w[i, j]) * s
-            back_odd[j] += _odd(w[i, j]) * s
+            a, b = _even(w[i, j]), _odd(w[i, j])
+            s, p = s + (a * x[0, j] + b * x[1, j]), p + (a * x[2, j] + b * x[3, j])
+        y[0, i], y[1, i] = s, p
 
 
 @_compiled
-def products(
-    a: Any, b: Any, even: Any, odd: Any, aa: Any, ab: Any, bb: Any, begin: int, end: int
-) -> None:
+def multiply_adjoint_bf16(w: Any, y: Any, x: Any, begin: int, end: int) -> None:
+    """Add what rows `begin` to `end` contribute to x = W'y, for two vectors as `multiply_bf16`."""
+    words = w.shape[1]
+    fours = begin + (end - begin) // 4 * 4
+    for i in range(begin, fours, 4):
+        s, t, u, v = y[0, i], y[0, i + 1], y[0, i + 2], y[0, i + 3]
+        p, q, r, z = y[1, i], y[1, i + 1], y[1, i + 2], y[1, i + 3]
+        for j in range(words):
+            k, m, n, o = w[i, j], w[i + 1, j], w[i + 2, j], w[i + 3, j]
+            a, b, c, d = _even(k), _even(m), _even(n), _even(o)
+            x[0, j] += a * s + b * t + c * u + d * v
+            x[2, j] += a * p + b * q + c * r + d * z
+            a, b, c, d = _odd(k), _odd(m), _odd(n), _odd(o)
+            x[1, j] += a * s + b * t + c * u + d * v
+            x[3, j] += a * p + b * q + c * r + d * z
+    for i in range(fours, end):
+        s, p = y[0, i], y[1, i]
+        for j in range(words):
+            a, b = _even(w[i, j]), _odd(w[i, j])
+            x[0, j] += a * s
+            x[2, j] += a * p
+            x[1, j] += b * s
+            x[3, j] += b * p
+
+
+@_compiled
+def row_products(a: Any, b: Any, weight: Any, out: Any, begin: int, end: int) -> None:
     """Sums of weight times entries: each row of A with itself, with B's, and B's with itself."""
     for i in range(begin, end):
         s = t = u = np.float32(0)
         for j in range(a.shape[1]):
-            p, q, r = _even(a[i, j]), _even(b[i, j]), even[j]
+            p, q, r = _even(a[i, j]), _even(b[i, j]), weight[0, j]
             s += r * p * p
             t += r * p * q
             u += r * q * q
-            p, q, r = _odd(a[i, j]), _odd(b[i, j]), odd[j]
+            p, q, r = _odd(a[i, j]), _odd(b[i, j]), weight[1, j]
             s += r * p * p
             t += r * p * q
             u += r * q * q
-        aa[i], ab[i], bb[i] = s, t, u
+        out[0, i], out[1, i], out[2, i] = s, t, u
 
 
 @_compiled
-def column_squares(w: Any, even: Any, odd: Any, begin: int, end: int) -> None:
-    """Add the squares in rows `begin` to `end` to the columns' sums."""
+def column_squares(w: Any, sums: Any, begin: int, end: int) -> None:
+    """Add the squares in rows `begin` to `end` to the columns' sums, (2, words)."""
+    words = w.shape[1]
+    fours = begin + (end - begin) // 4 * 4
+    for i in range(begin, fours, 4):
+        for j in range(words):
+            k, m, n, o = w[i, j], w[i + 1, j], w[i + 2, j], w[i + 3, j]
+            a, b, c, d = _even(k), _even(m), _even(n), _even(o)
+            sums[0, j] += a * a + b * b + c * c + d * d
+            a, b, c, d = _odd(k), _odd(m), _odd(n), _odd(o)
+            sums[1, j] += a * a + b * b + c * c + d * d
+    for i in range(fours, end):
+        for j in range(words):
+            a, b = _even(w[i, j]), _odd(w[i, j])
+            sums[0, j] += a * a
+            sums[1, j] += b * b
+
+
+@_compiled
+def row_peaks(w: Any, size: Any, peaks: Any, begin: int, end: int) -> None:
+    """Largest |weight| times the column's size in each of the rows `begin` to `end`.
+
+    Sizes, (2, words), are at least 0. Numbers of one sign are ordered as their bits are.
+    """
     for i in range(begin, end):
+        peak = np.uint32(0)
         for j in range(w.shape[1]):
-            p, q = _even(w[i, j]), _odd(w[i, j])
-            even[j] += p * p
-            odd[j] += q * q
+            a = np.float32(_even(w[i, j]) * size[0, j]).view(np.uint32) & _MAGNITUDE
+            b = np.float32(_odd(w[i, j]) * size[1, j]).view(np.uint32) & _MAGNITUDE
+            peak = max(peak, np.uint32(a), np.uint32(b))
+        peaks[i] = peak
 
 
 @_compiled
-def decode(w: Any, out: Any) -> None:
+def decode_bf16(w: Any, out: Any) -> None:
     """The numbers themselves, (rows, columns)."""
     for i in range(w.shape[0]):
         for j in range(w.shape[1]):

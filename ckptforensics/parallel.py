@@ -2,21 +2,25 @@
 
 NumPy and the BLAS give the interpreter lock back, so threads are enough. The work is split here and
 the BLAS is kept to one thread: its own threads wait for each other by spinning, which costs up to
-ten times the time when another process needs a core (docs/performance.md).
+ten times the time when another process needs a core. A matrix times one or two vectors is the task
+of compiled loops, where numba is installed (docs/performance.md).
 """
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
 from itertools import pairwise
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ckptforensics.operator import Floats, Operator
 
@@ -27,8 +31,12 @@ Result = TypeVar("Result")
 _BLOCK_ELEMENTS = 1 << 17
 # Multiplications below which handing work to another thread costs more than it saves.
 _WORTH_SPLITTING = 1 << 21
-# Columns that are multiplied one by one.
-_FEW = 3
+# Columns that the compiled loops multiply at once.
+FEW = 2
+# Elements of a matrix from which on they are used: loading them takes a while.
+_WORTH_COMPILING = 1 << 22
+# Bytes of rows that stay in a core's cache.
+_CACHED_BYTES = 1 << 20
 
 _inside = threading.local()
 
@@ -84,31 +92,17 @@ def multiply(matrix: Floats | Operator, x: Floats) -> Floats:
         return matrix.matmat(x)
     if matrix.size * x.shape[1] < _WORTH_SPLITTING:
         return matrix @ x
-    if 1 < x.shape[1] <= _FEW:
-        return _multiply_few(matrix, x)
+    if (loops := _loops_for(matrix, x)) is not None:
+        return loop_there(loops.multiply, matrix, few_rows(x))[: x.shape[1]].T
     out = np.empty((matrix.shape[0], x.shape[1]), np.float32)
+    if x.shape[1] <= FEW:
+        x = np.asfortranarray(x)
 
     def part(rows: range) -> None:
         np.matmul(matrix[rows.start : rows.stop], x, out=out[rows.start : rows.stop])
 
-    in_threads(part, shares(matrix.shape[0]))
+    in_threads(part, shares(len(matrix)))
     return out
-
-
-def _multiply_few(matrix: Floats, x: Floats) -> Floats:
-    """matrix @ x for a few columns, one after another while rows of the matrix are in the cache.
-
-    A product of matrices would take as long as one with ten times the columns.
-    """
-    columns = np.ascontiguousarray(x.T)
-    out = np.empty((x.shape[1], matrix.shape[0]), np.float32)
-
-    def part(rows: slice) -> None:
-        for column, result in zip(columns, out, strict=True):
-            np.matmul(matrix[rows], column, out=result[rows])
-
-    over_rows(part, *matrix.shape)
-    return out.T
 
 
 def multiply_adjoint(matrix: Floats | Operator, y: Floats) -> Floats:
@@ -117,36 +111,111 @@ def multiply_adjoint(matrix: Floats | Operator, y: Floats) -> Floats:
         return matrix.rmatmat(y)
     if matrix.size * y.shape[1] < _WORTH_SPLITTING:
         return matrix.T @ y
+    if (loops := _loops_for(matrix, y)) is not None:
+        return loop_back(loops.multiply_adjoint, matrix, y, (FEW, matrix.shape[1]))[: y.shape[1]].T
+    # With two columns the BLAS is fast on few rows only.
+    step = len(matrix) if y.shape[1] != FEW else max(1, _BLOCK_ELEMENTS // matrix.shape[1])
 
-    def part(rows: range) -> Floats:
-        some: Floats = matrix[rows.start : rows.stop].T @ y[rows.start : rows.stop]
-        return some
+    def part(back: Floats, begin: int, end: int) -> None:
+        for first in range(begin, end, step):
+            some = slice(first, min(first + step, end))
+            back += matrix[some].T @ y[some]
 
-    parts = in_threads(part, shares(matrix.shape[0]))
-    return sum(parts[1:], parts[0])
+    return gathered((matrix.shape[1], y.shape[1]), part, len(matrix))
 
 
 def multiply_and_back(matrix: Floats | Operator, x: Floats, added: Floats) -> tuple[Floats, Floats]:
     """y = added + matrix @ x and matrix.T @ y, reading a large matrix once."""
     if isinstance(matrix, Operator):
         return matrix.round_trip(x, added)
-    y = added.copy()
     if matrix.size * x.shape[1] < _WORTH_SPLITTING:
-        y += matrix @ x
+        y = added + matrix @ x
         return y, matrix.T @ y
-    step = max(1, _BLOCK_ELEMENTS * 2 // matrix.shape[1])
+    if (loops := _loops_for(matrix, x)) is not None:
+        both = loops.multiply, loops.multiply_adjoint
+        y, back = loop_there_and_back(both, matrix, few_rows(x), added)
+        return y[: x.shape[1]].T, back[: x.shape[1]].T
+    y = added.copy()
+    x = np.asfortranarray(x)
+    step = max(1, _BLOCK_ELEMENTS // matrix.shape[1])
 
-    def part(rows: range) -> Floats:
-        back = np.zeros((matrix.shape[1], x.shape[1]), np.float32)
-        for begin in range(rows.start, rows.stop, step):
-            some = slice(begin, min(begin + step, rows.stop))
-            # The second product finds the rows in the cache.
+    def part(back: Floats, begin: int, end: int) -> None:
+        for first in range(begin, end, step):
+            some = slice(first, min(first + step, end))
             y[some] += matrix[some] @ x
+            # The second product finds the rows in the cache.
             back += matrix[some].T @ y[some]
-        return back
 
-    parts = in_threads(part, shares(matrix.shape[0]))
-    return y, sum(parts[1:], parts[0])
+    return y, gathered((matrix.shape[1], x.shape[1]), part, len(matrix))
+
+
+@cache
+def compiled_loops() -> Any | None:
+    """`ckptforensics.kernels`; None where numba is not installed or numbers are stored reversed."""
+    if sys.byteorder != "little" or importlib.util.find_spec("numba") is None:
+        return None
+    from ckptforensics import kernels
+
+    return kernels
+
+
+def _loops_for(matrix: Floats, x: Floats) -> Any | None:
+    """The compiled loops, where they are faster than the BLAS."""
+    large = matrix.size >= _WORTH_COMPILING and matrix.flags.c_contiguous
+    return compiled_loops() if large and x.shape[1] <= FEW else None
+
+
+def few_rows(x: Floats) -> Floats:
+    """The columns, at most `FEW`, as so many rows; those that are lacking are 0."""
+    rows = np.zeros((FEW, x.shape[0]), np.float32)
+    rows[: x.shape[1]] = x.T
+    return rows
+
+
+def loop_there(loop: Any, matrix: NDArray[Any], x: Floats) -> Floats:
+    """(FEW, rows) products by a compiled loop; x is laid out as the loop wants it."""
+    y = np.empty((FEW, len(matrix)), np.float32)
+    in_threads(lambda rows: loop(matrix, x, y, rows.start, rows.stop), shares(len(matrix)))
+    return y
+
+
+def loop_back(loop: Any, matrix: NDArray[Any], y: Floats, shape: tuple[int, int]) -> Floats:
+    """The adjoint's products by a compiled loop, laid out in this shape."""
+    rows = few_rows(y)
+    return gathered(shape, lambda back, *some: loop(matrix, rows, back, *some), len(matrix))
+
+
+def loop_there_and_back(
+    loops: tuple[Any, Any], matrix: NDArray[Any], x: Floats, added: Floats
+) -> tuple[Floats, Floats]:
+    """y = added + M x, (FEW, rows), and M'y, laid out like x, reading the matrix once."""
+    more = few_rows(added)
+    y = np.empty_like(more)
+    step = max(4, _CACHED_BYTES // matrix[0].nbytes // 4 * 4)
+
+    def part(back: Floats, begin: int, end: int) -> None:
+        for first in range(begin, end, step):
+            last = min(first + step, end)
+            loops[0](matrix, x, y, first, last)
+            y[:, first:last] += more[:, first:last]
+            # The second product finds the rows in the cache.
+            loops[1](matrix, y, back, first, last)
+
+    return y, gathered(x.shape, part, len(matrix))
+
+
+def gathered(
+    shape: tuple[int, int], work: Callable[[Floats, int, int], None], count: int
+) -> Floats:
+    """Sum of what `work` adds to zeros for each thread's share of the numbers up to `count`."""
+
+    def part(share: range) -> Floats:
+        sums = np.zeros(shape, np.float32)
+        work(sums, share.start, share.stop)
+        return sums
+
+    parts = in_threads(part, shares(count))
+    return sum(parts[1:], parts[0])
 
 
 def shares(count: int) -> list[range]:

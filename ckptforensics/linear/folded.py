@@ -34,13 +34,13 @@ class FoldedMatrix(Operator):
             if self.norm.kind == "layer":
                 x = x - x.mean(axis=0)
             x = x * self.norm.gain[:, None]
-        products = (_times(factor, multiply(matrix, x)) for matrix, factor in self.terms)
-        return sum(products, np.float32(0))
+        products = [_times(factor, multiply(matrix, x)) for matrix, factor in self.terms]
+        return sum(products[1:], products[0])
 
     def rmatmat(self, y: Floats) -> Floats:
         """The adjoint's product with each column of y."""
-        terms = (multiply_adjoint(matrix, _times(factor, y)) for matrix, factor in self.terms)
-        x = sum(terms, np.float32(0))
+        terms = [multiply_adjoint(matrix, _times(factor, y)) for matrix, factor in self.terms]
+        x = sum(terms[1:], terms[0])
         if self.norm is not None:
             x = x * self.norm.gain[:, None]
             if self.norm.kind == "layer":

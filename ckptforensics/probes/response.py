@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from ckptforensics.bf16 import Bf16Matrix
 from ckptforensics.layers import Block, Ffn, Floats, Moe
 from ckptforensics.linear.activations import sigmoid
 from ckptforensics.linear.forward import (
@@ -138,15 +139,15 @@ def _answer(ffn: Ffn, n: Floats) -> tuple[Floats, SuperWeight]:
 def _super_weight(ffn: Ffn, hidden: Floats, opens: Floats | None) -> SuperWeight:
     """The entry of W_down with the largest |weight| |activation|, times the output gate."""
     down, size = ffn.down.matrix, np.abs(hidden)
-
-    def strongest(rows: slice) -> tuple[float, int, int]:
-        amplitude = np.abs(down[rows]) * size
-        if opens is not None:
-            amplitude *= opens[rows, None]
-        row, column = np.unravel_index(np.argmax(amplitude), amplitude.shape)
-        return float(amplitude[row, column]), rows.start + int(row), int(column)
-
-    _, row, column = max(over_rows(strongest, *down.shape), key=lambda found: found[0])
+    if isinstance(down, Bf16Matrix):
+        peaks = down.row_peaks(size)
+    else:
+        array = down
+        peaks = np.concatenate(
+            over_rows(lambda rows: (np.abs(array[rows]) * size).max(axis=1), *array.shape)
+        )
+    row = int(np.argmax(peaks if opens is None else peaks * opens))
+    column = int(np.argmax(np.abs(down[row]) * size))
     value = float(down[row, column])
     acts = value if opens is None else value * float(opens[row])
     return SuperWeight(ffn.down_name, row, column, value, acts * float(hidden[column]))

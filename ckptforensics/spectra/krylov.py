@@ -1,11 +1,13 @@
-"""Leading singular triplets by Golub-Kahan-Lanczos bidiagonalisation with a measured residual.
+"""Leading singular triplets by block Golub-Kahan-Lanczos with a measured residual.
 
-Each step multiplies the operator with one new right vector, and its adjoint with what results; both
+Each step multiplies the operator with new right vectors, and its adjoint with what results; both
 products are orthogonalised against all before them, twice. The triplets are those of M on the space
 of right vectors (Rayleigh-Ritz), and the adjoint's products, which are kept, give their exact
 residual M'u - s v at no extra cost: the iteration stops when the answer is good, and says how good
-it is. Products with one vector read a matrix at the memory's speed, which products with a few do
-not (docs/performance.md); there and back in one reads the last matrix once instead of twice.
+it is. Where more than one triplet is wanted, a step has two vectors, one from a guess and one from
+random: from one alone two equal singular values would look like one. Two cost little more than one,
+for a step takes as long as reading the matrices (docs/performance.md); there and back in one reads
+the last of them once instead of twice.
 """
 
 from __future__ import annotations
@@ -23,15 +25,12 @@ Float64 = NDArray[np.float64]
 
 # What orthogonalising leaves of a vector below this share of it is noise of float32 products.
 _NOISE = 1e-6
-# Size of the random part of the start vector beside the guess: what the guess lacks is found too.
+# Size of the random part of a single start vector beside the guess: what the guess lacks is found.
 _GENERIC = 0.1
 # Residual of all triplets but the first, relative to their own value, which is off by its square.
 _LATER = 1e-2
 # Singular values below this share of the first are noise.
 _TINY = 1e-5
-# A gap of this size is checked with so many steps from another random vector.
-_CHECKED_GAP = 1.5
-_CHECK_STEPS = 3
 # The adjoint's product with the new part of an image follows from that with the whole image, unless
 # the part is a smaller share than this: then it would have fewer correct digits.
 _SHARE = 0.1
@@ -57,7 +56,7 @@ class Triplets:
     values : (count,)
     right : (columns, count) unit columns v
     residuals : (count,) |M'u - s v| / s_1
-    steps : products with M, and as many with its adjoint
+    steps : how often M was multiplied with new vectors, and its adjoint
     """
 
     left: Float64
@@ -77,9 +76,6 @@ def singular_triplets(
     generator: np.random.Generator,
 ) -> Triplets:
     """The `count` leading singular triplets of `operator`.
-
-    From one start vector, two equal singular values look like one. So a gap behind the first is
-    believed only after a few steps from another random vector have found nothing there.
 
     Parameters
     ----------
@@ -104,26 +100,19 @@ def singular_triplets(
     rows, columns = operator.shape
     count = min(count, rows, columns)
     space = _Space(operator, generator)
-    following = _product(operator.rmatmat, _guess(start, rows, generator))
-    waiting: NDArray[np.float64] | None = None
-    checked_until = 0
+    width = min(2, count)
+    following = _products(operator.rmatmat, _start(start, (width, rows), generator))
+    steps = 0
     while True:
         space.step(following)
+        steps += 1
         left, values, right, residuals = space.triplets(count)
-        following = space.back[-1]
-        steps = len(space.back)
-        if steps == min(rows, columns) or steps >= max(max_steps, count):
+        whole = len(space.left) == min(rows, columns)
+        if whole or (len(values) == count and _good(values, residuals, tolerance)):
             break
-        if steps < max(count, checked_until):
-            continue
-        if steps == checked_until and waiting is not None:
-            following, waiting = waiting, None
-        if not _good(values, residuals, tolerance):
-            continue
-        if checked_until or count < 2 or values[0] < _CHECKED_GAP * values[1]:
+        if steps >= max(max_steps, count):
             break
-        checked_until = steps + _CHECK_STEPS
-        following, waiting = generator.standard_normal(columns), following
+        following = np.stack(space.back[-width:])
     left, right = _fix_signs(left, right)
     return Triplets(left, values, right, residuals, steps)
 
@@ -137,15 +126,17 @@ def _good(values: Float64, residuals: Float64, tolerance: float) -> bool:
     return bool(np.all(residuals <= limits))
 
 
-def _guess(
-    start: NDArray[Any] | None, rows: int, generator: np.random.Generator
-) -> NDArray[np.float64]:
-    random = generator.standard_normal(rows)
-    random /= np.linalg.norm(random)
+def _start(
+    start: NDArray[Any] | None, shape: tuple[int, int], generator: np.random.Generator
+) -> Float64:
+    """Left vectors to start from: the guess, if there is one, and random ones."""
+    vectors = generator.standard_normal(shape)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     size = 0.0 if start is None else float(np.linalg.norm(start))
-    if start is None or not 0 < size < np.inf:
-        return random
-    return np.asarray(start, np.float64) / size + _GENERIC * random
+    if start is not None and 0 < size < np.inf:
+        guess = np.asarray(start, np.float64) / size
+        vectors[0] = guess if len(vectors) > 1 else guess + _GENERIC * vectors[0]
+    return vectors
 
 
 class _Space:
@@ -165,20 +156,22 @@ class _Space:
         self.back: list[Float64] = []
         self._coefficients: list[Float64] = []
 
-    def step(self, candidate: Float64) -> None:
-        """Extend the space by what is new in the candidate right vector."""
-        right, _ = self._new(candidate, self.right)
-        self.right.append(right)
-        image, returned = _round_trip(self.operator, right)
-        left, coefficients = self._new(image, self.left)
-        *known, new = coefficients
-        if new > _SHARE * np.linalg.norm(image):
-            back = sum((-c * b for c, b in zip(known, self.back, strict=True)), returned) / new
-        else:
-            back = _product(self.operator.rmatmat, left)
-        self.left.append(left)
-        self._coefficients.append(coefficients)
-        self.back.append(back)
+    def step(self, candidates: Float64) -> None:
+        """Extend the space by what is new in the candidate right vectors, (k, columns)."""
+        known = len(self.right)
+        for candidate in candidates[: min(self.operator.shape) - known]:
+            self.right.append(self._new(candidate, self.right)[0])
+        images, returned = _round_trip(self.operator, np.stack(self.right[known:]))
+        for image, returning in zip(images, returned, strict=True):
+            left, coefficients = self._new(image, self.left)
+            *old, new = coefficients
+            if new > _SHARE * np.linalg.norm(image):
+                back = sum((-c * b for c, b in zip(old, self.back, strict=True)), returning) / new
+            else:
+                back = _products(self.operator.rmatmat, left[None])[0]
+            self.left.append(left)
+            self._coefficients.append(coefficients)
+            self.back.append(back)
 
     def triplets(self, count: int) -> tuple[Float64, Float64, Float64, Float64]:
         """The leading `count` (or all) u, s, v of the space and their residuals."""
@@ -217,24 +210,24 @@ def _orthogonal(x: Float64, basis: Float64) -> tuple[Float64, Float64]:
     return overlap + again, rest - again @ basis
 
 
-def _product(multiply: Any, x: Float64) -> Float64:
-    return _finite(multiply(_column(x)))
+def _products(multiply: Any, rows: Float64) -> Float64:
+    return _finite(multiply(_columns(rows)))
 
 
-def _round_trip(operator: _Operator, x: Float64) -> tuple[Float64, Float64]:
-    image, returned = operator.round_trip(_column(x))
-    return _finite(image), _finite(returned)
+def _round_trip(operator: _Operator, rows: Float64) -> tuple[Float64, Float64]:
+    images, returned = operator.round_trip(_columns(rows))
+    return _finite(images), _finite(returned)
 
 
-def _column(x: Float64) -> Floats:
-    return np.ascontiguousarray(x[:, None], np.float32)
+def _columns(rows: Float64) -> Floats:
+    return np.ascontiguousarray(rows.T, np.float32)
 
 
-def _finite(product: Any) -> Float64:
-    vector = np.asarray(product, np.float64)[:, 0]
-    if not np.isfinite(vector).all():
+def _finite(products: Any) -> Float64:
+    rows = np.asarray(products, np.float64).T
+    if not np.isfinite(rows).all():
         raise NotFinite("the products with the layer's weights overflow float32")
-    return vector
+    return rows
 
 
 def _fix_signs(left: Float64, right: Float64) -> tuple[Float64, Float64]:

@@ -191,9 +191,10 @@ class TensorStore:
         odd = columns % 2 or first % 4
         if info.dtype != "BF16" or info.unreadable or odd or self._remote is not None:
             return None
-        from ckptforensics.bf16 import Bf16Matrix, available
+        from ckptforensics.bf16 import Bf16Matrix
+        from ckptforensics.parallel import compiled_loops
 
-        if not available() or not 0 <= start < stop <= rows:
+        if compiled_loops() is None or not 0 <= start < stop <= rows:
             return None
         import numpy as np
 
