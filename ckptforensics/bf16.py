@@ -22,7 +22,6 @@ from ckptforensics.parallel import (
     in_threads,
     loop_back,
     loop_there,
-    loop_there_and_back,
     shares,
 )
 
@@ -93,8 +92,9 @@ class Bf16Matrix(Operator):
             return super().round_trip(x, added)
         if added is None:
             added = np.zeros((len(self), x.shape[1]), np.float32)
-        loops = _loops().multiply_bf16, _loops().multiply_adjoint_bf16
-        y, back = loop_there_and_back(loops, self.words, _parted(few_rows(x)), added)
+        parted, y = _parted(few_rows(x)), few_rows(added)
+        work = partial(_loops().multiply_and_back_bf16, self.words, parted, y)
+        back = gathered(parted.shape, work, len(self))
         return y[: x.shape[1]].T, _joined(back)[: x.shape[1]].T
 
     def row_products(

@@ -8,7 +8,6 @@ of compiled loops, where numba is installed (docs/performance.md).
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import sys
 import threading
@@ -35,8 +34,6 @@ _WORTH_SPLITTING = 1 << 21
 FEW = 2
 # Elements of a matrix from which on they are used: loading them takes a while.
 _WORTH_COMPILING = 1 << 22
-# Bytes of rows that stay in a core's cache.
-_CACHED_BYTES = 1 << 20
 
 _inside = threading.local()
 
@@ -131,10 +128,9 @@ def multiply_and_back(matrix: Floats | Operator, x: Floats, added: Floats) -> tu
     if matrix.size * x.shape[1] < _WORTH_SPLITTING:
         y = added + matrix @ x
         return y, matrix.T @ y
-    if (loops := _loops_for(matrix, x)) is not None:
-        both = loops.multiply, loops.multiply_adjoint
-        y, back = loop_there_and_back(both, matrix, few_rows(x), added)
-        return y[: x.shape[1]].T, back[: x.shape[1]].T
+    if _loops_for(matrix, x) is not None:  # the cache is no faster for them than the memory
+        y = added + multiply(matrix, x)
+        return y, multiply_adjoint(matrix, y)
     y = added.copy()
     x = np.asfortranarray(x)
     step = max(1, _BLOCK_ELEMENTS // matrix.shape[1])
@@ -152,10 +148,12 @@ def multiply_and_back(matrix: Floats | Operator, x: Floats, added: Floats) -> tu
 @cache
 def compiled_loops() -> Any | None:
     """`ckptforensics.kernels`; None where numba is not installed or numbers are stored reversed."""
-    if sys.byteorder != "little" or importlib.util.find_spec("numba") is None:
+    if sys.byteorder != "little":
         return None
-    from ckptforensics import kernels
-
+    try:
+        from ckptforensics import kernels
+    except ImportError:  # not installed, or not for this NumPy
+        return None
     return kernels
 
 
@@ -183,25 +181,6 @@ def loop_back(loop: Any, matrix: NDArray[Any], y: Floats, shape: tuple[int, int]
     """The adjoint's products by a compiled loop, laid out in this shape."""
     rows = few_rows(y)
     return gathered(shape, lambda back, *some: loop(matrix, rows, back, *some), len(matrix))
-
-
-def loop_there_and_back(
-    loops: tuple[Any, Any], matrix: NDArray[Any], x: Floats, added: Floats
-) -> tuple[Floats, Floats]:
-    """y = added + M x, (FEW, rows), and M'y, laid out like x, reading the matrix once."""
-    more = few_rows(added)
-    y = np.empty_like(more)
-    step = max(4, _CACHED_BYTES // matrix[0].nbytes // 4 * 4)
-
-    def part(back: Floats, begin: int, end: int) -> None:
-        for first in range(begin, end, step):
-            last = min(first + step, end)
-            loops[0](matrix, x, y, first, last)
-            y[:, first:last] += more[:, first:last]
-            # The second product finds the rows in the cache.
-            loops[1](matrix, y, back, first, last)
-
-    return y, gathered(x.shape, part, len(matrix))
 
 
 def gathered(

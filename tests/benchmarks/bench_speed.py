@@ -17,8 +17,10 @@ from __future__ import annotations
 import argparse
 import tempfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
+from multiprocessing import get_context
 from pathlib import Path
 
 import click
@@ -55,9 +57,10 @@ def built(folder: Path, name: str, shape: shapes.Shape) -> Iterator[Path]:
         yield folder / name
         return
     with tempfile.TemporaryDirectory(dir=folder, prefix=f"{name}-") as made:
-        # In a process of its own: what runs next starts with the peak of the process it comes from.
+        # In a process of its own: a process begins with the peak memory of the one it comes from.
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as builder:
-            yield builder.submit(shapes.write, Path(made), shape).result()
+            model = builder.submit(shapes.write, Path(made), shape).result()
+        yield model
 
 
 def weights(model: Path) -> list[Path]:

@@ -33,8 +33,12 @@ def ckpt(*arguments: str) -> list[str]:
 
 def run(command: list[str]) -> Run:
     """Run a command to its end, start of the interpreter included; it must succeed."""
+    # An installed package has its bytecode saved, whatever this process may write.
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
     begun = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    process = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment
+    )
     errors = process.stderr.read() if process.stderr else b""
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
