@@ -14,25 +14,35 @@ Compiled once and then kept beside this file, or where NUMBA_CACHE_DIR says.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from contextlib import suppress
+from typing import Any
 
 import numpy as np
 from numba import njit
 
-_Function = TypeVar("_Function", bound=Callable[..., Any])
 _HALF = np.uint32(16)
 _HIGH = np.uint32(0xFFFF0000)
 _MAGNITUDE = np.uint32(0x7FFFFFFF)
 
 
-def _compiled(function: _Function) -> _Function:
+def _compiled(function: Callable[..., None]) -> Callable[..., None]:
+    """The loop, compiled once and kept; what cannot be kept or read again is compiled anew."""
     options: Any = {"nogil": True, "fastmath": {"reassoc", "contract", "nsz"}}
-    compiled: Any
-    try:
-        compiled = njit(cache=True, **options)(function)
-    except RuntimeError:  # no folder to keep it in can be written
-        compiled = njit(**options)(function)
-    return compiled
+    compiled = [njit(**options)(function)]
+    with suppress(RuntimeError):  # no folder to keep it in
+        compiled.append(njit(cache=True, **options)(function))
+
+    def loop(*arguments: Any) -> None:
+        try:
+            compiled[-1](*arguments)
+        except Exception:
+            # Before the loop began, for no loop raises: what is kept is damaged, or the disk full.
+            if len(compiled) == 1:
+                raise
+            del compiled[1:]
+            compiled[0](*arguments)
+
+    return loop
 
 
 @njit(inline="always")

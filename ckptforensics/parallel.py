@@ -147,14 +147,16 @@ def multiply_and_back(matrix: Floats | Operator, x: Floats, added: Floats) -> tu
 
 @cache
 def compiled_loops() -> Any | None:
-    """`ckptforensics.kernels`; None where numba is not installed or numbers are stored reversed."""
+    """`ckptforensics.kernels`; None where numba does not work or numbers are stored reversed."""
     if sys.byteorder != "little":
         return None
     try:
+        import numba
+
         from ckptforensics import kernels
-    except ImportError:  # not installed, or not for this NumPy
+    except Exception:  # not installed, not for this NumPy, or a library it needs is broken
         return None
-    return kernels
+    return None if getattr(numba.config, "DISABLE_JIT", 0) else kernels
 
 
 def _loops_for(matrix: Floats, x: Floats) -> Any | None:

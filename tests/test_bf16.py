@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -129,17 +130,6 @@ def test_sums_along_rows_and_columns(shape: tuple[int, int]):
     np.testing.assert_array_equal(peaks, (np.abs(one.astype(np.float32)) * weight).max(axis=1))
 
 
-def test_without_numba_there_are_no_loops():
-    """In a process of its own, where the import fails as if it were not installed."""
-    code = (
-        "import sys; sys.modules['numba'] = None\n"
-        "from ckptforensics import parallel\n"
-        "print(parallel.compiled_loops())"
-    )
-    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert ran.stdout == "None\n"
-
-
 def test_loops_without_a_place_to_keep_them(tmp_path):
     """A folder nobody can write to costs compiling again, not the run."""
     code = (
@@ -156,3 +146,45 @@ def test_loops_without_a_place_to_keep_them(tmp_path):
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ran.stdout == "[4. 4.]\n"
+
+
+BROKEN = {
+    "not installed": "raise ImportError('No module named numba')",
+    "of another NumPy": "raise ImportError('Numba needs NumPy 2.2 or less')",
+    "library missing": "raise OSError('Could not find/load shared object file')",
+}
+
+
+@pytest.mark.parametrize("how", BROKEN)
+def test_broken_numba_is_no_numba(how: str, tmp_path):
+    (tmp_path / "numba.py").write_text(BROKEN[how])
+    code = "from ckptforensics import parallel; print(parallel.compiled_loops())"
+    environment = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{os.getcwd()}"}
+    ran = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment
+    )
+    assert ran.stdout == "None\n"
+
+
+@pytest.mark.parametrize("damage", [b"", b"\x80\x04garbage"])
+def test_damaged_kept_loops_are_compiled_anew(damage: bytes, tmp_path):
+    code = (
+        "import numpy as np\n"
+        "from ckptforensics.bf16 import Bf16Matrix\n"
+        "ones = np.full((2, 2), 0x3F803F80, np.uint32)\n"
+        "print(Bf16Matrix(ones).matmat(np.ones((4, 1), np.float32))[:, 0])"
+    )
+    environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
+    for _ in range(2):
+        ran = subprocess.run(
+            [sys.executable, "-c", code],
+            capture_output=True,
+            text=True,
+            check=True,
+            env=environment,
+        )
+        assert ran.stdout == "[4. 4.]\n"
+        kept = [file for file in tmp_path.rglob("*") if file.suffix in (".nbi", ".nbc")]
+        assert kept
+        for file in kept:
+            file.write_bytes(damage)

@@ -105,9 +105,12 @@ def _sign_one(
     cache = None if no_cache else SignatureCache.of_user(out.hint)
     progress = out.progress(checkpoint)
     if verbose:
-        from ckptforensics.parallel import thread_count
+        from ckptforensics.parallel import compiled_loops, thread_count
 
-        out.hint(f"threads: {thread_count()}, the BLAS kept to one")
+        loops = "none (pip install 'ckptforensics[fast]')" if compiled_loops() is None else "numba"
+        out.hint(
+            f"threads: {thread_count()}, the BLAS kept to one; loops for large models: {loops}"
+        )
     signature = sign(
         checkpoint, fit=fit, digest=digest, progress=progress, cache=cache, scope=scope
     )

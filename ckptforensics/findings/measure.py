@@ -205,10 +205,10 @@ def measure(
     if not measured and tokens is not None:
         x = embed(checkpoint, tokens)
     before = None if x is None else token_state(x)
+    keep = _worth_keeping(checkpoint, wanted)
     wanted = wanted[len(measured) :]
     progress.start("layers", len(wanted))
     try:
-        keep = _worth_keeping(checkpoint, wanted)
         for block in stream_blocks(checkpoint, wanted, expert_memory=expert_memory, keep=keep):
             if gap is not None and block.layer >= gap:
                 x, before = None, None

@@ -15,8 +15,8 @@ from ckptforensics.layers.views import Attention, Ffn, Floats, Linear, Moe, Norm
 from ckptforensics.parallel import in_threads
 from ckptforensics.tensors import matrix_shape
 
-# Matrices smaller than this are decoded: little is won by keeping them as they are stored.
-KEPT_ELEMENTS = 1 << 20
+# Matrices smaller than this are decoded: little is won by keeping routers as they are stored.
+KEPT_ELEMENTS = 1 << 21
 
 
 class _StreamedExperts(Sequence[Ffn]):

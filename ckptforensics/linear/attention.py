@@ -88,12 +88,13 @@ def _value_map(attention: Attention, *, centred: bool) -> Floats | FoldedMatrix:
 
 def _folded(linear: Linear, norm: Norm | None, *, centred: bool) -> tuple[Floats, Float64]:
     """Weight and constant on the normalised input; the paper's convention has no C and no b."""
-    shift = np.zeros(len(linear.weight)) if linear.bias is None else linear.bias.astype(np.float64)
+    weight = linear.weight
+    shift = np.zeros(len(weight)) if linear.bias is None else linear.bias.astype(np.float64)
     if centred or norm is None:
         if norm is not None and norm.bias is not None:
-            shift = shift + linear.weight @ norm.bias
-        return fold_norm(linear.weight, norm), shift
-    return linear.weight * norm.gain, shift
+            shift = shift + weight @ norm.bias
+        return fold_norm(weight, norm), shift
+    return weight * norm.gain, shift
 
 
 def _behind_inner_norm(attention: Attention, compressed: Floats, shift: Float64) -> Floats:

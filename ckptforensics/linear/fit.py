@@ -149,7 +149,7 @@ def fit_gated_output(ffn: Ffn, fit: Fit, layer: int) -> tuple[Floats, Floats]:
     gate = ffn.output_gate
     assert gate is not None and ffn.gate is None
     if fit.kind == "sampled":
-        identity = np.eye(gate.weight.shape[0], dtype=np.float32)
+        identity = np.eye(gate.matrix.shape[0], dtype=np.float32)
         return identity, _fit_sampled(ffn, fit, layer, dense_forward)
     with_norm = fit.kind == "canonical"
     norm = ffn.norm if with_norm else None
@@ -158,9 +158,10 @@ def fit_gated_output(ffn: Ffn, fit: Fit, layer: int) -> tuple[Floats, Floats]:
     y, slope, bend = _moments(ffn.activation, up, up_shift)
     share, share_slope, share_bend = _moments("sigmoid", opens, opens_shift)
     # E[q(G) p(U)] is nearly E[q] E[p] + cov(G, U) E[q'] E[p'] (Price's theorem).
-    covarying = ffn.down.weight * (opens @ up.T)
-    down = ffn.down.weight * np.outer(share, slope) + covarying * np.outer(share_slope, bend)
-    output = share_slope * (ffn.down.weight @ y) + share_bend * (covarying @ slope)
+    stored = ffn.down.weight
+    covarying = stored * (opens @ up.T)
+    down = stored * np.outer(share, slope) + covarying * np.outer(share_slope, bend)
+    output = share_slope * (stored @ y) + share_bend * (covarying @ slope)
     if ffn.down.bias is not None:
         output += share_slope * ffn.down.bias
     f1 = np.vstack([up, opens])
@@ -278,7 +279,7 @@ def _fit_sampled(
     ffn: Ffn, fit: Fit, layer: int, function: Callable[[Ffn, Floats], Floats]
 ) -> Floats:
     """Least squares of a function of the normed input on the normalised one, with intercept."""
-    hidden_size = ffn.up.weight.shape[1]
+    hidden_size = ffn.up.matrix.shape[1]
     count = 0
     sum_z = np.zeros(hidden_size)
     gram = np.zeros((hidden_size, hidden_size))

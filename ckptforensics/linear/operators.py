@@ -312,7 +312,7 @@ def ffn_map(ffn: Ffn | Moe, fit: Fit, layer: int) -> FfnMap | ExpertsMap:
     if ffn.shared is not None:
         always = replace(ffn.shared, norm=ffn.norm)
         shared = (FfnMap(always.down.matrix, fit_ffn(always, fit, layer)), shared_share)
-    return ExpertsMap(ffn.router.weight.shape[1], experts, [w for w, _ in shares], shared)
+    return ExpertsMap(ffn.router.matrix.shape[1], experts, [w for w, _ in shares], shared)
 
 
 class _Experts(Sequence[Ffn]):

@@ -31,6 +31,8 @@ _GENERIC = 0.1
 _LATER = 1e-2
 # Singular values below this share of the first are noise.
 _TINY = 1e-5
+# Singular values below this, or above its inverse, are not squared.
+_SMALL = 1e-15
 # The adjoint's product with the new part of an image follows from that with the whole image, unless
 # the part is a smaller share than this: then it would have fewer correct digits.
 _SHARE = 0.1
@@ -216,7 +218,13 @@ def _products(multiply: Any, rows: Float64) -> Float64:
 
 def _round_trip(operator: _Operator, rows: Float64) -> tuple[Float64, Float64]:
     images, returned = operator.round_trip(_columns(rows))
-    return _finite(images), _finite(returned)
+    images = _finite(images)
+    sizes = np.linalg.norm(images, axis=1, keepdims=True)
+    if np.all((sizes == 0) | (sizes > _SMALL) & (sizes < 1 / _SMALL)):
+        return images, _finite(returned)
+    # The square of a singular value leaves the range of float32, though the value does not.
+    sizes[sizes == 0] = 1
+    return images, sizes * _products(operator.rmatmat, images / sizes)
 
 
 def _columns(rows: Float64) -> Floats:

@@ -136,3 +136,16 @@ def test_same_generator_same_answer():
     one, other = (triplets(MATRICES["random"]) for _ in range(2))
     np.testing.assert_array_equal(one.left, other.left)
     np.testing.assert_array_equal(one.values, other.values)
+
+
+@pytest.mark.parametrize("size", [1e-30, 1e-21, 1e-16, 1e16, 3e20])
+@pytest.mark.parametrize("count", [1, 2])
+def test_values_whose_squares_are_no_float32(size: float, count: int):
+    """F of a layer may be almost zero: its direction is as well known as any other."""
+    matrix = size * with_values(np.array([1.0, 0.3, 0.1, 0.03]), 60, 60, 3)
+    with np.errstate(over="ignore", invalid="ignore"):  # as where layers are measured
+        found = triplets(matrix, count)
+    _, values, vt = np.linalg.svd(matrix.astype(np.float32).astype(np.float64))
+    np.testing.assert_allclose(found.values, values[:count], rtol=1e-4)
+    assert abs(found.right[:, 0] @ vt[0]) > 1 - 1e-6
+    assert found.residuals[0] < 1e-4
