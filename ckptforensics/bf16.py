@@ -127,6 +127,9 @@ class Bf16Matrix(Operator):
 
     def _multiply_many(self, x: Floats) -> Floats:
         """The product with many columns: rows are decoded and multiplied by the BLAS."""
+        count = x.shape[1]
+        # The BLAS takes four columns at a time, and longer for fewer.
+        x = np.pad(x, ((0, 0), (0, -count % 4)))
         out = np.empty((len(self), x.shape[1]), np.float32)
         step = max(1, _DECODED_ELEMENTS // self.shape[1])
 
@@ -139,7 +142,7 @@ class Bf16Matrix(Operator):
                 np.matmul(some, x, out=out[first:last])
 
         self._over_rows(part)
-        return out
+        return out[:, :count]
 
     def _over_rows(self, work: Callable[[int, int], None]) -> None:
         in_threads(lambda rows: work(rows.start, rows.stop), shares(len(self)))

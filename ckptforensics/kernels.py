@@ -33,11 +33,12 @@ def _compiled(function: Callable[..., None]) -> Callable[..., None]:
         compiled.append(njit(cache=True, **options)(function))
 
     def loop(*arguments: Any) -> None:
+        used = compiled[-1]
         try:
-            compiled[-1](*arguments)
+            used(*arguments)
         except Exception:
             # Before the loop began, for no loop raises: what is kept is damaged, or the disk full.
-            if len(compiled) == 1:
+            if used is compiled[0]:
                 raise
             del compiled[1:]
             compiled[0](*arguments)

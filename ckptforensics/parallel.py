@@ -60,18 +60,43 @@ def one_blas_thread() -> Iterator[None]:
 def in_threads(work: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
     """`work` of each item, in their order; the first exception in that order is raised."""
     every = list(items)
-    threads = thread_count()
+    helpers = min(thread_count(), len(every)) - 1
     # Within a thread of the pool, waiting for the pool could wait for ever.
-    if threads == 1 or len(every) == 1 or getattr(_inside, "pool", False):
+    if helpers < 1 or getattr(_inside, "pool", False):
         return [work(item) for item in every]
     # What NumPy reports is decided for each thread; the pool's follow the caller.
     reported = np.geterr()
+    waiting = iter(range(len(every)))
+    results: dict[int, Result] = {}
+    errors: dict[int, Exception] = {}
 
-    def as_caller(item: Item) -> Result:
+    def take_part() -> None:
+        for i in waiting:
+            try:
+                results[i] = work(every[i])
+            except Exception as error:
+                errors[i] = error
+
+    def help_out() -> None:
         with np.errstate(**reported):
-            return work(item)
+            take_part()
 
-    return list(_pool(threads).map(as_caller, every))
+    # The caller works too: to hand all of it over and wait would cost a fourth of a millisecond.
+    _inside.pool = True
+    try:
+        others = [_pool(helpers).submit(help_out) for _ in range(helpers)]
+        take_part()
+    except BaseException:
+        for _ in waiting:  # interrupted: nobody waits for the rest
+            pass
+        raise
+    finally:
+        _inside.pool = False
+    for other in others:
+        other.result()
+    if errors:
+        raise errors[min(errors)]
+    return [results[i] for i in range(len(every))]
 
 
 def over_rows(work: Callable[[slice], Result], rows: int, columns: int) -> list[Result]:

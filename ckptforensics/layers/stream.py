@@ -87,6 +87,9 @@ def stream_blocks(
         )
     with buffers.reused(), ThreadPoolExecutor(1, thread_name_prefix="read") as reader:
         pending: Future[None] | None = None
+        if checkpoint.source.remote is None:  # else the block fetches what it needs
+            first = architecture.layers[wanted[0] - 1]
+            reader.submit(checkpoint.store.prefetch, _names(checkpoint, first, expert_memory))
         try:
             for layer, following in zip(wanted, [*wanted[1:], None], strict=True):
                 block = load_block(checkpoint, layer, expert_memory=expert_memory, keep=keep)
