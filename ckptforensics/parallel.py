@@ -32,10 +32,10 @@ _BLOCK_ELEMENTS = 1 << 17
 _WORTH_SPLITTING = 1 << 21
 # Columns that the compiled loops multiply at once.
 FEW = 2
-# Elements of a matrix from which on they are used: loading them takes a while.
-_WORTH_COMPILING = 1 << 22
 
 _inside = threading.local()
+# How many ask for the compiled loops at the moment.
+_asked = 0
 
 
 def thread_count() -> int:
@@ -184,10 +184,21 @@ def compiled_loops() -> Any | None:
     return None if getattr(numba.config, "DISABLE_JIT", 0) else kernels
 
 
+@contextmanager
+def loops_compiled(worth_it: bool) -> Iterator[None]:
+    """Multiply large arrays by the compiled loops too, if loading them is worth it."""
+    global _asked
+    _asked += worth_it
+    try:
+        yield
+    finally:
+        _asked -= worth_it
+
+
 def _loops_for(matrix: Floats, x: Floats) -> Any | None:
-    """The compiled loops, where they are faster than the BLAS."""
-    large = matrix.size >= _WORTH_COMPILING and matrix.flags.c_contiguous
-    return compiled_loops() if large and x.shape[1] <= FEW else None
+    """The compiled loops, where they are asked for and faster than the BLAS."""
+    usable = _asked and x.shape[1] <= FEW and matrix.flags.c_contiguous
+    return compiled_loops() if usable else None
 
 
 def few_rows(x: Floats) -> Floats:

@@ -57,9 +57,8 @@ def test_products(shape: tuple[int, int], count: int, threads: str, monkeypatch)
 @pytest.mark.parametrize("count", [1, 2])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_products_of_float32(shape: tuple[int, int], count: int, monkeypatch):
-    """The loops for arrays are used for large ones only: let them take small ones too."""
+    """The loops for arrays are used for large ones only, and in large models."""
     monkeypatch.setattr(parallel, "_WORTH_SPLITTING", 0)
-    monkeypatch.setattr(parallel, "_WORTH_COMPILING", 0)
     matrix = vectors(*shape)
     exact = matrix.astype(np.float64)
     x, y = vectors(shape[1], count), vectors(shape[0], count, 2)
@@ -67,9 +66,10 @@ def test_products_of_float32(shape: tuple[int, int], count: int, monkeypatch):
     calls = []
     monkeypatch.setattr(parallel, "loop_there", _counted(parallel.loop_there, calls))
     monkeypatch.setattr(parallel, "loop_back", _counted(parallel.loop_back, calls))
-    assert_close(parallel.multiply(matrix, x), exact @ x)
-    assert_close(parallel.multiply_adjoint(matrix, y), exact.T @ y)
-    found = parallel.multiply_and_back(matrix, x, y)
+    with parallel.loops_compiled(True):
+        assert_close(parallel.multiply(matrix, x), exact @ x)
+        assert_close(parallel.multiply_adjoint(matrix, y), exact.T @ y)
+        found = parallel.multiply_and_back(matrix, x, y)
     assert_close(found[0], exact @ x + y)
     assert_close(found[1], exact.T @ (exact @ x + y))
     assert calls == [loops.multiply, loops.multiply_adjoint] * 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -16,7 +17,7 @@ from ckptforensics.findings.scope import Scope, is_prefix
 from ckptforensics.findings.skipped import skipped_layers
 from ckptforensics.layers import Block, Ffn, Floats, Moe, stream_blocks
 from ckptforensics.linear import BlockMap, ExpertsMap, FfnMap, Fit, ResidualMap, block_map
-from ckptforensics.parallel import one_blas_thread
+from ckptforensics.parallel import loops_compiled, one_blas_thread
 from ckptforensics.probes import (
     Response,
     Trigger,
@@ -38,8 +39,8 @@ Float64 = NDArray[np.float64]
 
 # Single tokens rolled out beside the begin-of-sequence token.
 ROLLOUT_TOKENS = 64
-# Bytes of weights from which on large matrices stay in BF16.
-KEPT_BYTES = 1 << 30
+# Weights of the measured layers from which on the compiled loops are worth loading.
+LARGE_MODEL = 1 << 28
 # Tokens share a direction where the mean of their unit vectors is at least this long.
 SHARED = 0.9
 # Fixed: two runs must give the same signature. Tokens and start vectors only need to be generic.
@@ -205,34 +206,34 @@ def measure(
     if not measured and tokens is not None:
         x = embed(checkpoint, tokens)
     before = None if x is None else token_state(x)
-    keep = _worth_keeping(checkpoint, wanted)
+    large = _is_large(checkpoint, wanted)
     wanted = wanted[len(measured) :]
     progress.start("layers", len(wanted))
     try:
-        for block in stream_blocks(checkpoint, wanted, expert_memory=expert_memory, keep=keep):
-            if gap is not None and block.layer >= gap:
-                x, before = None, None
-            x, probe, answer = _advance(block, x, before)
-            after = None if x is None else token_state(x)
-            layer = _measure_layer(
-                block, fit, scope, (before, after), (probe, answer), with_eigenvalues
-            )
-            measured.append(replace(layer, lowest=_lowest(before, measured)))
-            before = after
-            if journal is not None and block.layer != wanted[-1]:
-                journal.save(measured, x)
-            progress.step(block.prefix)
-            del block  # before the next one is read
+        with loops_compiled(large):
+            for block in stream_blocks(checkpoint, wanted, expert_memory=expert_memory, keep=large):
+                if gap is not None and block.layer >= gap:
+                    x, before = None, None
+                x, probe, answer = _advance(block, x, before)
+                after = None if x is None else token_state(x)
+                layer = _measure_layer(
+                    block, fit, scope, (before, after), (probe, answer), with_eigenvalues
+                )
+                measured.append(replace(layer, lowest=_lowest(before, measured)))
+                before = after
+                if journal is not None and block.layer != wanted[-1]:
+                    journal.save(measured, x)
+                progress.step(block.prefix)
+                del block  # before the next one is read
     finally:
         progress.finish()
     return Measurements(tuple(measured), tuple(skipped), None if tokens is None else tuple(tokens))
 
 
-def _worth_keeping(checkpoint: Checkpoint, layers: Sequence[int]) -> bool:
-    """Whether matrices are to stay in BF16: products are faster, but loading them takes a while."""
+def _is_large(checkpoint: Checkpoint, layers: Sequence[int]) -> bool:
     plans = checkpoint.architecture.layers
     names = {name for layer in layers for name, _ in plans[layer - 1].names()}
-    return sum(checkpoint.store.info(name).nbytes for name in names) >= KEPT_BYTES
+    return sum(math.prod(checkpoint.store.info(name).shape) for name in names) >= LARGE_MODEL
 
 
 def _lowest(before: TokenState | None, measured: Sequence[LayerMeasurement]) -> float | None:

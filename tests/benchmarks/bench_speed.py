@@ -85,6 +85,7 @@ def bench_layer(folder: Path) -> Iterator[Row]:
         seconds = _SHARE * (theirs.sampling + theirs.least_squares) + theirs.svd
         dense = torch.from_numpy(_dense(block))
         exact = torch.linalg.svd(dense)[0][:, 0].numpy()
+        found, found_paper = _u(saved), _u(paper)
     parts = f"{_SHARE} times {theirs.sampling:.0f} + {theirs.least_squares:.0f}; {theirs.svd:.0f}"
     yield (
         "one 7B-shaped layer, published algorithm to `ckpt sign` as a process",
@@ -95,8 +96,8 @@ def bench_layer(folder: Path) -> Iterator[Row]:
     yield (
         "its direction against the dense SVD of the closed form",
         "within 0.1 degree",
-        f"{_angle(_u(saved), exact):.4f} degrees (published algorithm to `--fit paper`: "
-        f"{_angle(_u(paper), theirs.direction):.2f})",
+        f"{_angle(found, exact):.4f} degrees (published algorithm to `--fit paper`: "
+        f"{_angle(found_paper, theirs.direction):.2f})",
     )
 
 

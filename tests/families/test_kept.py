@@ -158,7 +158,7 @@ def test_signature_is_the_same_both_ways(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(measuring, "stream_blocks", stream)
     signatures = []
     for least in (1 << 60, 0):
-        monkeypatch.setattr(measuring, "KEPT_BYTES", least)
+        monkeypatch.setattr(measuring, "LARGE_MODEL", least)
         signatures.append(ckptforensics.sign(checkpoint))
     half = len(loaded) // 2
     assert not any(loaded[:half])
