@@ -35,6 +35,7 @@ from ckptforensics.layers import Block, load_block
 from ckptforensics.linear import Fit, block_map
 from tests.benchmarks import shapes
 from tests.benchmarks.common import (
+    NO_NUMBA,
     best,
     ckpt,
     drop_from_cache,
@@ -147,6 +148,7 @@ def bench_model(folder: Path) -> Iterator[Row]:
             drop_from_cache(files)
             signs.append(run(sign(model)))
         warm = run(sign(model))
+        plain = run(sign(model), **NO_NUMBA)
     read = sorted(reads)[1]
     signed = sorted(signs, key=lambda r: r.seconds)[1]
     yield (
@@ -157,14 +159,20 @@ def bench_model(folder: Path) -> Iterator[Row]:
     )
     peak = max(r.peak for r in signs)
     yield "peak resident set for it", "under 1.5 GB", f"{peak / GB:.2f} GB"
+    yield (
+        "the same without numba, warm",
+        "",
+        f"{plain.seconds / read:.2f} ({plain.seconds:.1f} s), {plain.peak / GB:.2f} GB",
+    )
 
 
 def bench_large(folder: Path) -> Iterator[Row]:
     """Two layers of 70B shape: memory."""
     shape = shapes.Shape(8192, 28672, 2, kv_share=8)
     with built(folder, "70b", shape) as model:
-        signed = run(sign(model))
-    yield "peak resident set, 70B-shaped layers", "under 5 GB", f"{signed.peak / GB:.2f} GB"
+        signed, plain = run(sign(model)), run(sign(model), **NO_NUMBA)
+    peaks = f"{signed.peak / GB:.2f} GB; without numba {plain.peak / GB:.2f} GB"
+    yield "peak resident set, 70B-shaped layers", "under 5 GB", peaks
 
 
 def bench_depth(folder: Path) -> Iterator[Row]:

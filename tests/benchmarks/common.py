@@ -31,10 +31,15 @@ def ckpt(*arguments: str) -> list[str]:
     return [*start, *arguments]
 
 
-def run(command: list[str]) -> Run:
+# Makes numba compile nothing, so that `ckpt` does without it.
+NO_NUMBA = {"NUMBA_DISABLE_JIT": "1"}
+
+
+def run(command: list[str], **variables: str) -> Run:
     """Run a command to its end, start of the interpreter included; it must succeed."""
     # An installed package has its bytecode saved, whatever this process may write.
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
+    environment |= variables
     begun = time.perf_counter()
     process = subprocess.Popen(
         command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment
