@@ -25,12 +25,19 @@ _HIGH = np.uint32(0xFFFF0000)
 _MAGNITUDE = np.uint32(0x7FFFFFFF)
 
 
+_OPTIONS: Any = {"nogil": True, "fastmath": {"reassoc", "contract", "nsz"}}
+
+
+def _part_of_a_loop(function: Callable[..., None]) -> Callable[..., None]:
+    part: Callable[..., None] = njit(**_OPTIONS)(function)
+    return part
+
+
 def _compiled(function: Callable[..., None]) -> Callable[..., None]:
     """The loop, compiled once and kept; what cannot be kept or read again is compiled anew."""
-    options: Any = {"nogil": True, "fastmath": {"reassoc", "contract", "nsz"}}
-    compiled = [njit(**options)(function)]
+    compiled = [njit(**_OPTIONS)(function)]
     with suppress(RuntimeError):  # no folder to keep it in
-        compiled.append(njit(cache=True, **options)(function))
+        compiled.append(njit(cache=True, **_OPTIONS)(function))
 
     def loop(*arguments: Any) -> None:
         used = compiled[-1]
@@ -97,57 +104,81 @@ def multiply_adjoint(m: Any, y: Any, x: Any, begin: int, end: int) -> None:
             x[1, j] += m[i, j] * p
 
 
+@_part_of_a_loop
+def _add_four(w: Any, x: Any, y: Any, i: int) -> None:
+    """Add rows `i` to `i + 3` of W x to y, for two vectors: x is (4, words), y (2, rows)."""
+    s, t, u, v = y[0, i], y[0, i + 1], y[0, i + 2], y[0, i + 3]
+    p, q, r, z = y[1, i], y[1, i + 1], y[1, i + 2], y[1, i + 3]
+    for j in range(w.shape[1]):
+        e, o, f, g = x[0, j], x[1, j], x[2, j], x[3, j]
+        a, b = _even(w[i, j]), _odd(w[i, j])
+        s, p = s + (a * e + b * o), p + (a * f + b * g)
+        a, b = _even(w[i + 1, j]), _odd(w[i + 1, j])
+        t, q = t + (a * e + b * o), q + (a * f + b * g)
+        a, b = _even(w[i + 2, j]), _odd(w[i + 2, j])
+        u, r = u + (a * e + b * o), r + (a * f + b * g)
+        a, b = _even(w[i + 3, j]), _odd(w[i + 3, j])
+        v, z = v + (a * e + b * o), z + (a * f + b * g)
+    y[0, i], y[0, i + 1], y[0, i + 2], y[0, i + 3] = s, t, u, v
+    y[1, i], y[1, i + 1], y[1, i + 2], y[1, i + 3] = p, q, r, z
+
+
+@_part_of_a_loop
+def _add_one(w: Any, x: Any, y: Any, i: int) -> None:
+    """Add row `i` of W x to y."""
+    s, p = y[0, i], y[1, i]
+    for j in range(w.shape[1]):
+        a, b = _even(w[i, j]), _odd(w[i, j])
+        s, p = s + (a * x[0, j] + b * x[1, j]), p + (a * x[2, j] + b * x[3, j])
+    y[0, i], y[1, i] = s, p
+
+
+@_part_of_a_loop
+def _back_four(w: Any, y: Any, x: Any, i: int) -> None:
+    """Add what rows `i` to `i + 3` contribute to x = W'y."""
+    s, t, u, v = y[0, i], y[0, i + 1], y[0, i + 2], y[0, i + 3]
+    p, q, r, z = y[1, i], y[1, i + 1], y[1, i + 2], y[1, i + 3]
+    for j in range(w.shape[1]):
+        k, m, n, o = w[i, j], w[i + 1, j], w[i + 2, j], w[i + 3, j]
+        a, b, c, d = _even(k), _even(m), _even(n), _even(o)
+        x[0, j] += a * s + b * t + c * u + d * v
+        x[2, j] += a * p + b * q + c * r + d * z
+        a, b, c, d = _odd(k), _odd(m), _odd(n), _odd(o)
+        x[1, j] += a * s + b * t + c * u + d * v
+        x[3, j] += a * p + b * q + c * r + d * z
+
+
+@_part_of_a_loop
+def _back_one(w: Any, y: Any, x: Any, i: int) -> None:
+    """Add what row `i` contributes to x = W'y."""
+    s, p = y[0, i], y[1, i]
+    for j in range(w.shape[1]):
+        a, b = _even(w[i, j]), _odd(w[i, j])
+        x[0, j] += a * s
+        x[2, j] += a * p
+        x[1, j] += b * s
+        x[3, j] += b * p
+
+
 @_compiled
 def multiply_bf16(w: Any, x: Any, y: Any, begin: int, end: int) -> None:
     """Rows `begin` to `end` of y = W x, for two vectors: x is (4, words), y (2, rows)."""
-    words = w.shape[1]
+    y[:, begin:end] = 0
     fours = begin + (end - begin) // 4 * 4
     for i in range(begin, fours, 4):
-        s = t = u = v = p = q = r = z = np.float32(0)
-        for j in range(words):
-            e, o, f, g = x[0, j], x[1, j], x[2, j], x[3, j]
-            a, b = _even(w[i, j]), _odd(w[i, j])
-            s, p = s + (a * e + b * o), p + (a * f + b * g)
-            a, b = _even(w[i + 1, j]), _odd(w[i + 1, j])
-            t, q = t + (a * e + b * o), q + (a * f + b * g)
-            a, b = _even(w[i + 2, j]), _odd(w[i + 2, j])
-            u, r = u + (a * e + b * o), r + (a * f + b * g)
-            a, b = _even(w[i + 3, j]), _odd(w[i + 3, j])
-            v, z = v + (a * e + b * o), z + (a * f + b * g)
-        y[0, i], y[0, i + 1], y[0, i + 2], y[0, i + 3] = s, t, u, v
-        y[1, i], y[1, i + 1], y[1, i + 2], y[1, i + 3] = p, q, r, z
+        _add_four(w, x, y, i)
     for i in range(fours, end):
-        s = p = np.float32(0)
-        for j in range(words):
-            a, b = _even(w[i, j]), _odd(w[i, j])
-            s, p = s + (a * x[0, j] + b * x[1, j]), p + (a * x[2, j] + b * x[3, j])
-        y[0, i], y[1, i] = s, p
+        _add_one(w, x, y, i)
 
 
 @_compiled
 def multiply_adjoint_bf16(w: Any, y: Any, x: Any, begin: int, end: int) -> None:
     """Add what rows `begin` to `end` contribute to x = W'y, for two vectors as `multiply_bf16`."""
-    words = w.shape[1]
     fours = begin + (end - begin) // 4 * 4
     for i in range(begin, fours, 4):
-        s, t, u, v = y[0, i], y[0, i + 1], y[0, i + 2], y[0, i + 3]
-        p, q, r, z = y[1, i], y[1, i + 1], y[1, i + 2], y[1, i + 3]
-        for j in range(words):
-            k, m, n, o = w[i, j], w[i + 1, j], w[i + 2, j], w[i + 3, j]
-            a, b, c, d = _even(k), _even(m), _even(n), _even(o)
-            x[0, j] += a * s + b * t + c * u + d * v
-            x[2, j] += a * p + b * q + c * r + d * z
-            a, b, c, d = _odd(k), _odd(m), _odd(n), _odd(o)
-            x[1, j] += a * s + b * t + c * u + d * v
-            x[3, j] += a * p + b * q + c * r + d * z
+        _back_four(w, y, x, i)
     for i in range(fours, end):
-        s, p = y[0, i], y[1, i]
-        for j in range(words):
-            a, b = _even(w[i, j]), _odd(w[i, j])
-            x[0, j] += a * s
-            x[2, j] += a * p
-            x[1, j] += b * s
-            x[3, j] += b * p
+        _back_one(w, y, x, i)
 
 
 @_compiled
@@ -156,43 +187,13 @@ def multiply_and_back_bf16(w: Any, x: Any, y: Any, back: Any, begin: int, end: i
 
     Two vectors, as `multiply_bf16`. The second product finds each row in the cache.
     """
-    words = w.shape[1]
     fours = begin + (end - begin) // 4 * 4
     for i in range(begin, fours, 4):
-        s, t, u, v = y[0, i], y[0, i + 1], y[0, i + 2], y[0, i + 3]
-        p, q, r, z = y[1, i], y[1, i + 1], y[1, i + 2], y[1, i + 3]
-        for j in range(words):
-            e, o, f, g = x[0, j], x[1, j], x[2, j], x[3, j]
-            a, b = _even(w[i, j]), _odd(w[i, j])
-            s, p = s + (a * e + b * o), p + (a * f + b * g)
-            a, b = _even(w[i + 1, j]), _odd(w[i + 1, j])
-            t, q = t + (a * e + b * o), q + (a * f + b * g)
-            a, b = _even(w[i + 2, j]), _odd(w[i + 2, j])
-            u, r = u + (a * e + b * o), r + (a * f + b * g)
-            a, b = _even(w[i + 3, j]), _odd(w[i + 3, j])
-            v, z = v + (a * e + b * o), z + (a * f + b * g)
-        y[0, i], y[0, i + 1], y[0, i + 2], y[0, i + 3] = s, t, u, v
-        y[1, i], y[1, i + 1], y[1, i + 2], y[1, i + 3] = p, q, r, z
-        for j in range(words):
-            k, m, n, o = w[i, j], w[i + 1, j], w[i + 2, j], w[i + 3, j]
-            a, b, c, d = _even(k), _even(m), _even(n), _even(o)
-            back[0, j] += a * s + b * t + c * u + d * v
-            back[2, j] += a * p + b * q + c * r + d * z
-            a, b, c, d = _odd(k), _odd(m), _odd(n), _odd(o)
-            back[1, j] += a * s + b * t + c * u + d * v
-            back[3, j] += a * p + b * q + c * r + d * z
+        _add_four(w, x, y, i)
+        _back_four(w, y, back, i)
     for i in range(fours, end):
-        s, p = y[0, i], y[1, i]
-        for j in range(words):
-            a, b = _even(w[i, j]), _odd(w[i, j])
-            s, p = s + (a * x[0, j] + b * x[1, j]), p + (a * x[2, j] + b * x[3, j])
-        y[0, i], y[1, i] = s, p
-        for j in range(words):
-            a, b = _even(w[i, j]), _odd(w[i, j])
-            back[0, j] += a * s
-            back[2, j] += a * p
-            back[1, j] += b * s
-            back[3, j] += b * p
+        _add_one(w, x, y, i)
+        _back_one(w, y, back, i)
 
 
 @_compiled

@@ -206,7 +206,8 @@ def test_peak_memory_of_a_repository(
 def test_kept_blocks_are_given_back(weights: dict[str, torch.Tensor], tmp_path: Path) -> None:
     """Matrices that stay in the file count as memory while they are mapped: one block's at a time.
 
-    Two blocks in BF16 are allowed for what differs between runs; five would take all four more.
+    Two blocks in BF16, one in float32, are allowed for what differs between runs; five would take
+    four blocks more.
     """
     (tmp_path / "config.json").write_text(json.dumps(CONFIG))
     model = str(_safetensors(weights, tmp_path))
@@ -220,7 +221,7 @@ def test_kept_blocks_are_given_back(weights: dict[str, torch.Tensor], tmp_path: 
     )
     command = ["-c", start, "sign", model, "-q", "--no-cache"]
     one, whole = _peak([*command, "--layers", "1"]), _peak(command)
-    assert whole - one < 2 * _BLOCK_BYTES // 2
+    assert whole - one < _BLOCK_BYTES
 
 
 def _require_bounded(model: str, environment: dict[str, str] | None = None) -> None:
