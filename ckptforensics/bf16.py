@@ -19,6 +19,7 @@ from ckptforensics.parallel import (
     compiled_loops,
     few_rows,
     gathered,
+    in_fours,
     in_threads,
     loop_back,
     loop_there,
@@ -26,7 +27,7 @@ from ckptforensics.parallel import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
 Floats = NDArray[np.float32]
 
@@ -73,18 +74,11 @@ class Bf16Matrix(Operator):
 
     def matmat(self, x: Floats) -> Floats:
         """The product with each column of x."""
-        if x.shape[1] > FEW:
-            return self._multiply_many(x)
-        return loop_there(_loops().multiply_bf16, self.words, _parted(few_rows(x)))[: x.shape[1]].T
+        return products([self], x)[0]
 
     def rmatmat(self, y: Floats) -> Floats:
         """The adjoint's product with each column of y."""
-        if y.shape[1] > FEW:
-            pairs = [self.rmatmat(y[:, i : i + FEW]) for i in range(0, y.shape[1], FEW)]
-            return np.hstack(pairs)
-        shape = (2 * FEW, self.words.shape[1])
-        back = loop_back(_loops().multiply_adjoint_bf16, self.words, y, shape)
-        return _joined(back)[: y.shape[1]].T
+        return adjoint_products([self], [y])
 
     def round_trip(self, x: Floats, added: Floats | None = None) -> tuple[Floats, Floats]:
         """y = M x + added and M'y, for each column, reading M once."""
@@ -125,11 +119,10 @@ class Bf16Matrix(Operator):
         self._over_rows(partial(_loops().row_peaks, self.words, _parted(size), peaks))
         return peaks.view(np.float32)
 
-    def _multiply_many(self, x: Floats) -> Floats:
+    def multiply_many(self, x: Floats) -> Floats:
         """The product with many columns: rows are decoded and multiplied by the BLAS."""
         count = x.shape[1]
-        # The BLAS takes four columns at a time, and longer for fewer.
-        x = np.pad(x, ((0, 0), (0, -count % 4)))
+        x = in_fours(x)
         out = np.empty((len(self), x.shape[1]), np.float32)
         step = max(1, _DECODED_ELEMENTS // self.shape[1])
 
@@ -146,6 +139,28 @@ class Bf16Matrix(Operator):
 
     def _over_rows(self, work: Callable[[int, int], None]) -> None:
         in_threads(lambda rows: work(rows.start, rows.stop), shares(len(self)))
+
+
+def products(matrices: Sequence[Bf16Matrix], x: Floats) -> list[Floats]:
+    """The product of each matrix, all of one shape, with each column of x."""
+    if x.shape[1] > FEW:
+        return [matrix.multiply_many(x) for matrix in matrices]
+    words = [matrix.words for matrix in matrices]
+    found = loop_there(_loops().multiply_bf16, words, _parted(few_rows(x)))
+    return [rows[: x.shape[1]].T for rows in found]
+
+
+def adjoint_products(matrices: Sequence[Bf16Matrix], y: Sequence[Floats]) -> Floats:
+    """Sum of the adjoints' products, each matrix, all of one shape, with each of its columns."""
+    count = y[0].shape[1]
+    if count > FEW:
+        starts = range(0, count, FEW)
+        return np.hstack(
+            [adjoint_products(matrices, [c[:, i : i + FEW] for c in y]) for i in starts]
+        )
+    words = [matrix.words for matrix in matrices]
+    shape = (2 * FEW, words[0].shape[1])
+    return _joined(loop_back(_loops().multiply_adjoint_bf16, words, y, shape))[:count].T
 
 
 def _parted(rows: Floats) -> Floats:

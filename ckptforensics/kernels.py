@@ -1,8 +1,8 @@
 """Compiled loops over large matrices (numba; loaded by `parallel.compiled_loops`).
 
-A matrix times two vectors, which takes as long as reading the matrix: four rows are read at a time,
-for one alone does not keep the memory busy. Sums may be reordered, as by a BLAS; NaN and infinity
-keep their meaning.
+A matrix times three vectors, which takes as long as reading the matrix: four rows are read at a
+time, for one alone does not keep the memory busy. Sums may be reordered, as by a BLAS; NaN and
+infinity keep their meaning.
 
 A matrix in BF16 is given as (rows, columns / 2) words of 32 bits, each two numbers that lie behind
 each other, the first in the low half: shifted up or with the low half cleared they are float32
@@ -65,104 +65,124 @@ def _odd(word: Any) -> Any:
 
 @_compiled
 def multiply(m: Any, x: Any, y: Any, begin: int, end: int) -> None:
-    """Rows `begin` to `end` of y = M x, for two vectors: x is (2, columns), y (2, rows)."""
+    """Rows `begin` to `end` of y = M x, for three vectors: x is (3, columns), y (3, rows)."""
     columns = m.shape[1]
     fours = begin + (end - begin) // 4 * 4
     for i in range(begin, fours, 4):
-        s = t = u = v = p = q = r = z = np.float32(0)
+        p0 = p1 = p2 = q0 = q1 = q2 = r0 = r1 = r2 = s0 = s1 = s2 = np.float32(0)
         for j in range(columns):
-            e, f = x[0, j], x[1, j]
-            s, p = s + m[i, j] * e, p + m[i, j] * f
-            t, q = t + m[i + 1, j] * e, q + m[i + 1, j] * f
-            u, r = u + m[i + 2, j] * e, r + m[i + 2, j] * f
-            v, z = v + m[i + 3, j] * e, z + m[i + 3, j] * f
-        y[0, i], y[0, i + 1], y[0, i + 2], y[0, i + 3] = s, t, u, v
-        y[1, i], y[1, i + 1], y[1, i + 2], y[1, i + 3] = p, q, r, z
+            x0, x1, x2 = x[0, j], x[1, j], x[2, j]
+            a, b, c, d = m[i, j], m[i + 1, j], m[i + 2, j], m[i + 3, j]
+            p0, p1, p2 = p0 + a * x0, p1 + a * x1, p2 + a * x2
+            q0, q1, q2 = q0 + b * x0, q1 + b * x1, q2 + b * x2
+            r0, r1, r2 = r0 + c * x0, r1 + c * x1, r2 + c * x2
+            s0, s1, s2 = s0 + d * x0, s1 + d * x1, s2 + d * x2
+        y[0, i], y[1, i], y[2, i] = p0, p1, p2
+        y[0, i + 1], y[1, i + 1], y[2, i + 1] = q0, q1, q2
+        y[0, i + 2], y[1, i + 2], y[2, i + 2] = r0, r1, r2
+        y[0, i + 3], y[1, i + 3], y[2, i + 3] = s0, s1, s2
     for i in range(fours, end):
-        s = p = np.float32(0)
+        p0 = p1 = p2 = np.float32(0)
         for j in range(columns):
-            s, p = s + m[i, j] * x[0, j], p + m[i, j] * x[1, j]
-        y[0, i], y[1, i] = s, p
+            a = m[i, j]
+            p0, p1, p2 = p0 + a * x[0, j], p1 + a * x[1, j], p2 + a * x[2, j]
+        y[0, i], y[1, i], y[2, i] = p0, p1, p2
 
 
 @_compiled
 def multiply_adjoint(m: Any, y: Any, x: Any, begin: int, end: int) -> None:
-    """Add what rows `begin` to `end` contribute to x = M'y, for two vectors as in `multiply`."""
+    """Add what rows `begin` to `end` contribute to x = M'y, for three vectors as in `multiply`."""
     columns = m.shape[1]
     fours = begin + (end - begin) // 4 * 4
     for i in range(begin, fours, 4):
-        s, t, u, v = y[0, i], y[0, i + 1], y[0, i + 2], y[0, i + 3]
-        p, q, r, z = y[1, i], y[1, i + 1], y[1, i + 2], y[1, i + 3]
+        p0, p1, p2 = y[0, i], y[1, i], y[2, i]
+        q0, q1, q2 = y[0, i + 1], y[1, i + 1], y[2, i + 1]
+        r0, r1, r2 = y[0, i + 2], y[1, i + 2], y[2, i + 2]
+        s0, s1, s2 = y[0, i + 3], y[1, i + 3], y[2, i + 3]
         for j in range(columns):
             a, b, c, d = m[i, j], m[i + 1, j], m[i + 2, j], m[i + 3, j]
-            x[0, j] += a * s + b * t + c * u + d * v
-            x[1, j] += a * p + b * q + c * r + d * z
+            x[0, j] += a * p0 + b * q0 + c * r0 + d * s0
+            x[1, j] += a * p1 + b * q1 + c * r1 + d * s1
+            x[2, j] += a * p2 + b * q2 + c * r2 + d * s2
     for i in range(fours, end):
-        s, p = y[0, i], y[1, i]
+        p0, p1, p2 = y[0, i], y[1, i], y[2, i]
         for j in range(columns):
-            x[0, j] += m[i, j] * s
-            x[1, j] += m[i, j] * p
+            a = m[i, j]
+            x[0, j] += a * p0
+            x[1, j] += a * p1
+            x[2, j] += a * p2
 
 
 @_part_of_a_loop
 def _add_four(w: Any, x: Any, y: Any, i: int) -> None:
-    """Add rows `i` to `i + 3` of W x to y, for two vectors: x is (4, words), y (2, rows)."""
-    s, t, u, v = y[0, i], y[0, i + 1], y[0, i + 2], y[0, i + 3]
-    p, q, r, z = y[1, i], y[1, i + 1], y[1, i + 2], y[1, i + 3]
+    """Add rows `i` to `i + 3` of W x to y, for three vectors: x is (6, words), y (3, rows)."""
+    p0, p1, p2 = y[0, i], y[1, i], y[2, i]
+    q0, q1, q2 = y[0, i + 1], y[1, i + 1], y[2, i + 1]
+    r0, r1, r2 = y[0, i + 2], y[1, i + 2], y[2, i + 2]
+    s0, s1, s2 = y[0, i + 3], y[1, i + 3], y[2, i + 3]
     for j in range(w.shape[1]):
-        e, o, f, g = x[0, j], x[1, j], x[2, j], x[3, j]
+        e0, o0, e1, o1, e2, o2 = x[0, j], x[1, j], x[2, j], x[3, j], x[4, j], x[5, j]
         a, b = _even(w[i, j]), _odd(w[i, j])
-        s, p = s + (a * e + b * o), p + (a * f + b * g)
+        p0, p1, p2 = p0 + (a * e0 + b * o0), p1 + (a * e1 + b * o1), p2 + (a * e2 + b * o2)
         a, b = _even(w[i + 1, j]), _odd(w[i + 1, j])
-        t, q = t + (a * e + b * o), q + (a * f + b * g)
+        q0, q1, q2 = q0 + (a * e0 + b * o0), q1 + (a * e1 + b * o1), q2 + (a * e2 + b * o2)
         a, b = _even(w[i + 2, j]), _odd(w[i + 2, j])
-        u, r = u + (a * e + b * o), r + (a * f + b * g)
+        r0, r1, r2 = r0 + (a * e0 + b * o0), r1 + (a * e1 + b * o1), r2 + (a * e2 + b * o2)
         a, b = _even(w[i + 3, j]), _odd(w[i + 3, j])
-        v, z = v + (a * e + b * o), z + (a * f + b * g)
-    y[0, i], y[0, i + 1], y[0, i + 2], y[0, i + 3] = s, t, u, v
-    y[1, i], y[1, i + 1], y[1, i + 2], y[1, i + 3] = p, q, r, z
+        s0, s1, s2 = s0 + (a * e0 + b * o0), s1 + (a * e1 + b * o1), s2 + (a * e2 + b * o2)
+    y[0, i], y[1, i], y[2, i] = p0, p1, p2
+    y[0, i + 1], y[1, i + 1], y[2, i + 1] = q0, q1, q2
+    y[0, i + 2], y[1, i + 2], y[2, i + 2] = r0, r1, r2
+    y[0, i + 3], y[1, i + 3], y[2, i + 3] = s0, s1, s2
 
 
 @_part_of_a_loop
 def _add_one(w: Any, x: Any, y: Any, i: int) -> None:
     """Add row `i` of W x to y."""
-    s, p = y[0, i], y[1, i]
+    p0, p1, p2 = y[0, i], y[1, i], y[2, i]
     for j in range(w.shape[1]):
         a, b = _even(w[i, j]), _odd(w[i, j])
-        s, p = s + (a * x[0, j] + b * x[1, j]), p + (a * x[2, j] + b * x[3, j])
-    y[0, i], y[1, i] = s, p
+        p0, p1 = p0 + (a * x[0, j] + b * x[1, j]), p1 + (a * x[2, j] + b * x[3, j])
+        p2 = p2 + (a * x[4, j] + b * x[5, j])
+    y[0, i], y[1, i], y[2, i] = p0, p1, p2
 
 
 @_part_of_a_loop
 def _back_four(w: Any, y: Any, x: Any, i: int) -> None:
     """Add what rows `i` to `i + 3` contribute to x = W'y."""
-    s, t, u, v = y[0, i], y[0, i + 1], y[0, i + 2], y[0, i + 3]
-    p, q, r, z = y[1, i], y[1, i + 1], y[1, i + 2], y[1, i + 3]
+    p0, p1, p2 = y[0, i], y[1, i], y[2, i]
+    q0, q1, q2 = y[0, i + 1], y[1, i + 1], y[2, i + 1]
+    r0, r1, r2 = y[0, i + 2], y[1, i + 2], y[2, i + 2]
+    s0, s1, s2 = y[0, i + 3], y[1, i + 3], y[2, i + 3]
     for j in range(w.shape[1]):
         k, m, n, o = w[i, j], w[i + 1, j], w[i + 2, j], w[i + 3, j]
         a, b, c, d = _even(k), _even(m), _even(n), _even(o)
-        x[0, j] += a * s + b * t + c * u + d * v
-        x[2, j] += a * p + b * q + c * r + d * z
+        x[0, j] += a * p0 + b * q0 + c * r0 + d * s0
+        x[2, j] += a * p1 + b * q1 + c * r1 + d * s1
+        x[4, j] += a * p2 + b * q2 + c * r2 + d * s2
         a, b, c, d = _odd(k), _odd(m), _odd(n), _odd(o)
-        x[1, j] += a * s + b * t + c * u + d * v
-        x[3, j] += a * p + b * q + c * r + d * z
+        x[1, j] += a * p0 + b * q0 + c * r0 + d * s0
+        x[3, j] += a * p1 + b * q1 + c * r1 + d * s1
+        x[5, j] += a * p2 + b * q2 + c * r2 + d * s2
 
 
 @_part_of_a_loop
 def _back_one(w: Any, y: Any, x: Any, i: int) -> None:
     """Add what row `i` contributes to x = W'y."""
-    s, p = y[0, i], y[1, i]
+    p0, p1, p2 = y[0, i], y[1, i], y[2, i]
     for j in range(w.shape[1]):
         a, b = _even(w[i, j]), _odd(w[i, j])
-        x[0, j] += a * s
-        x[2, j] += a * p
-        x[1, j] += b * s
-        x[3, j] += b * p
+        x[0, j] += a * p0
+        x[2, j] += a * p1
+        x[4, j] += a * p2
+        x[1, j] += b * p0
+        x[3, j] += b * p1
+        x[5, j] += b * p2
 
 
 @_compiled
 def multiply_bf16(w: Any, x: Any, y: Any, begin: int, end: int) -> None:
-    """Rows `begin` to `end` of y = W x, for two vectors: x is (4, words), y (2, rows)."""
+    """Rows `begin` to `end` of y = W x, for three vectors: x is (6, words), y (3, rows)."""
     y[:, begin:end] = 0
     fours = begin + (end - begin) // 4 * 4
     for i in range(begin, fours, 4):
@@ -173,7 +193,7 @@ def multiply_bf16(w: Any, x: Any, y: Any, begin: int, end: int) -> None:
 
 @_compiled
 def multiply_adjoint_bf16(w: Any, y: Any, x: Any, begin: int, end: int) -> None:
-    """Add what rows `begin` to `end` contribute to x = W'y, for two vectors as `multiply_bf16`."""
+    """Add what rows `begin` to `end` contribute to x = W'y, for vectors as `multiply_bf16`."""
     fours = begin + (end - begin) // 4 * 4
     for i in range(begin, fours, 4):
         _back_four(w, y, x, i)
@@ -185,7 +205,7 @@ def multiply_adjoint_bf16(w: Any, y: Any, x: Any, begin: int, end: int) -> None:
 def multiply_and_back_bf16(w: Any, x: Any, y: Any, back: Any, begin: int, end: int) -> None:
     """Add W x to rows `begin` to `end` of y, and what these contribute to W'y to `back`.
 
-    Two vectors, as `multiply_bf16`. The second product finds each row in the cache.
+    Vectors as in `multiply_bf16`. The second product finds each row in the cache.
     """
     fours = begin + (end - begin) // 4 * 4
     for i in range(begin, fours, 4):

@@ -2,8 +2,8 @@
 
 NumPy and the BLAS give the interpreter lock back, so threads are enough. The work is split here and
 the BLAS is kept to one thread: its own threads wait for each other by spinning, which costs up to
-ten times the time when another process needs a core. A matrix times one or two vectors is the task
-of compiled loops, where numba is installed (docs/performance.md).
+ten times the time when another process needs a core. A matrix times one to three vectors is the
+task of compiled loops, where numba is installed (docs/performance.md).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
@@ -31,7 +31,7 @@ _BLOCK_ELEMENTS = 1 << 17
 # Multiplications below which handing work to another thread costs more than it saves.
 _WORTH_SPLITTING = 1 << 21
 # Columns that the compiled loops multiply at once.
-FEW = 2
+FEW = 3
 
 _inside = threading.local()
 # How many ask for the compiled loops at the moment.
@@ -112,38 +112,41 @@ def multiply(matrix: Floats | Operator, x: Floats) -> Floats:
     """matrix @ x, for a large matrix."""
     if isinstance(matrix, Operator):
         return matrix.matmat(x)
-    if matrix.size * x.shape[1] < _WORTH_SPLITTING:
+    count = x.shape[1]
+    if matrix.size * count < _WORTH_SPLITTING:
         return matrix @ x
     if (loops := _loops_for(matrix, x)) is not None:
-        return loop_there(loops.multiply, matrix, few_rows(x))[: x.shape[1]].T
+        return loop_there(loops.multiply, [matrix], few_rows(x))[0][:count].T
+    x = np.asfortranarray(x) if count < FEW else in_fours(x)
     out = np.empty((matrix.shape[0], x.shape[1]), np.float32)
-    if x.shape[1] <= FEW:
-        x = np.asfortranarray(x)
 
     def part(rows: range) -> None:
         np.matmul(matrix[rows.start : rows.stop], x, out=out[rows.start : rows.stop])
 
     in_threads(part, shares(len(matrix)))
-    return out
+    return out[:, :count]
 
 
 def multiply_adjoint(matrix: Floats | Operator, y: Floats) -> Floats:
     """matrix.T @ y, for a large matrix."""
     if isinstance(matrix, Operator):
         return matrix.rmatmat(y)
-    if matrix.size * y.shape[1] < _WORTH_SPLITTING:
+    count = y.shape[1]
+    if matrix.size * count < _WORTH_SPLITTING:
         return matrix.T @ y
     if (loops := _loops_for(matrix, y)) is not None:
-        return loop_back(loops.multiply_adjoint, matrix, y, (FEW, matrix.shape[1]))[: y.shape[1]].T
-    # With two columns the BLAS is fast on few rows only.
-    step = len(matrix) if y.shape[1] != FEW else max(1, _BLOCK_ELEMENTS // matrix.shape[1])
+        shape = FEW, matrix.shape[1]
+        return loop_back(loops.multiply_adjoint, [matrix], [y], shape)[:count].T
+    # With a few columns the BLAS is fast on few rows only.
+    step = max(1, _BLOCK_ELEMENTS // matrix.shape[1]) if 1 < count <= FEW else len(matrix)
+    yt = np.ascontiguousarray(y.T)
 
     def part(back: Floats, begin: int, end: int) -> None:
         for first in range(begin, end, step):
             some = slice(first, min(first + step, end))
-            back += matrix[some].T @ y[some]
+            back += yt[:, some] @ matrix[some]
 
-    return gathered((matrix.shape[1], y.shape[1]), part, len(matrix))
+    return gathered((count, matrix.shape[1]), part, len(matrix)).T
 
 
 def multiply_and_back(matrix: Floats | Operator, x: Floats, added: Floats) -> tuple[Floats, Floats]:
@@ -156,18 +159,18 @@ def multiply_and_back(matrix: Floats | Operator, x: Floats, added: Floats) -> tu
     if _loops_for(matrix, x) is not None:  # the cache is no faster for them than the memory
         y = added + multiply(matrix, x)
         return y, multiply_adjoint(matrix, y)
-    y = added.copy()
+    yt = added.T.copy(order="C")
     x = np.asfortranarray(x)
     step = max(1, _BLOCK_ELEMENTS // matrix.shape[1])
 
     def part(back: Floats, begin: int, end: int) -> None:
         for first in range(begin, end, step):
             some = slice(first, min(first + step, end))
-            y[some] += matrix[some] @ x
+            yt[:, some] += (matrix[some] @ x).T
             # The second product finds the rows in the cache.
-            back += matrix[some].T @ y[some]
+            back += yt[:, some] @ matrix[some]
 
-    return y, gathered((matrix.shape[1], x.shape[1]), part, len(matrix))
+    return yt.T, gathered((x.shape[1], matrix.shape[1]), part, len(matrix)).T
 
 
 @cache
@@ -208,17 +211,34 @@ def few_rows(x: Floats) -> Floats:
     return rows
 
 
-def loop_there(loop: Any, matrix: NDArray[Any], x: Floats) -> Floats:
-    """(FEW, rows) products by a compiled loop; x is laid out as the loop wants it."""
-    y = np.empty((FEW, len(matrix)), np.float32)
-    in_threads(lambda rows: loop(matrix, x, y, rows.start, rows.stop), shares(len(matrix)))
-    return y
+def in_fours(x: Floats) -> Floats:
+    """The columns with zeros behind them: the BLAS takes four at a time, and longer for fewer."""
+    return np.pad(x, ((0, 0), (0, -x.shape[1] % 4)))
 
 
-def loop_back(loop: Any, matrix: NDArray[Any], y: Floats, shape: tuple[int, int]) -> Floats:
-    """The adjoint's products by a compiled loop, laid out in this shape."""
-    rows = few_rows(y)
-    return gathered(shape, lambda back, *some: loop(matrix, rows, back, *some), len(matrix))
+def loop_there(loop: Any, matrices: Sequence[NDArray[Any]], x: Floats) -> list[Floats]:
+    """(FEW, rows) products of matrices of one shape; x is laid out as the loop wants it."""
+    out = [np.empty((FEW, len(matrix)), np.float32) for matrix in matrices]
+
+    def part(rows: range) -> None:
+        for matrix, y in zip(matrices, out, strict=True):
+            loop(matrix, x, y, rows.start, rows.stop)
+
+    in_threads(part, shares(len(matrices[0])))
+    return out
+
+
+def loop_back(
+    loop: Any, matrices: Sequence[NDArray[Any]], y: Sequence[Floats], shape: tuple[int, int]
+) -> Floats:
+    """Sum of the adjoints' products, each matrix with its columns, laid out in this shape."""
+    rows = [few_rows(columns) for columns in y]
+
+    def part(back: Floats, begin: int, end: int) -> None:
+        for matrix, some in zip(matrices, rows, strict=True):
+            loop(matrix, some, back, begin, end)
+
+    return gathered(shape, part, len(matrices[0]))
 
 
 def gathered(

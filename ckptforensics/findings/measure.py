@@ -32,7 +32,12 @@ from ckptforensics.probes import (
 )
 from ckptforensics.progress import Progress, Silent
 from ckptforensics.results import Eigenvalue, Skipped
-from ckptforensics.spectra import Triplets, nearest_eigenpair, singular_triplets
+from ckptforensics.spectra import (
+    Triplets,
+    joint_triplets,
+    nearest_eigenpair,
+    singular_triplets,
+)
 
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
@@ -317,12 +322,15 @@ def _measure_layer(
     with np.errstate(over="ignore", invalid="ignore"):  # the spectra report it as an error
         operator = block_map(block, fit)
         experts, start = _experts(block.ffn, operator.ffn, generator)
-        # The leading direction of F, guessed from its heaviest neuron or expert, is a good guess of
-        # that of L.
+        # The heaviest neuron or expert of F is a good guess of the leading direction of L too.
         near = scope.start(block.layer, operator.shape[0])
-        lead = singular_triplets(operator.ffn, 1, start=start, generator=generator)
-        guess = lead.left[:, 0] if near is None else near
-        spectrum = singular_triplets(operator, 2, start=guess, generator=generator)
+        spectrum, lead = joint_triplets(
+            operator,
+            operator.ffn,
+            start=start if near is None else near,
+            part_start=start,
+            generator=generator,
+        )
     v1 = lead.right[:, 0]
     if probe is None:
         # Nothing enters along a shared direction yet: probe what the layer itself prefers, at the

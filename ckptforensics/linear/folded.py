@@ -6,10 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ckptforensics.bf16 import Bf16Matrix
+from ckptforensics.bf16 import Bf16Matrix, adjoint_products, products
 from ckptforensics.layers import Floats, Norm
 from ckptforensics.operator import Operator
-from ckptforensics.parallel import multiply, multiply_adjoint
 
 Term = tuple[Bf16Matrix, Floats | None]
 
@@ -34,13 +33,14 @@ class FoldedMatrix(Operator):
             if self.norm.kind == "layer":
                 x = x - x.mean(axis=0)
             x = x * self.norm.gain[:, None]
-        products = [_times(factor, multiply(matrix, x)) for matrix, factor in self.terms]
-        return sum(products[1:], products[0])
+        found = products([matrix for matrix, _ in self.terms], x)
+        terms = [_times(factor, y) for (_, factor), y in zip(self.terms, found, strict=True)]
+        return sum(terms[1:], terms[0])
 
     def rmatmat(self, y: Floats) -> Floats:
         """The adjoint's product with each column of y."""
-        terms = [multiply_adjoint(matrix, _times(factor, y)) for matrix, factor in self.terms]
-        x = sum(terms[1:], terms[0])
+        matrices = [matrix for matrix, _ in self.terms]
+        x = adjoint_products(matrices, [_times(factor, y) for _, factor in self.terms])
         if self.norm is not None:
             x = x * self.norm.gain[:, None]
             if self.norm.kind == "layer":

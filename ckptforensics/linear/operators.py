@@ -206,19 +206,71 @@ class SumMap(Operator):
         return y, y + back
 
 
+class SharedMap(Operator):
+    """F inside a block's operator, which takes other vectors along in the block's own products.
+
+    A product takes as long as reading the matrices, however few its vectors are.
+
+    Attributes
+    ----------
+    inner : F
+    along : vectors that go along with the next product; then what F made of them
+    returned : what its adjoint made of that
+    """
+
+    def __init__(self, inner: FfnMap | ExpertsMap) -> None:
+        self.shape = inner.shape
+        self.inner = inner
+        self.along: Floats | None = None
+        self.returned: Floats | None = None
+
+    def matmat(self, x: Floats) -> Floats:
+        """The product with each column of x."""
+        if self.along is None:
+            return self.inner.matmat(x)
+        y = self.inner.matmat(np.hstack([x, self.along]))
+        self.along = y[:, x.shape[1] :]
+        return y[:, : x.shape[1]]
+
+    def rmatmat(self, y: Floats) -> Floats:
+        """The adjoint's product with each column of y."""
+        if self.along is None:
+            return self.inner.rmatmat(y)
+        x = self.inner.rmatmat(np.hstack([y, self.along]))
+        self.returned = x[:, y.shape[1] :]
+        return x[:, : y.shape[1]]
+
+    def round_trip(self, x: Floats, added: Floats | None = None) -> tuple[Floats, Floats]:
+        """y = F x + added and F'y, there and back in one where F can."""
+        if self.along is None:
+            return self.inner.round_trip(x, added)
+        count = x.shape[1]
+        start = np.zeros((self.shape[0], count + self.along.shape[1]), np.float32)
+        if added is not None:
+            start[:, :count] = added
+        y, back = self.inner.round_trip(np.hstack([x, self.along]), start)
+        self.along, self.returned = y[:, count:], back[:, count:]
+        return y[:, :count], back[:, :count]
+
+
 class BlockMap(Operator):
     """L: the product of a block's steps, (I + F)(I + A) or I + A + F.
 
     Attributes
     ----------
     steps : in the order in which they act
-    ffn : F of the FFN or the experts, without a norm or factor behind it
+    shared : F of the FFN or the experts, without a norm or factor behind it, as the steps have it
     """
 
-    def __init__(self, steps: list[Operator], ffn: FfnMap | ExpertsMap) -> None:
+    def __init__(self, steps: list[Operator], shared: SharedMap) -> None:
         self.shape = steps[0].shape
         self.steps = steps
-        self.ffn = ffn
+        self.shared = shared
+
+    @property
+    def ffn(self) -> FfnMap | ExpertsMap:
+        """F of the FFN or the experts."""
+        return self.shared.inner
 
     def matmat(self, x: Floats) -> Floats:
         """The product with each column of x."""
@@ -239,6 +291,24 @@ class BlockMap(Operator):
         y, back = self.steps[-1].round_trip(x, added)
         for step in reversed(self.steps[:-1]):
             back = step.rmatmat(back)
+        return y, back
+
+    def rmatmat_along(self, y: Floats, along: Floats) -> tuple[Floats, Floats]:
+        """L'y, and F' of the vectors that go along."""
+        self.shared.along = along
+        return self.rmatmat(y), self._arrived()[1]
+
+    def round_trip_along(
+        self, x: Floats, along: Floats
+    ) -> tuple[tuple[Floats, Floats], tuple[Floats, Floats]]:
+        """y = L x and L'y, and the same of F and the vectors that go along."""
+        self.shared.along = along
+        return self.round_trip(x), self._arrived()
+
+    def _arrived(self) -> tuple[Floats, Floats]:
+        y, back = self.shared.along, self.shared.returned
+        assert y is not None and back is not None
+        self.shared.along = self.shared.returned = None
         return y, back
 
 
@@ -270,7 +340,7 @@ def block_map(block: Block, fit: Fit) -> BlockMap:
     UsageError
         if the sampled fit has too few vectors.
     """
-    ffn = ffn_map(block.ffn, fit, block.layer)
+    ffn = SharedMap(ffn_map(block.ffn, fit, block.layer))
     # The paper's convention leaves LayerNorm's centring out of both branches.
     centred = fit.kind != "paper"
     f_branch, f_size = _behind(ffn, block.ffn, centred=centred)

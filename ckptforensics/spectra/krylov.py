@@ -5,9 +5,10 @@ products are orthogonalised against all before them, twice. The triplets are tho
 of right vectors (Rayleigh-Ritz), and the adjoint's products, which are kept, give their exact
 residual M'u - s v at no extra cost: the iteration stops when the answer is good, and says how good
 it is. Where more than one triplet is wanted, a step has two vectors, one from a guess and one from
-random: from one alone two equal singular values would look like one. Two cost little more than one,
-for a step takes as long as reading the matrices (docs/performance.md); there and back in one reads
-the last of them once instead of twice.
+random: from one alone two equal singular values would look like one. Two or three cost little more
+than one, for a step takes as long as reading the matrices (docs/performance.md): so an operator and
+a part of it are searched in the same steps. There and back in one reads the last of the matrices
+once instead of twice.
 """
 
 from __future__ import annotations
@@ -46,6 +47,14 @@ class _Operator(Protocol):
     def rmatmat(self, y: Any) -> Any: ...
 
     def round_trip(self, x: Any) -> tuple[Any, Any]: ...
+
+
+class _Whole(_Operator, Protocol):
+    """An operator that multiplies other vectors with a part of it in the same products."""
+
+    def rmatmat_along(self, y: Any, along: Any) -> tuple[Any, Any]: ...
+
+    def round_trip_along(self, x: Any, along: Any) -> tuple[tuple[Any, Any], tuple[Any, Any]]: ...
 
 
 @dataclass(frozen=True)
@@ -99,24 +108,41 @@ def singular_triplets(
     NotFinite
         if a product overflows float32.
     """
-    rows, columns = operator.shape
-    count = min(count, rows, columns)
-    space = _Space(operator, generator)
-    width = min(2, count)
-    following = _products(operator.rmatmat, _start(start, (width, rows), generator))
-    steps = 0
-    while True:
-        space.step(following)
-        steps += 1
-        left, values, right, residuals = space.triplets(count)
-        whole = len(space.left) == min(rows, columns)
-        if whole or (len(values) == count and _good(values, residuals, tolerance)):
-            break
-        if steps >= max(max_steps, count):
-            break
-        following = np.stack(space.back[-width:])
-    left, right = _fix_signs(left, right)
-    return Triplets(left, values, right, residuals, steps)
+    search = _Search(operator, count, start, tolerance, max_steps, generator)
+    search.begin(operator.rmatmat(search.start))
+    while not search.done:
+        search.take(*operator.round_trip(search.vectors))
+    return search.triplets()
+
+
+def joint_triplets(
+    operator: _Whole,
+    part: _Operator,
+    *,
+    start: NDArray[Any] | None = None,
+    part_start: NDArray[Any] | None = None,
+    tolerance: float = 1e-4,
+    max_steps: int = 40,
+    generator: np.random.Generator,
+) -> tuple[Triplets, Triplets]:
+    """Two leading triplets of `operator` and the leading one of `part`, in the same products.
+
+    Parameters and errors as of `singular_triplets`; `part` is what `operator` multiplies the
+    vectors with that go along.
+    """
+    whole = _Search(operator, 2, start, tolerance, max_steps, generator)
+    alone = _Search(part, 1, part_start, tolerance, max_steps, generator)
+    back, back_along = operator.rmatmat_along(whole.start, alone.start)
+    whole.begin(back)
+    alone.begin(back_along)
+    while not (whole.done or alone.done):
+        products, along = operator.round_trip_along(whole.vectors, alone.vectors)
+        whole.take(*products)
+        alone.take(*along)
+    for search in (whole, alone):
+        while not search.done:
+            search.take(*search.operator.round_trip(search.vectors))
+    return whole.triplets(), alone.triplets()
 
 
 def _good(values: Float64, residuals: Float64, tolerance: float) -> bool:
@@ -141,67 +167,113 @@ def _start(
     return vectors
 
 
-class _Space:
+class _Search:
     """Orthonormal left and right vectors, M on the right ones, and the adjoint's products.
+
+    It says which vectors to multiply, and is given the products.
 
     Attributes
     ----------
-    left, right : unit vectors with M right = left @ coefficients
-    back : the products of the adjoint with the left vectors
+    operator : M
+    start : (rows, k) left vectors, whose products with the adjoint it begins with
+    vectors : (columns, k) right vectors to be multiplied next, there and back
+    done : the triplets are good, or no more steps are allowed
     """
 
-    def __init__(self, operator: _Operator, generator: np.random.Generator) -> None:
+    def __init__(
+        self,
+        operator: _Operator,
+        count: int,
+        start: NDArray[Any] | None,
+        tolerance: float,
+        max_steps: int,
+        generator: np.random.Generator,
+    ) -> None:
+        rows, columns = operator.shape
         self.operator = operator
-        self.generator = generator
-        self.left: list[Float64] = []
-        self.right: list[Float64] = []
-        self.back: list[Float64] = []
-        self._coefficients: list[Float64] = []
+        self.done = False
+        self._count = min(count, rows, columns)
+        self._width = min(2, self._count)
+        self._tolerance = tolerance
+        self._generator = generator
+        self._steps = 0
+        # So many vectors are known, with left @ small = M right, and as many right ones or more.
+        self._known = 0
+        limit = min(max(max_steps, self._count) * self._width, rows, columns)
+        self._left = np.empty((limit, rows))
+        self._right = np.empty((limit, columns))
+        self._back = np.empty((limit, columns))
+        self._small = np.zeros((limit, limit))
+        self.start = _columns(_start(start, (self._width, rows), generator))
 
-    def step(self, candidates: Float64) -> None:
-        """Extend the space by what is new in the candidate right vectors, (k, columns)."""
-        known = len(self.right)
-        for candidate in candidates[: min(self.operator.shape) - known]:
-            self.right.append(self._new(candidate, self.right)[0])
-        images, returned = _round_trip(self.operator, np.stack(self.right[known:]))
-        for image, returning in zip(images, returned, strict=True):
-            left, coefficients = self._new(image, self.left)
-            *old, new = coefficients
+    def begin(self, products: Any) -> None:
+        """Take the adjoint's products with `start`."""
+        self._extend(_finite(products))
+
+    def take(self, images: Any, returned: Any) -> None:
+        """Take M's products with `vectors`, and the adjoint's with these."""
+        for image, returning in zip(*self._in_range(images, returned), strict=True):
+            n = self._known
+            left, coefficients, new = self._new(image, self._left[:n])
             if new > _SHARE * np.linalg.norm(image):
-                back = sum((-c * b for c, b in zip(old, self.back, strict=True)), returning) / new
+                back = (returning - coefficients @ self._back[:n]) / new
             else:
-                back = _products(self.operator.rmatmat, left[None])[0]
-            self.left.append(left)
-            self._coefficients.append(coefficients)
-            self.back.append(back)
+                back = _finite(self.operator.rmatmat(_columns(left[None])))[0]
+            self._left[n], self._back[n] = left, back
+            self._small[:n, n], self._small[n, n] = coefficients, new
+            self._known += 1
+        self._steps += 1
+        p, values, qt = np.linalg.svd(self._small[: self._known, : self._known])
+        self._values = values[: self._count]
+        self._combined = p.T[: self._count], qt[: self._count]
+        self._residuals = self._measured()
+        good = len(values) >= self._count and _good(self._values, self._residuals, self._tolerance)
+        self.done = good or self._known == len(self._left)
+        if not self.done:
+            self._extend(self._back[max(0, self._known - self._width) : self._known])
 
-    def triplets(self, count: int) -> tuple[Float64, Float64, Float64, Float64]:
-        """The leading `count` (or all) u, s, v of the space and their residuals."""
-        n = len(self.left)
-        small = np.zeros((n, n))
-        for column, coefficients in enumerate(self._coefficients):
-            small[: column + 1, column] = coefficients
-        p, values, qt = np.linalg.svd(small)
-        pt, values, qt = p[:, :count].T, values[:count], qt[:count]
-        left, right = (pt @ np.stack(self.left)).T, (qt @ np.stack(self.right)).T
-        errors = (pt @ np.stack(self.back)).T - right * values
-        scale = max(float(values[0]), np.finfo(np.float64).tiny)
-        return left, values, right, np.linalg.norm(errors, axis=0) / scale
+    def triplets(self) -> Triplets:
+        """The best of the space, from the last step."""
+        (pt, qt), n = self._combined, self._known
+        left, right = _fix_signs((pt @ self._left[:n]).T, (qt @ self._right[:n]).T)
+        return Triplets(left, self._values, right, self._residuals, self._steps)
 
-    def _new(self, candidate: Float64, against: list[Float64]) -> tuple[Float64, Float64]:
-        """Unit vector of what is new, and the candidate's coefficients on all with the new one.
+    def _measured(self) -> Float64:
+        """|M'u - s v| / s_1 of the triplets."""
+        (pt, qt), n = self._combined, self._known
+        errors = pt @ self._back[:n] - self._values[:, None] * (qt @ self._right[:n])
+        scale = max(float(self._values[0]), np.finfo(np.float64).tiny)
+        return np.linalg.norm(errors, axis=1) / scale
+
+    def _extend(self, candidates: Float64) -> None:
+        """Add what is new in the candidates to the right vectors, and ask for their products."""
+        end = min(self._known + len(candidates), len(self._right))
+        for n, candidate in zip(range(self._known, end), candidates, strict=False):
+            self._right[n] = self._new(candidate, self._right[:n])[0]
+        self.vectors = _columns(self._right[self._known : end])
+
+    def _in_range(self, images: Any, returned: Any) -> tuple[Float64, Float64]:
+        """Both products as rows; the second anew where its size is no float32, though M's is."""
+        images = _finite(images)
+        sizes = np.linalg.norm(images, axis=1, keepdims=True)
+        if np.all((sizes == 0) | (sizes > _SMALL) & (sizes < 1 / _SMALL)):
+            return images, _finite(returned)
+        sizes[sizes == 0] = 1
+        return images, sizes * _finite(self.operator.rmatmat(_columns(images / sizes)))
+
+    def _new(self, candidate: Float64, basis: Float64) -> tuple[Float64, Float64, float]:
+        """Unit vector of what is new, the candidate's coefficients on the basis, and on it.
 
         Where nothing new is left, a random vector orthogonal to all takes its place, with
         coefficient 0.
         """
-        basis = np.stack(against) if against else np.zeros((0, candidate.size))
         size = float(np.linalg.norm(candidate))
         overlap, rest = _orthogonal(candidate, basis)
         new = float(np.linalg.norm(rest))
         if new <= _NOISE * size:
             new = 0.0
-            _, rest = _orthogonal(self.generator.standard_normal(candidate.size), basis)
-        return rest / np.linalg.norm(rest), np.append(overlap, new)
+            _, rest = _orthogonal(self._generator.standard_normal(candidate.size), basis)
+        return rest / np.linalg.norm(rest), overlap, new
 
 
 def _orthogonal(x: Float64, basis: Float64) -> tuple[Float64, Float64]:
@@ -210,21 +282,6 @@ def _orthogonal(x: Float64, basis: Float64) -> tuple[Float64, Float64]:
     rest = x - overlap @ basis
     again = basis @ rest
     return overlap + again, rest - again @ basis
-
-
-def _products(multiply: Any, rows: Float64) -> Float64:
-    return _finite(multiply(_columns(rows)))
-
-
-def _round_trip(operator: _Operator, rows: Float64) -> tuple[Float64, Float64]:
-    images, returned = operator.round_trip(_columns(rows))
-    images = _finite(images)
-    sizes = np.linalg.norm(images, axis=1, keepdims=True)
-    if np.all((sizes == 0) | (sizes > _SMALL) & (sizes < 1 / _SMALL)):
-        return images, _finite(returned)
-    # The square of a singular value leaves the range of float32, though the value does not.
-    sizes[sizes == 0] = 1
-    return images, sizes * _products(operator.rmatmat, images / sizes)
 
 
 def _columns(rows: Float64) -> Floats:

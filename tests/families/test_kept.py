@@ -16,7 +16,7 @@ from ckptforensics.checkpoint import Checkpoint
 from ckptforensics.errors import NotFinite
 from ckptforensics.findings import measure as measuring
 from ckptforensics.layers import Block, Ffn, load_block, reader
-from ckptforensics.linear import Fit, block_map
+from ckptforensics.linear import BlockMap, Fit, block_map
 from ckptforensics.linear.forward import block_forward
 from ckptforensics.probes import trigger
 from ckptforensics.tensors import TensorStore
@@ -52,6 +52,18 @@ def assert_near(found: np.ndarray, expected: np.ndarray) -> None:
     np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max(), rtol=0)
 
 
+def assert_along_is_apart(operator: BlockMap, x: np.ndarray, random: np.random.Generator) -> None:
+    """F's products with what goes along are F's own, and L's are what they are alone."""
+    f, g = (random.standard_normal((len(x), 1), dtype=np.float32) for _ in range(2))
+    whole, along = operator.round_trip_along(x, f)
+    expected = [*operator.round_trip(x), *operator.ffn.round_trip(f)]
+    for found, apart in zip([*whole, *along], expected, strict=True):
+        assert_near(found, apart)
+    back, back_along = operator.rmatmat_along(x, g)
+    assert_near(back, operator.rmatmat(x))
+    assert_near(back_along, operator.ffn.rmatmat(g))
+
+
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_kept_blocks_equal_decoded_ones(case: Case, tmp_path: Path) -> None:
     save_model(build_model(case), tmp_path, case)
@@ -69,6 +81,8 @@ def test_kept_blocks_equal_decoded_ones(case: Case, tmp_path: Path) -> None:
             pairs = zip(stored.round_trip(x), decoded.round_trip(x), strict=True)
             for found, expected in pairs:
                 assert_near(found, expected)
+            for operator in (decoded, stored):
+                assert_along_is_apart(operator, x, random)
         v = random.standard_normal(len(identity))
         answers = [trigger(block.ffn, v / np.linalg.norm(v)) for block in blocks]
         assert_near(answers[1].output, answers[0].output)

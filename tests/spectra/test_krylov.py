@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ckptforensics.spectra import Triplets, singular_triplets
+from ckptforensics.spectra import Triplets, joint_triplets, singular_triplets
 from tests.helpers_matrices import Dense, spectra, with_values
 from tests.helpers_models import angle
 
@@ -149,3 +149,42 @@ def test_values_whose_squares_are_no_float32(size: float, count: int):
     np.testing.assert_allclose(found.values, values[:count], rtol=1e-4)
     assert abs(found.right[:, 0] @ vt[0]) > 1 - 1e-6
     assert found.residuals[0] < 1e-4
+
+
+class Joint(Dense):
+    """A matrix that takes vectors along to another one."""
+
+    def __init__(self, matrix: np.ndarray, part: Dense) -> None:
+        super().__init__(matrix)
+        self.part = part
+        self.together = 0
+
+    def rmatmat_along(self, y: np.ndarray, along: np.ndarray):
+        return self.rmatmat(y), self.part.rmatmat(along)
+
+    def round_trip_along(self, x: np.ndarray, along: np.ndarray):
+        self.together += 1
+        return self.round_trip(x), self.part.round_trip(along)
+
+
+@pytest.mark.parametrize(
+    ("whole", "part"),
+    [("random", "two planted"), ("two planted", "random"), ("clustered", "two planted")],
+)
+def test_two_searches_at_once_find_what_each_finds(whole: str, part: str):
+    """Either may be done first; the other goes on alone."""
+    inner = Dense(MATRICES[part])
+    operator = Joint(MATRICES[whole], inner)
+    two, one = joint_triplets(operator, inner, generator=np.random.default_rng(0))
+    for found, matrix in ((two, MATRICES[whole]), (one, MATRICES[part])):
+        _, s, vt = np.linalg.svd(np.asarray(np.float32(matrix), np.float64))
+        np.testing.assert_allclose(found.values[0], s[0], rtol=1e-5)
+        np.testing.assert_allclose(found.values, s[: len(found.values)], rtol=1e-2)
+        back, forth = measured_residuals(matrix, found)
+        np.testing.assert_allclose(found.residuals, back, rtol=0.05, atol=ROUNDING)
+        assert np.all(forth < ROUNDING)
+        if s[1] < 0.9 * s[0]:
+            assert abs(found.right[:, 0] @ vt[0]) > 1 - 1e-6
+    assert len(two.values) == 2
+    assert len(one.values) == 1
+    assert operator.together == min(one.steps, two.steps)
