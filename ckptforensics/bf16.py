@@ -48,6 +48,7 @@ class Bf16Matrix(Operator):
     def __init__(self, words: NDArray[np.uint32]) -> None:
         self.words = words
         self.shape = (words.shape[0], 2 * words.shape[1])
+        self._known_products: tuple[NDArray[np.uint32], Floats, Floats] | None = None
 
     @property
     def size(self) -> int:
@@ -100,11 +101,16 @@ class Bf16Matrix(Operator):
         ----------
         weight : (columns,) factor on each column's products, None for 1
         """
-        parts = _parted(np.ones(self.shape[1], np.float32) if weight is None else weight)
-        out = np.empty((3, len(self)), np.float32)
-        words = self.words, other.words
-        self._over_rows(lambda *rows: _loops().row_products(*words, parts, out, *rows))
-        return out[0], out[1], out[2]
+        weight = np.ones(self.shape[1], np.float32) if weight is None else weight
+        known = self._known_products
+        # The fit and the search for the heaviest neuron ask for the same.
+        if known is None or known[0] is not other.words or not np.array_equal(known[1], weight):
+            parts = _parted(weight)
+            out = np.empty((3, len(self)), np.float32)
+            words = self.words, other.words
+            self._over_rows(lambda *rows: _loops().row_products(*words, parts, out, *rows))
+            known = self._known_products = other.words, weight, out
+        return known[2][0], known[2][1], known[2][2]
 
     @cached_property
     def column_squares(self) -> Floats:
