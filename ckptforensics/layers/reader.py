@@ -53,10 +53,16 @@ class BlockReader:
             for role, ref in plan.refs.items()
             if len(self.store.info(ref.weight).shape) > 1
         }
+        kept = {role: self._kept(plan.refs[role]) for role in sizes}
+        self.matrices = {
+            role: Linear(matrix, self._bias(plan.refs[role]))
+            for role, matrix in kept.items()
+            if matrix is not None
+        }
         # Large ones first, so that the cores finish together.
-        roles = sorted(sizes, key=lambda role: -sizes[role])
-        read = in_threads(lambda role: self.read_linear(plan.refs[role]), roles)
-        self.matrices = dict(zip(roles, read, strict=True))
+        roles = sorted(sizes.keys() - self.matrices.keys(), key=lambda role: -sizes[role])
+        read = in_threads(lambda role: self._decoded(plan.refs[role]), roles)
+        self.matrices.update(zip(roles, read, strict=True))
         self.expert_refs = plan.experts
         self.hidden_size = checkpoint.architecture.sizes.hidden_size
 
@@ -206,7 +212,10 @@ class BlockReader:
     def read_linear(self, ref: WeightRef) -> Linear:
         """A linear map as (out, in); see `WeightRef`."""
         kept = self._kept(ref)
-        return Linear(self._weight(ref) if kept is None else kept, self._bias(ref))
+        return self._decoded(ref) if kept is None else Linear(kept, self._bias(ref))
+
+    def _decoded(self, ref: WeightRef) -> Linear:
+        return Linear(self._weight(ref), self._bias(ref))
 
     def _kept(self, ref: WeightRef) -> Bf16Matrix | None:
         """The matrix as it is stored, None where it has to be decoded."""

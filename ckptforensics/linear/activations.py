@@ -54,9 +54,8 @@ def activation(name: str) -> Activation:
 
 def sigmoid(t: Array) -> Array:
     """1 / (1 + exp(-t)) without overflow."""
-    # exp of a negative number only, so nothing overflows.
-    e = np.exp(-np.abs(t))
-    return np.where(t >= 0, 1, e) / (1 + e)
+    # exp of a negative number only, so nothing overflows; twice takes less time than a choice.
+    return np.exp(np.minimum(t, 0)) / (1 + np.exp(-np.abs(t)))
 
 
 def _swish(beta: float) -> tuple[Callable[[Array], Array], Callable[[Array], Array]]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
-import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -37,8 +36,6 @@ BLOCK_ELEMENTS = 1 << 17
 _READ_AHEAD = 1 << 17
 # Bytes of a file that are decoded before their pages are given back.
 _MAPPED = 1 << 26
-# MADV_POPULATE_READ, which `mmap` has no name for.
-_POPULATE = 22
 _HEADERS_AT_ONCE = 8
 # The header of a remote GGUF file is read on by this many bytes, for a small file by this share of
 # it: what is read too much is little in both cases.
@@ -204,7 +201,6 @@ class TensorStore:
         import numpy as np
 
         count = (stop - start) * columns * 2
-        self._populate(info, first - info.offset, count)
         words = self._bytes(info, first - info.offset, count).view(np.uint32)
         matrix = Bf16Matrix(words.reshape(stop - start, -1))
         release = weakref.finalize(matrix, self._release, info, first - info.offset, count)
@@ -276,21 +272,13 @@ class TensorStore:
                     raise FormatError(reason, path=path) from None
             return self._maps[path]
 
-    def _populate(self, info: TensorInfo, begin: int, count: int) -> None:
-        """Map pages at once that will all be read: one after another takes longer."""
-        if sys.platform == "linux":
-            with contextlib.suppress(OSError):  # before Linux 5.14; a bad disk is met by reading
-                self._advise(_POPULATE, info, begin, count)
-
     def _release(self, info: TensorInfo, begin: int, count: int) -> None:
         """Give mapped pages back, so that the resident set does not grow with the file."""
-        if hasattr(mmap, "MADV_DONTNEED"):  # not on every operating system
-            self._advise(mmap.MADV_DONTNEED, info, begin, count)
-
-    def _advise(self, advice: int, info: TensorInfo, begin: int, count: int) -> None:
+        if not hasattr(mmap, "MADV_DONTNEED"):  # not on this operating system
+            return
         first = (info.offset + begin) // mmap.PAGESIZE * mmap.PAGESIZE
         last = info.offset + begin + count
-        self._map(info.path).madvise(advice, first, last - first)
+        self._map(info.path).madvise(mmap.MADV_DONTNEED, first, last - first)
 
 
 def _read_ahead(path: Path, ranges: list[tuple[int, int]]) -> None:
