@@ -16,7 +16,7 @@ from ckptforensics.parallel import in_threads
 from ckptforensics.tensors import matrix_shape
 
 # Matrices smaller than this are decoded: little is won by keeping routers as they are stored.
-KEPT_ELEMENTS = 1 << 21
+KEPT_ELEMENTS = 1 << 20
 
 
 class _StreamedExperts(Sequence[Ffn]):

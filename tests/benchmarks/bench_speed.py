@@ -18,7 +18,7 @@ import argparse
 import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
@@ -39,6 +39,7 @@ from tests.benchmarks.common import (
     best,
     ckpt,
     drop_from_cache,
+    fastest,
     machine,
     medians,
     read_once,
@@ -176,14 +177,17 @@ def bench_large(folder: Path) -> Iterator[Row]:
 
 
 def bench_depth(folder: Path) -> Iterator[Row]:
-    """Seconds against the number of layers."""
-    seconds = {}
-    for layers in (8, 16, 32):
-        with built(folder, "depth", shapes.Shape(2048, 5504, layers)) as model:
+    """Seconds against the number of layers, which repeat: random ones differ in their work."""
+    depths = (8, 16, 32)
+    with ExitStack() as stack:
+        models = [
+            stack.enter_context(built(folder, f"depth{n}", shapes.Shape(2048, 5504, n, period=8)))
+            for n in depths
+        ]
+        for model in models:
             run(sign(model))
-            seconds[layers] = medians([sign(model)], 3)[0].seconds
-    low = (seconds[16] - seconds[8]) / 8
-    high = (seconds[32] - seconds[16]) / 16
+        few, some, many = (r.seconds for r in fastest([sign(model) for model in models], 9))
+    low, high = (some - few) / 8, (many - some) / 16
     yield (
         "seconds a layer from 8 to 16 and from 16 to 32 layers (width 2048)",
         "equal within 10%",
@@ -192,19 +196,23 @@ def bench_depth(folder: Path) -> Iterator[Row]:
 
 
 def bench_width(folder: Path) -> Iterator[Row]:
-    """Seconds a byte against the width."""
+    """Seconds a byte of layers against the width: what half of them takes is taken off."""
     rates = {}
-    start = best(lambda: run(ckpt("families", "--quiet")), 3)
-    for hidden, layers in ((1024, 32), (2048, 16), (4096, 4), (8192, 1), (16384, 1)):
+    start = 0.0
+    for hidden, layers in ((1024, 64), (2048, 16), (4096, 4), (8192, 2), (16384, 1)):
         shape = shapes.Shape(hidden, hidden * 43 // 16 // 64 * 64, layers, vocabulary=1000)
+        size = 2 * layers * shape.layer_parameters
         with built(folder, "width", shape) as model:
             run(sign(model))
-            signed = medians([sign(model)], 2)[0]
-            size = sum(file.stat().st_size for file in weights(model))
-        rates[hidden] = (signed.seconds - start) / size * GB
+            if layers > 1:
+                half, whole = fastest([sign(model, "--layers", f"1-{layers // 2}"), sign(model)], 5)
+                start = 2 * half.seconds - whole.seconds
+            else:  # of one layer the start of the last model
+                (whole,) = fastest([sign(model)], 3)
+        rates[hidden] = (whole.seconds - start) / size * GB
     worst = max(rates.values()) / min(rates.values())
     yield (
-        "seconds a GB (start taken off) at widths " + ", ".join(f"{hidden}" for hidden in rates),
+        "seconds a GB of layers (start taken off) at widths " + ", ".join(map(str, rates)),
         "within 1.5 times",
         ", ".join(f"{rate:.2f}" for rate in rates.values()) + f": {worst:.2f}",
     )

@@ -25,11 +25,15 @@ Array = np.ndarray
 
 # How far the neurons' sizes spread: standard deviation of the logarithm.
 _SPREAD = 0.6
+_SEED = 20250711
 
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes of a LLaMA-like model; `planted` layers explode and, the last but one, decay."""
+    """Sizes of a LLaMA-like model; planted layers explode and, the last but one, decay.
+
+    With a period, layers repeat but for what is planted, so that deeper models do the same work.
+    """
 
     hidden: int
     ffn: int
@@ -37,6 +41,7 @@ class Shape:
     vocabulary: int = 32000
     kv_share: int = 1  # query heads to a key-value head
     head_dim: int = 128
+    period: int | None = None
 
     @property
     def explosion(self) -> int:
@@ -49,11 +54,15 @@ class Shape:
         return self.layers - 1 if self.layers > 3 else None
 
     @property
+    def layer_parameters(self) -> int:
+        """Weights of a layer."""
+        kv = self.hidden // self.kv_share
+        return 2 * self.hidden**2 + 2 * self.hidden * kv + 3 * self.hidden * self.ffn
+
+    @property
     def parameters(self) -> int:
         """Weights of all layers and the embeddings."""
-        kv = self.hidden // self.kv_share
-        layer = 2 * self.hidden**2 + 2 * self.hidden * kv + 3 * self.hidden * self.ffn
-        return self.layers * layer + self.vocabulary * self.hidden
+        return self.layers * self.layer_parameters + self.vocabulary * self.hidden
 
 
 LLAMA2_7B = Shape(4096, 11008, 32)
@@ -79,13 +88,15 @@ def write(folder: Path, shape: Shape) -> Path:
         "dtype": "bfloat16",
     }
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    generator = np.random.default_rng(20250711)
+    generator = np.random.default_rng(_SEED)
     direction, shared = _planted_directions(generator, shape.hidden)
     names: dict[str, str] = {}
     for layer in range(shape.layers + 1):
         if layer == 0:
             tensors = _outer_tensors(generator, shape, shared)
         else:
+            if shape.period is not None:
+                generator = np.random.default_rng([_SEED, layer % shape.period])
             tensors = _layer_tensors(generator, shape, layer, direction, shared)
         file = f"model-{layer + 1:05d}-of-{shape.layers + 1:05d}.safetensors"
         save_file(tensors, folder / file)
@@ -166,7 +177,7 @@ def write_q4_k(file: Path, shape: Shape) -> Path:
     """A GGUF file of the shape with random Q4_K blocks: nothing is planted."""
     import gguf
 
-    generator = np.random.default_rng(20250711)
+    generator = np.random.default_rng(_SEED)
     writer = gguf.GGUFWriter(file, "llama")
     heads = shape.hidden // shape.head_dim
     writer.add_block_count(shape.layers)
