@@ -1,8 +1,9 @@
 """Matrices that stay as they are stored, in BF16, while they are multiplied.
 
-Half the bytes of float32, nothing to decode and nothing to hold: products with one vector take as
-long as reading the matrix. Numbers are exact and sums are float32, as with the decoded matrix, only
-their order differs. Needs numba; without it, weights are decoded (docs/performance.md).
+Half the bytes of float32, nothing to decode and nothing to hold: products with up to three vectors
+take as long as reading the matrix. Numbers are exact and sums are float32, as with the decoded
+matrix, only their order differs. Needs numba; without it, weights are decoded
+(docs/performance.md).
 """
 
 from __future__ import annotations
@@ -97,6 +98,8 @@ class Bf16Matrix(Operator):
     ) -> tuple[Floats, Floats, Floats]:
         """Inner products of each row a with itself, with the other matrix's b, and of b with b.
 
+        They are remembered, and cannot be written to.
+
         Parameters
         ----------
         weight : (columns,) factor on each column's products, None for 1
@@ -109,7 +112,8 @@ class Bf16Matrix(Operator):
             out = np.empty((3, len(self)), np.float32)
             words = self.words, other.words
             self._over_rows(lambda *rows: _loops().row_products(*words, parts, out, *rows))
-            known = self._known_products = other.words, weight, out
+            out.flags.writeable = False
+            known = self._known_products = other.words, weight.copy(), out
         return known[2][0], known[2][1], known[2][2]
 
     @cached_property

@@ -30,6 +30,8 @@ Result = TypeVar("Result")
 _BLOCK_ELEMENTS = 1 << 17
 # Multiplications below which handing work to another thread costs more than it saves.
 _WORTH_SPLITTING = 1 << 21
+# With so few columns, but more than one, the BLAS multiplies an adjoint fast on few rows only.
+_NARROW = 8
 # Columns that the compiled loops multiply at once.
 FEW = 3
 
@@ -137,8 +139,13 @@ def multiply_adjoint(matrix: Floats | Operator, y: Floats) -> Floats:
     if (loops := _loops_for(matrix, y)) is not None:
         shape = FEW, matrix.shape[1]
         return loop_back(loops.multiply_adjoint, [matrix], [y], shape)[:count].T
-    # With a few columns the BLAS is fast on few rows only.
-    step = max(1, _BLOCK_ELEMENTS // matrix.shape[1]) if 1 < count <= FEW else len(matrix)
+    if not 1 < count <= _NARROW:
+
+        def whole(back: Floats, begin: int, end: int) -> None:
+            back += matrix[begin:end].T @ y[begin:end]
+
+        return gathered((matrix.shape[1], count), whole, len(matrix))
+    step = max(1, _BLOCK_ELEMENTS // matrix.shape[1])
     yt = np.ascontiguousarray(y.T)
 
     def part(back: Floats, begin: int, end: int) -> None:
@@ -159,8 +166,9 @@ def multiply_and_back(matrix: Floats | Operator, x: Floats, added: Floats) -> tu
     if _loops_for(matrix, x) is not None:  # the cache is no faster for them than the memory
         y = added + multiply(matrix, x)
         return y, multiply_adjoint(matrix, y)
+    count = x.shape[1]
+    x, added = (np.asfortranarray(x), added) if count < FEW else (in_fours(x), in_fours(added))
     yt = added.T.copy(order="C")
-    x = np.asfortranarray(x)
     step = max(1, _BLOCK_ELEMENTS // matrix.shape[1])
 
     def part(back: Floats, begin: int, end: int) -> None:
@@ -170,7 +178,8 @@ def multiply_and_back(matrix: Floats | Operator, x: Floats, added: Floats) -> tu
             # The second product finds the rows in the cache.
             back += yt[:, some] @ matrix[some]
 
-    return yt.T, gathered((x.shape[1], matrix.shape[1]), part, len(matrix)).T
+    back = gathered((x.shape[1], matrix.shape[1]), part, len(matrix))
+    return yt[:count].T, back[:count].T
 
 
 @cache
@@ -213,7 +222,8 @@ def few_rows(x: Floats) -> Floats:
 
 def in_fours(x: Floats) -> Floats:
     """The columns with zeros behind them: the BLAS takes four at a time, and longer for fewer."""
-    return np.pad(x, ((0, 0), (0, -x.shape[1] % 4)))
+    lacking = -x.shape[1] % 4
+    return np.pad(x, ((0, 0), (0, lacking))) if lacking else x
 
 
 def loop_there(loop: Any, matrices: Sequence[NDArray[Any]], x: Floats) -> list[Floats]:

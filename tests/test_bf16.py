@@ -130,6 +130,17 @@ def test_sums_along_rows_and_columns(shape: tuple[int, int]):
     np.testing.assert_array_equal(peaks, (np.abs(one.astype(np.float32)) * weight).max(axis=1))
 
 
+def test_remembered_sums_are_of_the_weights_asked_for():
+    (a, one), (b, other) = stored(37, 50), stored(37, 50, seed=5)
+    weight = np.ones(50, np.float32)
+    a.row_products(b, weight)
+    weight *= 2
+    np.testing.assert_allclose(a.row_products(b, weight)[1], 2 * (one * other).sum(1), atol=1e-4)
+    np.testing.assert_allclose(a.row_products(a, weight)[1], 2 * (one * one).sum(1), atol=1e-4)
+    with pytest.raises(ValueError, match="read-only"):
+        a.row_products(a, weight)[0][0] = 0
+
+
 def test_loops_without_a_place_to_keep_them(tmp_path):
     """A folder nobody can write to costs compiling again, not the run."""
     code = (

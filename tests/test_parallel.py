@@ -20,7 +20,14 @@ def threads(request, monkeypatch) -> int:
 
 @pytest.mark.parametrize(
     ("rows", "columns", "count"),
-    [(3, 5, 2), (2000, 1100, 1), (2000, 1100, 2), (1100, 2000, 3), (1100, 2000, 9)],
+    [
+        (3, 5, 2),
+        (2000, 1100, 1),
+        (2000, 1100, 2),
+        (1100, 2000, 3),
+        (1100, 2000, 5),
+        (1100, 2000, 9),
+    ],
 )
 def test_products(threads: int, rows: int, columns: int, count: int):
     generator = np.random.default_rng(0)
@@ -28,6 +35,7 @@ def test_products(threads: int, rows: int, columns: int, count: int):
     x = generator.standard_normal((columns, count), dtype=np.float32)
     y = generator.standard_normal((rows, count), dtype=np.float32)
     exact = matrix.astype(np.float64)
+    given = [array.copy() for array in (matrix, x, y)]
     for found, expected in (
         (parallel.multiply(matrix, x), exact @ x),
         (parallel.multiply_adjoint(matrix, y), exact.T @ y),
@@ -36,6 +44,8 @@ def test_products(threads: int, rows: int, columns: int, count: int):
     ):
         assert found.dtype == np.float32
         np.testing.assert_allclose(found, expected, atol=1e-3)
+    for array, before in zip((matrix, x, y), given, strict=True):
+        np.testing.assert_array_equal(array, before)
 
 
 @pytest.mark.parametrize("rows", [1, 2, 6, 1000])

@@ -60,7 +60,7 @@ class BlockReader:
             if matrix is not None
         }
         # Large ones first, so that the cores finish together.
-        roles = sorted(sizes.keys() - self.matrices.keys(), key=lambda role: -sizes[role])
+        roles = sorted((r for r in sizes if r not in self.matrices), key=lambda role: -sizes[role])
         read = in_threads(lambda role: self._decoded(plan.refs[role]), roles)
         self.matrices.update(zip(roles, read, strict=True))
         self.expert_refs = plan.experts

@@ -1,12 +1,13 @@
 """A, F, L and R = L - I as matrix-free linear operators (docs/mathematics.md, section 5).
 
 Vectors are columns: an operator maps (columns, k) to (rows, k). Products are float32 like the
-weights; a block of k vectors costs one pass over the weights whatever k is.
+weights; with a few vectors they cost one pass over the weights, however few.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -224,6 +225,20 @@ class SharedMap(Operator):
         self.along: Floats | None = None
         self.returned: Floats | None = None
 
+    @contextmanager
+    def taking(self, along: Floats) -> Iterator[None]:
+        """Take these vectors along with the products in this context."""
+        self.along = along
+        try:
+            yield
+        finally:
+            self.along = self.returned = None
+
+    def arrived(self) -> tuple[Floats, Floats]:
+        """What F made of the vectors that went along, and its adjoint of that."""
+        assert self.along is not None and self.returned is not None
+        return self.along, self.returned
+
     def matmat(self, x: Floats) -> Floats:
         """The product with each column of x."""
         if self.along is None:
@@ -295,21 +310,15 @@ class BlockMap(Operator):
 
     def rmatmat_along(self, y: Floats, along: Floats) -> tuple[Floats, Floats]:
         """L'y, and F' of the vectors that go along."""
-        self.shared.along = along
-        return self.rmatmat(y), self._arrived()[1]
+        with self.shared.taking(along):
+            return self.rmatmat(y), self.shared.arrived()[1]
 
     def round_trip_along(
         self, x: Floats, along: Floats
     ) -> tuple[tuple[Floats, Floats], tuple[Floats, Floats]]:
         """y = L x and L'y, and the same of F and the vectors that go along."""
-        self.shared.along = along
-        return self.round_trip(x), self._arrived()
-
-    def _arrived(self) -> tuple[Floats, Floats]:
-        y, back = self.shared.along, self.shared.returned
-        assert y is not None and back is not None
-        self.shared.along = self.shared.returned = None
-        return y, back
+        with self.shared.taking(along):
+            return self.round_trip(x), self.shared.arrived()
 
 
 class ResidualMap(Operator):

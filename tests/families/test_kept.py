@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -134,6 +137,35 @@ def test_what_is_not_finite_is_reported_as_always(value: float, tmp_path: Path) 
         messages.append(str(found.value))
     assert messages[0] == messages[1]
     assert "row 3, column 5" in messages[0]
+
+
+def test_an_error_names_the_same_tensor_in_every_run(tmp_path: Path) -> None:
+    """Of several that are damaged: the order of a set of names differs between processes."""
+    file = tmp_path / "model.safetensors"
+    planted = Path(__file__).parents[2] / "fixtures" / "planted"
+    (tmp_path / "config.json").write_text((planted / "config.json").read_text())
+    tensors = load_file(planted / "model.safetensors")
+    for tensor in tensors.values():
+        tensor.view(-1)[0] = float("nan")
+    save_file(tensors, file, metadata={"format": "pt"})
+    code = (
+        "import sys, ckptforensics\n"
+        "from ckptforensics.layers import load_block\n"
+        "try: load_block(ckptforensics.open_checkpoint(sys.argv[1]), 1)\n"
+        "except ckptforensics.CkptError as problem: print(problem)"
+    )
+    said = {
+        subprocess.run(
+            [sys.executable, "-c", code, str(tmp_path)],
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in ("1", "2", "6")
+    }
+    assert len(said) == 1
+    assert "mlp.gate_proj" in said.pop()
 
 
 def test_pages_are_given_back(tmp_path: Path, monkeypatch) -> None:

@@ -121,6 +121,16 @@ def test_round_trips(pairs):
                     assert error < FLOAT32 * size * np.linalg.norm(operator.dense()), name
 
 
+def test_nothing_goes_along_after_an_error(pairs):
+    operator = block_map(pairs[1][0][1], Fit())
+    x = np.ones((operator.shape[1], 1), np.float32)
+    expected = operator.rmatmat(x)
+    with pytest.raises(ValueError, match="dimension"):
+        operator.round_trip_along(x[1:], x)
+    assert operator.shared.along is None
+    np.testing.assert_array_equal(operator.rmatmat(x), expected)
+
+
 def test_dense(pairs):
     model, both = pairs
     module, block = both[1]
