@@ -54,22 +54,15 @@ def run(command: list[str], **variables: str) -> Run:
     return Run(seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * kilobyte)
 
 
+def turns(commands: list[list[str]], runs: int) -> list[list[Run]]:
+    """Runs of the commands one after another, again and again, so that a busy moment meets all."""
+    return [[run(command) for command in commands] for _ in range(runs)]
+
+
 def medians(commands: list[list[str]], runs: int) -> list[Run]:
-    """The median run of each command; they take turns, so that a busy moment meets all."""
-    return [results[len(results) // 2] for results in _in_turn(commands, runs)]
-
-
-def fastest(commands: list[list[str]], runs: int) -> list[Run]:
-    """The fastest run of each command, taking turns: for differences, which noise upsets most."""
-    return [results[0] for results in _in_turn(commands, runs)]
-
-
-def _in_turn(commands: list[list[str]], runs: int) -> list[list[Run]]:
-    seen: list[list[Run]] = [[] for _ in commands]
-    for _ in range(runs):
-        for command, results in zip(commands, seen, strict=True):
-            results.append(run(command))
-    return [sorted(results, key=lambda r: r.seconds) for results in seen]
+    """The median run of each command; they take turns."""
+    results = zip(*turns(commands, runs), strict=True)
+    return [sorted(seen, key=lambda r: r.seconds)[runs // 2] for seen in results]
 
 
 def best(work: Callable[[], object], runs: int = 5) -> float:
