@@ -121,8 +121,8 @@ def bench_layer(folder: Path) -> Iterator[Row]:
 
 def _dense(block: Block) -> np.ndarray:
     """L as a matrix, by torch's products of the block's own maps."""
-    attention, ffn = block_map(block, Fit()).steps
-    a, f = attention.branches[0], ffn.branches[0]
+    operator = block_map(block, Fit())
+    a, f = operator.steps[0].branches[0], operator.ffn
     eye = torch.eye(a.shape[0])
     first = eye + torch.from_numpy(a.output) @ torch.from_numpy(a.value)
     return ((eye + torch.from_numpy(f.down) @ torch.from_numpy(f.f1)) @ first).numpy()
@@ -205,8 +205,9 @@ def bench_width(folder: Path) -> Iterator[Row]:
     """Seconds a byte of layers against the width: what half of them takes is taken off."""
     rates = {}
     start = 0.0
-    for hidden, layers in ((1024, 64), (2048, 16), (4096, 4), (8192, 2), (16384, 1)):
-        shape = shapes.Shape(hidden, hidden * 43 // 16 // 64 * 64, layers, vocabulary=1000)
+    for hidden, layers in ((1024, 64), (2048, 16), (4096, 8), (8192, 2), (16384, 1)):
+        ffn = hidden * 43 // 16 // 64 * 64
+        shape = shapes.Shape(hidden, ffn, layers, vocabulary=1000, plain=True)
         size = 2 * layers * shape.layer_parameters
         with built(folder, "width", shape) as model:
             run(sign(model))

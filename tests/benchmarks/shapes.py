@@ -32,7 +32,8 @@ _SEED = 20250711
 class Shape:
     """Sizes of a LLaMA-like model; planted layers explode and, the last but one, decay.
 
-    With a period, layers repeat but for what is planted, so that deeper models do the same work.
+    With a period, layers repeat but for what is planted, so that deeper models do the same work;
+    a plain model has nothing planted, so that its layers do.
     """
 
     hidden: int
@@ -42,6 +43,7 @@ class Shape:
     kv_share: int = 1  # query heads to a key-value head
     head_dim: int = 128
     period: int | None = None
+    plain: bool = False
 
     @property
     def explosion(self) -> int:
@@ -144,7 +146,7 @@ def _layer_tensors(
     reads, writes, neuron = {
         shape.explosion: (4 * shared, 5.0 * direction, 41),
         shape.decay: (4 * direction, -2.0 * direction, 97),
-    }.get(layer, (None, None, 0))
+    }.get(0 if shape.plain else layer, (None, None, 0))
     tensors = {}
     # Rows, columns, scale, whether row or column sizes spread: value channels and neurons do.
     for name, rows, columns, size, spread in (
