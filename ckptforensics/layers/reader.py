@@ -9,7 +9,6 @@ from typing import Any, Literal
 import numpy as np
 
 from ckptforensics.architectures import LayerPlan, Role, WeightRef
-from ckptforensics.bf16 import Bf16Matrix
 from ckptforensics.checkpoint import Checkpoint
 from ckptforensics.layers.views import Attention, Ffn, Floats, Linear, Moe, Norm, Sink
 from ckptforensics.parallel import in_threads
@@ -54,11 +53,7 @@ class BlockReader:
             if len(self.store.info(ref.weight).shape) > 1
         }
         kept = {role: self._kept(plan.refs[role]) for role in sizes}
-        self.matrices = {
-            role: Linear(matrix, self._bias(plan.refs[role]))
-            for role, matrix in kept.items()
-            if matrix is not None
-        }
+        self.matrices = {role: linear for role, linear in kept.items() if linear is not None}
         # Large ones first, so that the cores finish together.
         roles = sorted((r for r in sizes if r not in self.matrices), key=lambda role: -sizes[role])
         read = in_threads(lambda role: self._decoded(plan.refs[role]), roles)
@@ -211,14 +206,13 @@ class BlockReader:
 
     def read_linear(self, ref: WeightRef) -> Linear:
         """A linear map as (out, in); see `WeightRef`."""
-        kept = self._kept(ref)
-        return self._decoded(ref) if kept is None else Linear(kept, self._bias(ref))
+        return self._kept(ref) or self._decoded(ref)
 
     def _decoded(self, ref: WeightRef) -> Linear:
         return Linear(self._weight(ref), self._bias(ref))
 
-    def _kept(self, ref: WeightRef) -> Bf16Matrix | None:
-        """The matrix as it is stored, None where it has to be decoded."""
+    def _kept(self, ref: WeightRef) -> Linear | None:
+        """With the matrix as it is stored, None where it has to be decoded."""
         changed = ref.transposed or ref.step != 1 or ref.split_heads or ref.input_scale is not None
         if not self.keep or changed:
             return None
@@ -233,7 +227,8 @@ class BlockReader:
             begin, end = begin + ref.ranges[0][0], begin + ref.ranges[0][1]
         if (end - begin) * columns < KEPT_ELEMENTS:
             return None
-        return self.store.kept_rows(ref.weight, begin, end)
+        matrix = self.store.kept_rows(ref.weight, begin, end)
+        return None if matrix is None else Linear(matrix, self._bias(ref))
 
     def _weight(self, ref: WeightRef) -> Floats:
         store = self.store

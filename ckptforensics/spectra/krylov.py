@@ -110,9 +110,7 @@ def singular_triplets(
     """
     search = _Search(operator, count, start, tolerance, max_steps, generator)
     search.begin(operator.rmatmat(search.start))
-    while not search.done:
-        search.take(*operator.round_trip(search.vectors))
-    return search.triplets()
+    return search.finish()
 
 
 def joint_triplets(
@@ -139,10 +137,7 @@ def joint_triplets(
         products, along = operator.round_trip_along(whole.vectors, alone.vectors)
         whole.take(*products)
         alone.take(*along)
-    for search in (whole, alone):
-        while not search.done:
-            search.take(*search.operator.round_trip(search.vectors))
-    return whole.triplets(), alone.triplets()
+    return whole.finish(), alone.finish()
 
 
 def _good(values: Float64, residuals: Float64, tolerance: float) -> bool:
@@ -230,10 +225,12 @@ class _Search:
         good = len(values) >= self._count and _good(self._values, self._residuals, self._tolerance)
         self.done = good or self._known == len(self._left)
         if not self.done:
-            self._extend(self._back[max(0, self._known - self._width) : self._known])
+            self._extend(self._back[self._known - self._width : self._known])
 
-    def triplets(self) -> Triplets:
-        """The best of the space, from the last step."""
+    def finish(self) -> Triplets:
+        """The best of the space, after going on alone until it is good."""
+        while not self.done:
+            self.take(*self.operator.round_trip(self.vectors))
         (pt, qt), n = self._combined, self._known
         left, right = _fix_signs((pt @ self._left[:n]).T, (qt @ self._right[:n]).T)
         return Triplets(left, self._values, right, self._residuals, self._steps)

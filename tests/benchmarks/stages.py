@@ -65,8 +65,8 @@ class Counted:
         for name, read in reads.items():
             for method in (name, f"{name}_along"):
                 if hasattr(operator, method):
-                    setattr(self, method, self._counted(getattr(operator, method), read, count))
-                    setattr(self, method, timed(getattr(self, method), "products"))
+                    product = self._counted(getattr(operator, method), read, count)
+                    setattr(self, method, timed(product, "products"))
 
     @staticmethod
     def _counted(product: Product, read: int, count: Callable[[int], None]) -> Product:

@@ -139,10 +139,9 @@ def test_what_is_not_finite_is_reported_as_always(value: float, tmp_path: Path) 
     assert "row 3, column 5" in messages[0]
 
 
-def test_an_error_names_the_same_tensor_in_every_run(tmp_path: Path) -> None:
+def test_an_error_names_the_same_tensor_in_every_run(planted: Path, tmp_path: Path) -> None:
     """Of several that are damaged: the order of a set of names differs between processes."""
     file = tmp_path / "model.safetensors"
-    planted = Path(__file__).parents[2] / "fixtures" / "planted"
     (tmp_path / "config.json").write_text((planted / "config.json").read_text())
     tensors = load_file(planted / "model.safetensors")
     for tensor in tensors.values():
