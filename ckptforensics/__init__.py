@@ -26,9 +26,9 @@ if TYPE_CHECKING:
         fingerprint_distance,
         inspect,
         rollout,
-        sign,
     )
-    from ckptforensics.findings.lineage.compare import compare
+    from ckptforensics.findings.sign import sign
+    from ckptforensics.lineage.compare import compare
     from ckptforensics.linear import Calibration, Fit
     from ckptforensics.results import Signature, load_result
 
@@ -65,7 +65,7 @@ _HOMES = {
     "Scope": "ckptforensics.findings",
     "SignatureCache": "ckptforensics.findings",
     "accumulate": "ckptforensics.findings",
-    "compare": "ckptforensics.findings.lineage.compare",
+    "compare": "ckptforensics.lineage.compare",
     "find_layers": "ckptforensics.findings",
     "fingerprint_distance": "ckptforensics.findings",
     "inspect": "ckptforensics.findings",

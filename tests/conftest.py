@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-# The fixtures are scripts of the repository, not of the installed package.
-sys.path.insert(0, str(ROOT))
 # Tests measure, whatever was signed before; those of the cache name a directory.
 os.environ["CKPT_CACHE"] = ""
 
@@ -43,7 +40,7 @@ def planted() -> Path:
 @pytest.fixture(scope="session")
 def gemma3() -> Path:
     """Gemma 3 270M as GGUF (Q4_K_M)."""
-    from fixtures.gemma3 import gguf_file
+    from tools.gemma3 import gguf_file
 
     return _real_model(gguf_file)
 
@@ -51,7 +48,7 @@ def gemma3() -> Path:
 @pytest.fixture(scope="session")
 def smollm2_gguf() -> Path:
     """SmolLM2-135M-Instruct as GGUF (Q4_1)."""
-    from fixtures.smollm2 import gguf_file
+    from tools.smollm2 import gguf_file
 
     return _real_model(gguf_file)
 
@@ -59,7 +56,7 @@ def smollm2_gguf() -> Path:
 @pytest.fixture(scope="session")
 def smollm2_bf16(smollm2_gguf: Path) -> Path:
     """The same model in Hugging Face layout, BF16, in 3 shards."""
-    from fixtures.smollm2 import cached_hf_layout
+    from tools.smollm2 import cached_hf_layout
 
     return cached_hf_layout("BF16")
 
@@ -67,6 +64,6 @@ def smollm2_bf16(smollm2_gguf: Path) -> Path:
 @pytest.fixture(scope="session")
 def smollm2_f32(smollm2_gguf: Path) -> Path:
     """The same model in Hugging Face layout with exactly the dequantized weights."""
-    from fixtures.smollm2 import cached_hf_layout
+    from tools.smollm2 import cached_hf_layout
 
     return cached_hf_layout("F32")

@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import save_file
 
 from tests.findings import test_quantized_models as quantized
-from tests.helpers_hub import REPO, hub_process
+from tests.support.hub import REPO, hub_process
 
 _HIDDEN, _FFN, _LAYERS, _VOCABULARY = 384, 14336, 5, 512
 _BLOCK_BYTES = 4 * (4 * _HIDDEN**2 + 3 * _HIDDEN * _FFN)

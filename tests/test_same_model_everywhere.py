@@ -11,8 +11,8 @@ import torch
 
 import ckptforensics
 from ckptforensics.results import Signature
-from tests.helpers_hub import COMMIT, REPO, loopback_hub
-from tests.helpers_models import save, tiny_llama, write_gguf
+from tests.support.hub import COMMIT, REPO, loopback_hub
+from tests.support.models import save, tiny_llama, write_gguf
 
 ARRAYS = ("u", "v", "sigma", "residual")
 

@@ -19,7 +19,7 @@ from ckptforensics.architectures.schema import (
 )
 from ckptforensics.errors import FormatError, NothingAnalysable
 from ckptforensics.tensors import TensorStore
-from ckptforensics.tensors.gguf import GgufArray
+from ckptforensics.tensors.containers.gguf import GgufArray
 
 # Keys of config.json, and of GGUF metadata after the architecture's name, that hold one quantity.
 _KEYS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = MappingProxyType(

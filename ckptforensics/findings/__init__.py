@@ -1,13 +1,13 @@
 """What the measurements mean: signature, explosion and decay layers, norms, inspection."""
 
 from ckptforensics.findings.accumulated import Accumulated, accumulate
-from ckptforensics.findings.cache import SignatureCache, cache_info
+from ckptforensics.findings.cache.store import SignatureCache, cache_info
 from ckptforensics.findings.families import list_families
 from ckptforensics.findings.fingerprint import fingerprint, fingerprint_distance
 from ckptforensics.findings.inspection import inspect
 from ckptforensics.findings.norms import Rollout, rollout
-from ckptforensics.findings.report import find_layers, sign
 from ckptforensics.findings.scope import Scope, layer_numbers, needed_memory
+from ckptforensics.findings.sign import find_layers, sign
 
 __all__ = [
     "Accumulated",

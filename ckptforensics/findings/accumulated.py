@@ -9,19 +9,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from ckptforensics.arrays import Array, Doubles
 from ckptforensics.checkpoint import Checkpoint, open_checkpoint
+from ckptforensics.compute.products import one_blas_thread
 from ckptforensics.layers import stream_blocks
 from ckptforensics.linear import Fit, block_map
-from ckptforensics.parallel import one_blas_thread
 from ckptforensics.progress import Progress, Silent
 from ckptforensics.spectra import singular_triplets
-
-Float64 = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -40,7 +37,7 @@ class Accumulated:
 
     layer: int
     prefix: str
-    direction: Float64
+    direction: Doubles
     log10_sigma: float
     gap: float
     residual: float
@@ -73,9 +70,9 @@ def accumulate(
     fit, progress = fit or Fit(), progress or Silent()
     sizes = checkpoint.architecture.sizes
     generator = np.random.default_rng(0)  # as for a signature: two runs give the same
-    product: Float64 = np.eye(sizes.hidden_size)
+    product: Doubles = np.eye(sizes.hidden_size)
     log10_scale = 0.0
-    leading: Float64 | None = None
+    leading: Doubles | None = None
     found = []
     progress.start("accumulated directions", sizes.num_layers)
     try:
@@ -113,19 +110,19 @@ def accumulate(
 class _Dense:
     """A matrix as the operator that `singular_triplets` takes."""
 
-    def __init__(self, matrix: Float64) -> None:
+    def __init__(self, matrix: Doubles) -> None:
         self.matrix = matrix
         self.shape = (matrix.shape[0], matrix.shape[1])
 
-    def matmat(self, x: NDArray[Any]) -> Float64:
+    def matmat(self, x: Array) -> Doubles:
         """The product with each column of x."""
         return self.matrix @ x
 
-    def rmatmat(self, y: NDArray[Any]) -> Float64:
+    def rmatmat(self, y: Array) -> Doubles:
         """The adjoint's product with each column of y."""
         return self.matrix.T @ y
 
-    def round_trip(self, x: NDArray[Any]) -> tuple[Float64, Float64]:
+    def round_trip(self, x: Array) -> tuple[Doubles, Doubles]:
         """y = M x and M'y, for each column."""
         y = self.matrix @ x
         return y, self.matrix.T @ y

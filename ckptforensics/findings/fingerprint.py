@@ -12,7 +12,8 @@ P a_kj, which is close to the angle between the two P as matrices (docs/mathemat
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
+
+from ckptforensics.arrays import Doubles, Floats
 
 FINGERPRINT_VERSION = "cf1"
 BITS = 128
@@ -20,7 +21,7 @@ _TERMS = 8
 _KEY = 0x636B7074  # 'ckpt'
 
 
-def fingerprint(u: NDArray[np.float32], sigma: NDArray[np.float32]) -> str:
+def fingerprint(u: Floats, sigma: Floats) -> str:
     """The fingerprint of a model's directions, as `cf1-` and 32 hex digits.
 
     Parameters
@@ -41,7 +42,7 @@ def fingerprint(u: NDArray[np.float32], sigma: NDArray[np.float32]) -> str:
     return f"{FINGERPRINT_VERSION}-{packed.hex()}"
 
 
-def layer_weights(sigma: NDArray[np.float32]) -> NDArray[np.float64]:
+def layer_weights(sigma: Floats) -> Doubles:
     """w = 1 - (s2/s1)^2 of each layer: how well its u1 is defined, from 0 to 1."""
     s = np.asarray(sigma, np.float64)
     ratio = np.divide(s[:, 1], s[:, 0], out=np.ones(len(s)), where=s[:, 0] > 0)
@@ -57,7 +58,7 @@ def fingerprint_distance(a: str, b: str) -> int:
     return (int(bits_a, 16) ^ int(bits_b, 16)).bit_count()
 
 
-def _gaussians(bit: int, size: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _gaussians(bit: int, size: int) -> tuple[Doubles, Doubles]:
     """Two (terms, size) Gaussian arrays by Box-Muller from the generator's raw words."""
     words = np.random.Philox(key=_KEY, counter=[0, bit, 0, 0]).random_raw(_TERMS * size)
     radius = np.sqrt(-2 * np.log((np.right_shift(words, 32) + 0.5) / 2**32))

@@ -8,16 +8,16 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ckptforensics.architectures import Architecture
+from ckptforensics.arrays import Doubles, Floats
 from ckptforensics.checkpoint import Checkpoint
+from ckptforensics.compute.products import loops_compiled, one_blas_thread
 from ckptforensics.errors import NothingAnalysable
 from ckptforensics.findings.scope import Scope, is_prefix
 from ckptforensics.findings.skipped import skipped_layers
-from ckptforensics.layers import Block, Ffn, Floats, Moe, stream_blocks
+from ckptforensics.layers import Block, Ffn, Moe, stream_blocks
 from ckptforensics.linear import BlockMap, ExpertsMap, FfnMap, Fit, ResidualMap, block_map
-from ckptforensics.parallel import loops_compiled, one_blas_thread
 from ckptforensics.probes import (
     Response,
     Trigger,
@@ -38,9 +38,6 @@ from ckptforensics.spectra import (
     nearest_eigenpair,
     singular_triplets,
 )
-
-Float32 = NDArray[np.float32]
-Float64 = NDArray[np.float64]
 
 # Single tokens rolled out beside the begin-of-sequence token.
 ROLLOUT_TOKENS = 64
@@ -63,8 +60,8 @@ class TokenState:
     concentration : length of that mean before it was made unit; 1 if all point the same way
     """
 
-    norms: Float64
-    direction: Float64
+    norms: Doubles
+    direction: Doubles
     concentration: float
 
     @property
@@ -105,9 +102,9 @@ class LayerMeasurement:
     layer: int
     prefix: str
     spectrum: Triplets
-    trigger_direction: Float64
+    trigger_direction: Doubles
     trigger: Trigger
-    probe_direction: Float64
+    probe_direction: Doubles
     probe_size: float
     probed_tokens: bool
     response: Response | None
@@ -144,12 +141,12 @@ class Measurements:
     tokens: tuple[int, ...] | None
 
     @property
-    def u(self) -> Float32:
+    def u(self) -> Floats:
         """(layers, hidden_size) leading left singular vectors of L."""
         return np.stack([m.spectrum.left[:, 0] for m in self.layers]).astype(np.float32)
 
     @property
-    def sigma(self) -> Float32:
+    def sigma(self) -> Floats:
         """(layers, 2) leading singular values of L."""
         return np.array([m.sigma for m in self.layers], np.float32)
 
@@ -289,7 +286,7 @@ def _tokens(
 class _Probe:
     """Direction u and norm c of the response probe; `of_tokens` if u is their shared direction."""
 
-    direction: Float64
+    direction: Doubles
     size: float
     of_tokens: bool
 
@@ -359,7 +356,7 @@ def _measure_layer(
 
 def _experts(
     ffn: Ffn | Moe, operator: FfnMap | ExpertsMap, generator: np.random.Generator
-) -> tuple[tuple[ExpertMeasurement, ...], Floats | Float64]:
+) -> tuple[tuple[ExpertMeasurement, ...], Floats | Doubles]:
     """What each expert does, and a guess of the leading left singular vector of F."""
     if isinstance(ffn, Ffn) or isinstance(operator, FfnMap):
         assert isinstance(operator, FfnMap)
@@ -380,7 +377,7 @@ def _experts(
     return tuple(measured), start
 
 
-def _nearest_eigenvalue(operator: BlockMap, direction: Float64) -> Eigenvalue | None:
+def _nearest_eigenvalue(operator: BlockMap, direction: Doubles) -> Eigenvalue | None:
     pair = nearest_eigenpair(ResidualMap(operator), direction)
     if pair is None:
         return None

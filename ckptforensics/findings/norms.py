@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
+from ckptforensics.arrays import Doubles, Floats
 from ckptforensics.checkpoint import Checkpoint, open_checkpoint
+from ckptforensics.compute.products import one_blas_thread
 from ckptforensics.errors import NothingAnalysable, UsageError
 from ckptforensics.findings.model import model_record
-from ckptforensics.layers import Floats, stream_blocks
-from ckptforensics.parallel import one_blas_thread
+from ckptforensics.layers import stream_blocks
 from ckptforensics.probes import (
     advance,
     embed,
@@ -212,6 +212,6 @@ def _random_embeddings(
     return finish_embedding(checkpoint, vectors * np.float32(seen.std()))
 
 
-def _norms(x: Floats) -> NDArray[np.float64]:
-    norms: NDArray[np.float64] = np.linalg.norm(x.astype(np.float64), axis=1)
+def _norms(x: Floats) -> Doubles:
+    norms: Doubles = np.linalg.norm(x.astype(np.float64), axis=1)
     return norms

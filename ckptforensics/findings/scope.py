@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-from numpy.typing import NDArray
-
+from ckptforensics.arrays import Floats
 from ckptforensics.checkpoint import Checkpoint
 from ckptforensics.errors import UsageError
 from ckptforensics.findings.skipped import runs
@@ -62,7 +60,7 @@ class Scope:
         what = f"layer{'s' if len(rest) > 1 else ''} {runs(rest)}"
         return [Skipped(what=what, reason="not asked for")]
 
-    def start(self, layer: int, hidden_size: int) -> NDArray[np.float32] | None:
+    def start(self, layer: int, hidden_size: int) -> Floats | None:
         """The relative's direction of this layer; UsageError if its width is another."""
         if self.near is None:
             return None

@@ -1,17 +1,8 @@
 """One residual block as arrays, and the stream of all blocks of a checkpoint."""
 
+from ckptforensics.arrays import Floats
 from ckptforensics.layers.stream import EXPERT_MEMORY, load_block, memory_needed, stream_blocks
-from ckptforensics.layers.views import (
-    Attention,
-    Block,
-    Ffn,
-    Floats,
-    Linear,
-    Matrix,
-    Moe,
-    Norm,
-    Sink,
-)
+from ckptforensics.layers.views import Attention, Block, Ffn, Linear, Matrix, Moe, Norm, Sink
 
 __all__ = [
     "EXPERT_MEMORY",

@@ -9,9 +9,10 @@ from typing import Any, Literal
 import numpy as np
 
 from ckptforensics.architectures import LayerPlan, Role, WeightRef
+from ckptforensics.arrays import Floats
 from ckptforensics.checkpoint import Checkpoint
-from ckptforensics.layers.views import Attention, Ffn, Floats, Linear, Moe, Norm, Sink
-from ckptforensics.parallel import in_threads
+from ckptforensics.compute.products import in_threads
+from ckptforensics.layers.views import Attention, Ffn, Linear, Moe, Norm, Sink
 from ckptforensics.tensors import matrix_shape
 
 # Matrices smaller than this are decoded: little is won by keeping routers as they are stored.

@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import replace
 
-from ckptforensics import buffers
 from ckptforensics.architectures import LayerPlan, Role, WeightRef
 from ckptforensics.checkpoint import Checkpoint
+from ckptforensics.compute import buffers
 from ckptforensics.errors import NothingAnalysable
 from ckptforensics.layers.reader import BlockReader
 from ckptforensics.layers.views import Block

@@ -10,13 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
-from numpy.typing import NDArray
-
 from ckptforensics.architectures import RoutingPlan
-from ckptforensics.bf16 import Bf16Matrix
+from ckptforensics.arrays import Floats
+from ckptforensics.compute.bf16 import Bf16Matrix
 
-Floats = NDArray[np.float32]
 Matrix = Floats | Bf16Matrix
 
 

@@ -1,6 +1,7 @@
 """The linear approximation of a block: norm folding, attention map, FFN fit, block operator."""
 
-from ckptforensics.linear.activations import activation
+from ckptforensics.compute.operator import Operator
+from ckptforensics.forward.activations import activation
 from ckptforensics.linear.attention import AttentionMap
 from ckptforensics.linear.fit import Calibration, Fit, fit_ffn
 from ckptforensics.linear.moments import gaussian_moments
@@ -12,7 +13,6 @@ from ckptforensics.linear.operators import (
     block_map,
     ffn_map,
 )
-from ckptforensics.operator import Operator
 
 __all__ = [
     "AttentionMap",

@@ -8,16 +8,16 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from ckptforensics.bf16 import Bf16Matrix
-from ckptforensics.layers import Attention, Ffn, Floats, Linear, Matrix, Norm, Sink
+from ckptforensics.arrays import Doubles, Floats
+from ckptforensics.compute.bf16 import Bf16Matrix
+from ckptforensics.compute.operator import Operator
+from ckptforensics.compute.products import multiply, multiply_adjoint
+from ckptforensics.forward.norms import fold_norm
+from ckptforensics.layers import Attention, Ffn, Linear, Matrix, Norm, Sink
 from ckptforensics.linear.fit import Fit, fit_ffn
 from ckptforensics.linear.folded import FoldedMatrix
-from ckptforensics.linear.norms import fold_norm
 from ckptforensics.linear.quadratic import mean_norm_jacobian, sigmoid_moments
-from ckptforensics.operator import Operator
-from ckptforensics.parallel import multiply, multiply_adjoint
 
-Float64 = NDArray[np.float64]
 _Real = TypeVar("_Real", np.float32, np.float64)
 
 
@@ -86,7 +86,7 @@ def _value_map(attention: Attention, *, centred: bool) -> Floats | FoldedMatrix:
     return value
 
 
-def _folded(linear: Linear, norm: Norm | None, *, centred: bool) -> tuple[Floats, Float64]:
+def _folded(linear: Linear, norm: Norm | None, *, centred: bool) -> tuple[Floats, Doubles]:
     """Weight and constant on the normalised input; the paper's convention has no C and no b."""
     weight = linear.weight
     shift = np.zeros(len(weight)) if linear.bias is None else linear.bias.astype(np.float64)
@@ -97,7 +97,7 @@ def _folded(linear: Linear, norm: Norm | None, *, centred: bool) -> tuple[Floats
     return weight * norm.gain, shift
 
 
-def _behind_inner_norm(attention: Attention, compressed: Floats, shift: Float64) -> Floats:
+def _behind_inner_norm(attention: Attention, compressed: Floats, shift: Doubles) -> Floats:
     """W_V E[J] W_C: values of the compressed vector behind its norm."""
     norm = attention.latent_norm
     inner = fold_norm(attention.value.weight, norm)
@@ -111,18 +111,18 @@ def _behind_inner_norm(attention: Attention, compressed: Floats, shift: Float64)
     return inner @ compressed
 
 
-def _share_within(clip: float, value: Floats, shift: Float64) -> Float64:
+def _share_within(clip: float, value: Floats, shift: Doubles) -> Doubles:
     """How often each value v z + c lies within the bound: the mean slope of clipping it."""
     from scipy.special import ndtr
 
     deviation = np.maximum(np.linalg.norm(value, axis=1), np.finfo(np.float32).tiny)
     above, below = (clip - shift) / deviation, (-clip - shift) / deviation
-    share: Float64 = ndtr(above) - ndtr(below)
+    share: Doubles = ndtr(above) - ndtr(below)
     return share
 
 
 def _beside_sink(
-    value: Floats, shift: Float64, sink: Sink, norm: Norm | None, *, centred: bool
+    value: Floats, shift: Doubles, sink: Sink, norm: Norm | None, *, centred: bool
 ) -> Floats:
     """E[J] of sigmoid(score - sink) times the values, head by head.
 

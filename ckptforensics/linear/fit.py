@@ -14,22 +14,22 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from ckptforensics import buffers
-from ckptforensics.bf16 import Bf16Matrix
+from ckptforensics.compute import buffers
+from ckptforensics.compute.bf16 import Bf16Matrix
+from ckptforensics.compute.products import multiply, over_rows
 from ckptforensics.errors import UsageError
-from ckptforensics.layers import Ffn, Floats, Linear, Matrix, Norm
+from ckptforensics.forward.branches import dense_forward, ffn_hidden
+from ckptforensics.forward.norms import affine, fold_in_place, fold_norm, normalise
+from ckptforensics.layers import Ffn, Linear, Matrix, Norm
 from ckptforensics.linear.folded import FoldedMatrix, Term
-from ckptforensics.linear.forward import dense_forward, ffn_hidden
 from ckptforensics.linear.moments import clamped_moments, gaussian_moments
-from ckptforensics.linear.norms import affine, fold_in_place, fold_norm, normalise
-from ckptforensics.parallel import multiply, over_rows
 from ckptforensics.sources import Source
 from ckptforensics.tensors import open_store
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from numpy.typing import NDArray
+    from ckptforensics.arrays import Doubles, Floats
 
 FitKind = Literal["canonical", "paper", "sampled"]
 # Of each row of F1 on the gate's row (None without a gate) and on the up row.
@@ -170,7 +170,7 @@ def fit_gated_output(ffn: Ffn, fit: Fit, layer: int) -> tuple[Floats, Floats]:
     return np.hstack([down, np.diag(output)]), f1
 
 
-def _moments(name: str, rows: Floats, shift: NDArray[np.float64]) -> tuple[Floats, Floats, Floats]:
+def _moments(name: str, rows: Floats, shift: Doubles) -> tuple[Floats, Floats, Floats]:
     """E[s], E[s'] and E[s''] of units s(w.z + c), the last as E[U s'] / |w|^2."""
     square = np.einsum("ij,ij->i", rows, rows).astype(np.float64)
     value, slope, moment = gaussian_moments(name, np.sqrt(square), shift)
@@ -236,7 +236,7 @@ def combine_rows(
     return f1
 
 
-def _row_products(norm: Norm | None, *pairs: tuple[Matrix, Matrix]) -> list[NDArray[np.float64]]:
+def _row_products(norm: Norm | None, *pairs: tuple[Matrix, Matrix]) -> list[Doubles]:
     """Inner products of corresponding rows of each pair of matrices, the norm folded into both.
 
     The first pair is a matrix with itself, a second one the same with another matrix.
@@ -265,7 +265,7 @@ def _row_products(norm: Norm | None, *pairs: tuple[Matrix, Matrix]) -> list[NDAr
     return out
 
 
-def _shift(linear: Linear, norm: Norm | None, with_norm: bool) -> NDArray[np.float64]:
+def _shift(linear: Linear, norm: Norm | None, with_norm: bool) -> Doubles:
     """The constant of each row, with respect to the fit's Gaussian vector."""
     shift = np.zeros(linear.matrix.shape[0])
     if linear.bias is not None:

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ckptforensics.bf16 import Bf16Matrix, adjoint_products, products
-from ckptforensics.layers import Floats, Norm
-from ckptforensics.operator import Operator
+from ckptforensics.arrays import Floats
+from ckptforensics.compute.bf16 import Bf16Matrix, adjoint_products, products
+from ckptforensics.compute.operator import Operator
+from ckptforensics.layers import Norm
 
 Term = tuple[Bf16Matrix, Floats | None]
 

@@ -22,15 +22,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cache
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ckptforensics.linear.activations import Activation, activation
-from ckptforensics.parallel import in_threads
-
-Float64 = NDArray[np.float64]
+from ckptforensics.arrays import Array, Doubles
+from ckptforensics.compute.products import in_threads
+from ckptforensics.forward.activations import Activation, activation
 
 _SPLIT_SIGMA = 4.0
 _TRAPEZOID_REACH = 8.0  # Gaussian mass beyond 8 sigma: 1e-15
@@ -43,9 +41,7 @@ _UNITS_AT_ONCE = 256
 _NODES_AN_INTERVAL = 16
 
 
-def gaussian_moments(
-    name: str, sigma: NDArray[Any], mean: NDArray[Any]
-) -> tuple[Float64, Float64, Float64]:
+def gaussian_moments(name: str, sigma: Array, mean: Array) -> tuple[Doubles, Doubles, Doubles]:
     """E[s(U + m)], E[s'(U + m)] and E[U s'(U + m)] for U ~ N(0, sigma^2), unit by unit.
 
     Parameters
@@ -77,7 +73,7 @@ def gaussian_moments(
         for begin in range(0, part.size, _UNITS_AT_ONCE)
     ]
 
-    def integrate(group: tuple[Callable[..., Float64], NDArray[np.intp]]) -> None:
+    def integrate(group: tuple[Callable[..., Doubles], NDArray[np.intp]]) -> None:
         regime, units = group
         out[:, units] = regime(s, sigma64[units], mean64[units])
 
@@ -85,7 +81,7 @@ def gaussian_moments(
     return out[0], out[1], out[2]
 
 
-def _trapezoid(s: Activation, sigma: Float64, mean: Float64) -> Float64:
+def _trapezoid(s: Activation, sigma: Doubles, mean: Doubles) -> Doubles:
     step = min(0.5, 0.45 / max(float(sigma.max()), 1e-9))
     reach = np.ceil(_TRAPEZOID_REACH / step)
     z = np.arange(-reach, reach + 1) * step
@@ -96,7 +92,7 @@ def _trapezoid(s: Activation, sigma: Float64, mean: Float64) -> Float64:
     return np.stack([s.value(t) @ weight, slope @ weight, (slope * u) @ weight])
 
 
-def _split(s: Activation, sigma: Float64, mean: Float64) -> Float64:
+def _split(s: Activation, sigma: Doubles, mean: Doubles) -> Doubles:
     relu_moments = activation("relu").closed_moments
     assert relu_moments is not None
     relu, step, edge = relu_moments(sigma, mean)
@@ -113,7 +109,7 @@ def _split(s: Activation, sigma: Float64, mean: Float64) -> Float64:
 
 
 @cache
-def _beyond_relu(name: str) -> tuple[Float64, Float64, Float64, Float64]:
+def _beyond_relu(name: str) -> tuple[Doubles, Doubles, Doubles, Doubles]:
     """Nodes and weights on [-40, 40], with s - relu and s' - relu' there."""
     s = activation(name)
     x, w = np.polynomial.legendre.leggauss(_NODES_A_PANEL)
@@ -129,13 +125,13 @@ def _beyond_relu(name: str) -> tuple[Float64, Float64, Float64, Float64]:
 
 
 def clamped_moments(
-    sigma: NDArray[Any],
-    mean: NDArray[Any],
-    slope: NDArray[Any],
-    spread: NDArray[Any],
-    up_mean: NDArray[Any],
+    sigma: Array,
+    mean: Array,
+    slope: Array,
+    spread: Array,
+    up_mean: Array,
     clamp: float,
-) -> tuple[Float64, Float64]:
+) -> tuple[Doubles, Doubles]:
     """Mean Jacobian coefficients of gpt-oss's clamped unit q(min(G, c)) (clip(V, -c, c) + 1).
 
     G = U + m with U ~ N(0, sigma^2), and given U the other factor's argument V is Gaussian with
@@ -176,13 +172,13 @@ def clamped_moments(
 
 
 def _clamped_intervals(
-    sigma: Float64,
-    mean: Float64,
-    slope: NDArray[Any],
-    spread: Float64,
-    up_mean: NDArray[Any],
+    sigma: Doubles,
+    mean: Doubles,
+    slope: Array,
+    spread: Doubles,
+    up_mean: Array,
     clamp: float,
-) -> Float64:
+) -> Doubles:
     """Ends of intervals of U between which the clamped unit is smooth, (ends, units).
 
     They part at the clamps of G, and of V as it follows U; and where q and the density bend.

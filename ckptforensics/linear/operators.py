@@ -13,9 +13,15 @@ from typing import Any
 
 import numpy as np
 
-from ckptforensics.bf16 import Bf16Matrix
+from ckptforensics.arrays import Floats
+from ckptforensics.compute.bf16 import Bf16Matrix
+from ckptforensics.compute.operator import Operator
+from ckptforensics.compute.products import multiply, multiply_adjoint, multiply_and_back, over_rows
 from ckptforensics.errors import UsageError
-from ckptforensics.layers import Attention, Block, Ffn, Floats, Linear, Matrix, Moe, Norm
+from ckptforensics.forward.branches import branch_result, finish_branch
+from ckptforensics.forward.norms import affine
+from ckptforensics.forward.routing import expert_shares
+from ckptforensics.layers import Attention, Block, Ffn, Linear, Matrix, Moe, Norm
 from ckptforensics.linear.attention import AttentionMap
 from ckptforensics.linear.fit import (
     Coefficients,
@@ -26,11 +32,6 @@ from ckptforensics.linear.fit import (
     fit_gated_output,
 )
 from ckptforensics.linear.folded import FoldedMatrix
-from ckptforensics.linear.forward import branch_result, finish_branch
-from ckptforensics.linear.norms import affine
-from ckptforensics.linear.routing import expert_shares
-from ckptforensics.operator import Operator
-from ckptforensics.parallel import multiply, multiply_adjoint, multiply_and_back, over_rows
 
 # Vectors over which the size of what enters a norm behind a branch is taken; fixed, so that
 # results repeat.

@@ -7,12 +7,11 @@ that one well-behaved integral is left (docs/mathematics.md, section 3).
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
-Float64 = NDArray[np.float64]
+from ckptforensics.arrays import Array, Doubles
 
 _LOG_REACH = 20.0
 _LOG_STEP = 0.25
@@ -23,7 +22,7 @@ _DEVIATIONS = 30.0
 _LOGISTIC_TAIL = 40.0
 
 
-def mean_norm_jacobian(weight: NDArray[Any], shift: NDArray[Any], eps: float) -> Float64:
+def mean_norm_jacobian(weight: Array, shift: Array, eps: float) -> Doubles:
     """H such that H W z is the best linear map of c / sqrt(|c|^2 / r + eps), c = W z + shift.
 
     With 1 / sqrt(q) = 2 / sqrt(pi) times the integral of exp(-s^2 q) over s > 0, taken over log s
@@ -56,7 +55,7 @@ def mean_norm_jacobian(weight: NDArray[Any], shift: NDArray[Any], eps: float) ->
     mass *= 2 * _LOG_STEP * np.sqrt(rank / np.pi)
     moved = shrink * mean
     inner = np.diag(mass @ shrink) - 2 * (moved.T * (mass * square[:, 0])) @ moved
-    jacobian: Float64 = vectors @ inner @ vectors.T
+    jacobian: Doubles = vectors @ inner @ vectors.T
     return jacobian
 
 
@@ -65,11 +64,11 @@ class SigmoidMoments(NamedTuple):
 
     value: float
     slope: float
-    slope_x: Float64
-    slope_xx: Float64
+    slope_x: Doubles
+    slope_xx: Doubles
 
 
-def sigmoid_moments(curvature: Float64, linear: Float64, constant: float) -> SigmoidMoments:
+def sigmoid_moments(curvature: Doubles, linear: Doubles, constant: float) -> SigmoidMoments:
     """Moments of the sigmoid of s = sum_i (curvature_i x_i^2 + linear_i x_i) + constant.
 
     sigmoid' is the logistic density, whose Fourier transform is pi t / sinh(pi t); the mean of

@@ -1,6 +1,6 @@
 """The true, nonlinear block applied to chosen vectors."""
 
-from ckptforensics.probes.embedding import embed, finish_embedding, vocabulary_size
+from ckptforensics.forward.embedding import embed, finish_embedding, vocabulary_size
 from ckptforensics.probes.response import (
     Response,
     SuperWeight,

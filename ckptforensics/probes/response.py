@@ -9,21 +9,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from ckptforensics.bf16 import Bf16Matrix
-from ckptforensics.layers import Block, Ffn, Floats, Moe
-from ckptforensics.linear.activations import sigmoid
-from ckptforensics.linear.forward import (
+from ckptforensics.arrays import Doubles, Floats
+from ckptforensics.compute.bf16 import Bf16Matrix
+from ckptforensics.compute.products import over_rows
+from ckptforensics.forward.activations import sigmoid
+from ckptforensics.forward.branches import (
     apply_linear,
     block_forward,
     ffn_forward,
     ffn_hidden,
     finish_branch,
 )
-from ckptforensics.linear.norms import apply_norm
-from ckptforensics.linear.routing import routing_weights
-from ckptforensics.parallel import over_rows
+from ckptforensics.forward.norms import apply_norm
+from ckptforensics.forward.routing import routing_weights
+from ckptforensics.layers import Block, Ffn, Moe
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Trigger:
     super_weight: SuperWeight
 
 
-def probe_pair(direction: NDArray[np.float64], size: float) -> Floats:
+def probe_pair(direction: Doubles, size: float) -> Floats:
     """The residual streams +-size * direction, (2, hidden_size).
 
     Parameters
@@ -82,19 +82,19 @@ def probe_pair(direction: NDArray[np.float64], size: float) -> Floats:
     return np.stack([u, -u]) * np.float32(size)
 
 
-def read_response(pair: Floats, after: Floats, direction: NDArray[np.float64]) -> Response:
+def read_response(pair: Floats, after: Floats, direction: Doubles) -> Response:
     """What a block that turns `pair` of `probe_pair` into `after` adds along the direction."""
     added = (after - pair) @ direction.astype(np.float32)
     return Response(plus=float(added[0]), minus=float(added[1]))
 
 
-def response(block: Block, direction: NDArray[np.float64], size: float) -> Response:
+def response(block: Block, direction: Doubles, size: float) -> Response:
     """Feed +-size * direction to the true block and read what it adds along the direction."""
     pair = probe_pair(direction, size)
     return read_response(pair, block_forward(block, pair), direction)
 
 
-def trigger(ffn: Ffn | Moe, direction: NDArray[np.float64]) -> Trigger:
+def trigger(ffn: Ffn | Moe, direction: Doubles) -> Trigger:
     """Feed the true FFN +-v, v the leading right singular vector of its linear fit.
 
     The vectors have a unit mean square, which matters only where no norm precedes the FFN. In a

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from ckptforensics.arrays import Floats
 from ckptforensics.errors import NotFinite
-from ckptforensics.layers import Block, Floats
-from ckptforensics.linear.forward import block_forward
+from ckptforensics.forward.branches import block_forward
+from ckptforensics.layers import Block
 
 # The FFN's hidden activation of this many tokens is in memory at once.
 _TOKENS_AT_ONCE = 2048

@@ -15,12 +15,10 @@ from pydantic import ValidationError
 from ckptforensics.errors import CkptError, OutputError, ResultError, UsageError
 from ckptforensics.results.documents import Document, SignatureDocument
 from ckptforensics.sources import parse_json_object, read_json_object
-from ckptforensics.tensors.safetensors import read_safetensors
+from ckptforensics.tensors.containers.safetensors import read_safetensors
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
+    from ckptforensics.arrays import Floats
     from ckptforensics.tensors import Container
 
 _METADATA_KEY = "ckptforensics"
@@ -44,10 +42,10 @@ class Signature:
     """
 
     document: SignatureDocument
-    u: NDArray[np.float32]
-    v: NDArray[np.float32]
-    sigma: NDArray[np.float32]
-    residual: NDArray[np.float32]
+    u: Floats
+    v: Floats
+    sigma: Floats
+    residual: Floats
 
     def save(self, path: str | Path) -> None:
         """Write the signature as a safetensors file; OutputError if that fails."""

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-Float64 = NDArray[np.float64]
+from ckptforensics.arrays import Array, Doubles
 
 # What orthogonalising leaves of a vector below this share of it is noise of float32 products.
 _NOISE = 1e-6
@@ -38,7 +38,7 @@ class Eigenpair:
 
 def nearest_eigenpair(
     operator: _Operator,
-    direction: NDArray[Any],
+    direction: Array,
     *,
     tolerance: float = 1e-3,
     acceptable: float = 0.1,
@@ -60,7 +60,7 @@ def nearest_eigenpair(
     """
     start = np.asarray(direction, np.float64)
     basis = [start / np.linalg.norm(start)]
-    images: list[Float64] = []
+    images: list[Doubles] = []
     limit = min(max_products, operator.shape[0])
     while True:
         column = np.ascontiguousarray(basis[-1][:, None], np.float32)
@@ -80,7 +80,7 @@ def nearest_eigenpair(
         basis.append(rest / size)
 
 
-def _nearest(basis: Float64, images: Float64, acceptable: float) -> Eigenpair | None:
+def _nearest(basis: Doubles, images: Doubles, acceptable: float) -> Eigenpair | None:
     """The converged Ritz pair nearest the first basis vector; None if none has converged."""
     values, small = np.linalg.eig(basis.T @ images)
     errors = np.linalg.norm(images @ small - basis @ (small * values), axis=0)

@@ -17,12 +17,9 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
+from ckptforensics.arrays import Array, Doubles, Floats
 from ckptforensics.errors import NotFinite
-
-Floats = NDArray[np.float32]
-Float64 = NDArray[np.float64]
 
 # What orthogonalising leaves of a vector below this share of it is noise of float32 products.
 _NOISE = 1e-6
@@ -70,10 +67,10 @@ class Triplets:
     steps : how often M was multiplied with new vectors, and its adjoint
     """
 
-    left: Float64
-    values: Float64
-    right: Float64
-    residuals: Float64
+    left: Doubles
+    values: Doubles
+    right: Doubles
+    residuals: Doubles
     steps: int
 
 
@@ -81,7 +78,7 @@ def singular_triplets(
     operator: _Operator,
     count: int = 2,
     *,
-    start: NDArray[Any] | None = None,
+    start: Array | None = None,
     tolerance: float = 1e-4,
     max_steps: int = 40,
     generator: np.random.Generator,
@@ -117,8 +114,8 @@ def joint_triplets(
     operator: _Whole,
     part: _Operator,
     *,
-    start: NDArray[Any] | None = None,
-    part_start: NDArray[Any] | None = None,
+    start: Array | None = None,
+    part_start: Array | None = None,
     tolerance: float = 1e-4,
     max_steps: int = 40,
     generator: np.random.Generator,
@@ -140,7 +137,7 @@ def joint_triplets(
     return whole.finish(), alone.finish()
 
 
-def _good(values: Float64, residuals: Float64, tolerance: float) -> bool:
+def _good(values: Doubles, residuals: Doubles, tolerance: float) -> bool:
     own = np.maximum(values, max(_TINY * values[0], np.finfo(np.float64).tiny)) / max(
         values[0], np.finfo(np.float64).tiny
     )
@@ -149,9 +146,7 @@ def _good(values: Float64, residuals: Float64, tolerance: float) -> bool:
     return bool(np.all(residuals <= limits))
 
 
-def _start(
-    start: NDArray[Any] | None, shape: tuple[int, int], generator: np.random.Generator
-) -> Float64:
+def _start(start: Array | None, shape: tuple[int, int], generator: np.random.Generator) -> Doubles:
     """Left vectors to start from: the guess, if there is one, and random ones."""
     vectors = generator.standard_normal(shape)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
@@ -179,7 +174,7 @@ class _Search:
         self,
         operator: _Operator,
         count: int,
-        start: NDArray[Any] | None,
+        start: Array | None,
         tolerance: float,
         max_steps: int,
         generator: np.random.Generator,
@@ -235,21 +230,21 @@ class _Search:
         left, right = _fix_signs((pt @ self._left[:n]).T, (qt @ self._right[:n]).T)
         return Triplets(left, self._values, right, self._residuals, self._steps)
 
-    def _measured(self) -> Float64:
+    def _measured(self) -> Doubles:
         """|M'u - s v| / s_1 of the triplets."""
         (pt, qt), n = self._combined, self._known
         errors = pt @ self._back[:n] - self._values[:, None] * (qt @ self._right[:n])
         scale = max(float(self._values[0]), np.finfo(np.float64).tiny)
         return np.linalg.norm(errors, axis=1) / scale
 
-    def _extend(self, candidates: Float64) -> None:
+    def _extend(self, candidates: Doubles) -> None:
         """Add what is new in the candidates to the right vectors, and ask for their products."""
         end = min(self._known + len(candidates), len(self._right))
         for n, candidate in zip(range(self._known, end), candidates, strict=False):
             self._right[n] = self._new(candidate, self._right[:n])[0]
         self.vectors = _columns(self._right[self._known : end])
 
-    def _in_range(self, images: Any, returned: Any) -> tuple[Float64, Float64]:
+    def _in_range(self, images: Any, returned: Any) -> tuple[Doubles, Doubles]:
         """Both products as rows; the second anew where its size is no float32, though M's is."""
         images = _finite(images)
         sizes = np.linalg.norm(images, axis=1, keepdims=True)
@@ -258,7 +253,7 @@ class _Search:
         sizes[sizes == 0] = 1
         return images, sizes * _finite(self.operator.rmatmat(_columns(images / sizes)))
 
-    def _new(self, candidate: Float64, basis: Float64) -> tuple[Float64, Float64, float]:
+    def _new(self, candidate: Doubles, basis: Doubles) -> tuple[Doubles, Doubles, float]:
         """Unit vector of what is new, the candidate's coefficients on the basis, and on it.
 
         Where nothing new is left, a random vector orthogonal to all takes its place, with
@@ -273,7 +268,7 @@ class _Search:
         return rest / np.linalg.norm(rest), overlap, new
 
 
-def _orthogonal(x: Float64, basis: Float64) -> tuple[Float64, Float64]:
+def _orthogonal(x: Doubles, basis: Doubles) -> tuple[Doubles, Doubles]:
     """Coefficients of x on the rows of the basis and the rest; twice is enough (Giraud 2005)."""
     overlap = basis @ x
     rest = x - overlap @ basis
@@ -281,18 +276,18 @@ def _orthogonal(x: Float64, basis: Float64) -> tuple[Float64, Float64]:
     return overlap + again, rest - again @ basis
 
 
-def _columns(rows: Float64) -> Floats:
+def _columns(rows: Doubles) -> Floats:
     return np.ascontiguousarray(rows.T, np.float32)
 
 
-def _finite(products: Any) -> Float64:
+def _finite(products: Any) -> Doubles:
     rows = np.asarray(products, np.float64).T
     if not np.isfinite(rows).all():
         raise NotFinite("the products with the layer's weights overflow float32")
     return rows
 
 
-def _fix_signs(left: Float64, right: Float64) -> tuple[Float64, Float64]:
+def _fix_signs(left: Doubles, right: Doubles) -> tuple[Doubles, Doubles]:
     at = np.argmax(np.abs(left), axis=0)
     sign = np.where(left[at, np.arange(left.shape[1])] < 0, -1.0, 1.0)
     return left * sign, right * sign

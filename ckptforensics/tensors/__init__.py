@@ -9,7 +9,7 @@ from ckptforensics.deferred import on_first_use
 from ckptforensics.tensors.info import Container, TensorInfo, matrix_shape
 
 if TYPE_CHECKING:
-    from ckptforensics.tensors.store import TensorStore, open_store
+    from ckptforensics.tensors.files import TensorStore, open_store
 
 __all__ = ["Container", "TensorInfo", "TensorStore", "matrix_shape", "open_store"]
 

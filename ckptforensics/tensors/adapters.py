@@ -21,18 +21,16 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from ckptforensics.errors import FormatError, NothingAnalysable, TensorError
-from ckptforensics.tensors.info import TensorInfo, matrix_shape
-from ckptforensics.tensors.store import (
+from ckptforensics.tensors.files import (
     BLOCK_ELEMENTS,
     TensorStore,
     require_finite,
 )
+from ckptforensics.tensors.info import TensorInfo, matrix_shape
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    from ckptforensics.bf16 import Bf16Matrix
+    from ckptforensics.arrays import Bytes, Floats
+    from ckptforensics.compute.bf16 import Bf16Matrix
 
 _PREFIX = "base_model.model."
 _LORA = re.compile(
@@ -116,7 +114,7 @@ class AdaptedStore(TensorStore):
         for name, theirs in replaced.items():
             tensors[name] = replace(adapter.info(theirs), name=name)
         self.tensors = MappingProxyType(tensors)
-        self._norms: dict[str, NDArray[np.float32]] = {}
+        self._norms: dict[str, Floats] = {}
 
     def parts(self, name: str) -> tuple[TensorInfo, ...]:
         """See `TensorStore.parts`."""
@@ -152,7 +150,7 @@ class AdaptedStore(TensorStore):
         """See `TensorStore.prefetch_rows`."""
         self._holder(name).prefetch_rows(self.replaced.get(name, name), rows)
 
-    def stored_bytes(self, name: str) -> NDArray[np.uint8]:
+    def stored_bytes(self, name: str) -> Bytes:
         """See `TensorStore.stored_bytes`."""
         return self._holder(name).stored_bytes(self.replaced.get(name, name))
 
@@ -160,7 +158,7 @@ class AdaptedStore(TensorStore):
         """See `TensorStore.release`."""
         self._holder(name).release(self.replaced.get(name, name))
 
-    def read_rows(self, name: str, start: int, stop: int) -> NDArray[np.float32]:
+    def read_rows(self, name: str, start: int, stop: int) -> Floats:
         """See `TensorStore.read_rows`."""
         import numpy as np
 
@@ -188,13 +186,13 @@ class AdaptedStore(TensorStore):
     def _holder(self, name: str) -> TensorStore:
         return self.adapter if name in self.replaced or name in self.adapter else self.base
 
-    def _unchanged(self, name: str, start: int, stop: int) -> NDArray[np.float32]:
+    def _unchanged(self, name: str, start: int, stop: int) -> Floats:
         """Rows of the tensor that the adapter's sums are added to."""
         if name in self.replaced:
             return self.adapter.read_rows(self.replaced[name], start, stop)
         return self.base.read_rows(name, start, stop)
 
-    def _merge(self, rows: NDArray[np.float32], name: str, delta: _Delta, start: int) -> None:
+    def _merge(self, rows: Floats, name: str, delta: _Delta, start: int) -> None:
         """Change rows of the base, the first of which is `start`, into the merged weight's."""
         import numpy as np
 
@@ -210,7 +208,7 @@ class AdaptedStore(TensorStore):
             norms = np.sqrt(np.einsum("ij,ij->i", rows, rows))
             rows *= (magnitude[start : start + len(rows)] / norms)[:, None]
 
-    def _add(self, rows: NDArray[np.float32], delta: _Delta, start: int) -> None:
+    def _add(self, rows: Floats, delta: _Delta, start: int) -> None:
         """Add the rows of s B A from `start` on, a block at a time."""
         stop = start + len(rows)
         if delta.transposed:
@@ -224,7 +222,7 @@ class AdaptedStore(TensorStore):
         for first in range(0, len(rows), step):
             rows[first : first + step] += left[first : first + step] @ right
 
-    def _column_norms(self, name: str, delta: _Delta) -> NDArray[np.float32]:
+    def _column_norms(self, name: str, delta: _Delta) -> Floats:
         """Norm of each output of a weight stored (in, out), which every row of it takes part in."""
         import numpy as np
 

@@ -16,11 +16,9 @@ from typing import TYPE_CHECKING, Any
 from ckptforensics.errors import FormatError, MissingDependency, TensorError
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
+    from ckptforensics.arrays import Bytes, Floats
 
-    Bytes = NDArray[np.uint8]
-    Floats = NDArray[np.float32]
+    Bytes = Bytes
 
 # Bits per element of every type the safetensors format defines.
 SAFETENSORS_BITS = MappingProxyType(

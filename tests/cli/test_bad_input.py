@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 from ckptforensics.cli.main import main
-from tests.helpers_containers import (
+from tests.support.containers import (
     LLAMA_CONFIG,
     Model,
     assert_one_error,

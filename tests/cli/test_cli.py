@@ -17,7 +17,7 @@ from safetensors.numpy import save_file
 
 import ckptforensics
 from ckptforensics.results import DOCUMENTS
-from tests.helpers_containers import Model, assert_one_error, run, write_llama_gguf
+from tests.support.containers import Model, assert_one_error, run, write_llama_gguf
 
 COMMANDS = ("sign", "layers", "norms", "inspect", "show")
 ANALYSES = COMMANDS[:4]
@@ -109,7 +109,7 @@ def test_a_signature_is_shown_without_the_heavy_modules(planted, tmp_path):
     code = (
         "import sys; from ckptforensics.cli.main import main\n"
         "assert main(sys.argv[1:]) == 0\n"
-        "assert not {'numpy', 'huggingface_hub', 'ckptforensics.tensors.store',"
+        "assert not {'numpy', 'huggingface_hub', 'ckptforensics.tensors.files',"
         " 'ckptforensics.sources.hub', 'ckptforensics.results.comparison',"
         " 'ckptforensics.render.comparison', 'ckptforensics.render.plots'} & set(sys.modules)"
     )

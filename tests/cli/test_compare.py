@@ -15,7 +15,7 @@ import jsonschema
 import numpy as np
 import pytest
 
-from fixtures import launder, transforms
+from tools import launder, transforms
 
 ROOT = Path(__file__).resolve().parents[2]
 ZOO = ROOT / "fixtures" / "zoo"

@@ -16,7 +16,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from ckptforensics.cli.main import cli
-from tests.helpers_adapters import base_tensors, low_rank, write_adapter
+from tests.support.adapters import base_tensors, low_rank, write_adapter
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = (ROOT / "docs" / "command-line.md").read_text()

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from ckptforensics.cli import batch
-from ckptforensics.cli.batch import Job, run_jobs
 from ckptforensics.cli.main import main
+from ckptforensics.jobs import processes
+from ckptforensics.jobs.processes import Job, run_jobs
 
 PLANTED = Path(__file__).parents[2] / "fixtures" / "planted"
 
@@ -66,7 +66,7 @@ def test_what_cannot_be_meant(capsys, extra: list[str], said: str):
     ("text", "size"), [("8GB", 8 * 10**9), ("1.5GiB", 3 << 29), ("500m", 5 * 10**8), ("64", 64)]
 )
 def test_sizes(text: str, size: int):
-    assert batch.memory_size(None, None, text) == size
+    assert processes.memory_size(None, None, text) == size
 
 
 class _Slow(Job):

@@ -10,8 +10,8 @@ from safetensors.torch import load_file, save_file
 
 import ckptforensics
 from ckptforensics.errors import FormatError, TensorError
-from tests.families.cases_dense import CASES
-from tests.families.harness import build_model, save_model
+from tests.support.families.cases_dense import CASES
+from tests.support.families.harness import build_model, save_model
 
 BY_NAME = {case.name: case for case in CASES}
 

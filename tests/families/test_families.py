@@ -14,7 +14,7 @@ import pytest
 
 import ckptforensics
 import tests.families as package
-from tests.families.harness import (
+from tests.support.families.harness import (
     Case,
     build_model,
     hidden_states,
@@ -23,8 +23,8 @@ from tests.families.harness import (
     run_one_token,
     save_model,
 )
-from tests.families.reference import compare
-from tests.families.towers import TOWERS, Tower, run_one_patch, saved_tower
+from tests.support.families.reference import compare
+from tests.support.families.towers import TOWERS, Tower, run_one_patch, saved_tower
 
 CASES: list[Case] = [
     case
@@ -67,9 +67,9 @@ def test_case_names_are_unique() -> None:
 
 
 def test_committed_list_names_the_cases() -> None:
-    """`ckpt families` claims what the cases verify: run `python -m tests.families.report`."""
-    from tests.families.report import VERIFIED
+    """`ckpt families` claims what the cases verify: run `python -m tools.families_report`."""
     from tests.families.test_hybrids import GEMMA3N, HYBRIDS
+    from tools.families_report import VERIFIED
 
     listed = json.loads(VERIFIED.read_text())["families"]
     cases = [(case.family, case.name) for case in CASES]

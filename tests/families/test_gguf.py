@@ -16,7 +16,9 @@ import ckptforensics
 from ckptforensics.architectures.schema import families
 from ckptforensics.errors import NothingAnalysable
 from ckptforensics.layers import load_block
-from tests.families.gguf_files import (
+from tests.families.test_families import CASES, TOKENS
+from tests.families.test_hybrids import granite_hybrid, jamba, qwen3_next
+from tests.support.families.gguf_files import (
     ARCHITECTURES,
     EXPERTS_FUSED,
     EXPERTS_SEPARATE,
@@ -28,9 +30,13 @@ from tests.families.gguf_files import (
     Transform,
     write_gguf,
 )
-from tests.families.harness import Case, build_model, relative_errors, rollout_states, save_model
-from tests.families.test_families import CASES, TOKENS
-from tests.families.test_hybrids import granite_hybrid, jamba, qwen3_next
+from tests.support.families.harness import (
+    Case,
+    build_model,
+    relative_errors,
+    rollout_states,
+    save_model,
+)
 
 BY_NAME = {case.name: case for case in CASES} | {
     "jamba-hybrid": Case("jamba-hybrid", "jamba", jamba),

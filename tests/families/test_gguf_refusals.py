@@ -11,10 +11,10 @@ import pytest
 
 import ckptforensics
 from ckptforensics.errors import CkptError, FormatError, NothingAnalysable, UnknownFamily
-from tests.families.gguf_files import renamed, write_gguf
-from tests.families.harness import relative_errors, rollout_states
 from tests.families.test_families import TOKENS
 from tests.families.test_gguf import Row, saved
+from tests.support.families.gguf_files import renamed, write_gguf
+from tests.support.families.harness import relative_errors, rollout_states
 
 Fill = Callable[[gguf.GGUFWriter], None]
 

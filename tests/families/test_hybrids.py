@@ -16,11 +16,17 @@ from safetensors.torch import load_file, save_file
 import ckptforensics
 from ckptforensics.cli.main import main
 from ckptforensics.errors import FormatError, NothingAnalysable, TensorError
+from ckptforensics.forward.branches import block_forward, ffn_forward
 from ckptforensics.layers import Moe, load_block
-from ckptforensics.linear.forward import block_forward, ffn_forward
-from tests.families.cases_experts import experts, granite, sizes
-from tests.families.cases_hybrids import bamba, lfm2, lfm2_moe, nemotron_h
-from tests.families.harness import Case, build_model, hidden_states, published, relative_errors
+from tests.support.families.cases_experts import experts, granite, sizes
+from tests.support.families.cases_hybrids import bamba, lfm2, lfm2_moe, nemotron_h
+from tests.support.families.harness import (
+    Case,
+    build_model,
+    hidden_states,
+    published,
+    relative_errors,
+)
 
 MIXER = "not analysed"
 

@@ -14,17 +14,17 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import ckptforensics
-from ckptforensics.bf16 import Bf16Matrix
 from ckptforensics.checkpoint import Checkpoint
+from ckptforensics.compute.bf16 import Bf16Matrix
 from ckptforensics.errors import NotFinite
 from ckptforensics.findings import measure as measuring
+from ckptforensics.forward.branches import block_forward
 from ckptforensics.layers import Block, Ffn, load_block, reader
 from ckptforensics.linear import BlockMap, Fit, block_map
-from ckptforensics.linear.forward import block_forward
 from ckptforensics.probes import trigger
 from ckptforensics.tensors import TensorStore
-from tests.families.harness import Case, build_model, save_model
 from tests.families.test_families import CASES
+from tests.support.families.harness import Case, build_model, save_model
 
 
 @pytest.fixture(autouse=True)

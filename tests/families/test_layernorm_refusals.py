@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 
 import ckptforensics
 from ckptforensics.errors import CkptError, FormatError, TensorError
-from tests.families.cases_layernorm import CASES
-from tests.families.harness import State, build_model
+from tests.support.families.cases_layernorm import CASES
+from tests.support.families.harness import State, build_model
 
 Change = Callable[[State, dict[str, Any]], None]
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tests.families.harness import build_model, run_one_token
-from tests.families.reference import convention_and_least_squares
 from tests.families.test_families import CASES
-from tests.families.wiring import choose_block, wire
+from tests.support.families.harness import build_model, run_one_token
+from tests.support.families.reference import convention_and_least_squares
+from tests.support.families.wiring import choose_block, wire
 
 # Relative difference after the best common factor, and that factor: measured values. The factor is
 # a little over 1 since a norm divides by more where the branch returns more.

@@ -12,13 +12,13 @@ import torch
 
 import ckptforensics
 from ckptforensics.errors import NothingAnalysable, TensorError
+from ckptforensics.forward.branches import ffn_forward
 from ckptforensics.layers import load_block
 from ckptforensics.linear import Fit
-from ckptforensics.linear.forward import ffn_forward
 from ckptforensics.linear.operators import ffn_map
 from ckptforensics.probes import trigger
-from tests.families.cases_hybrids import CASES
-from tests.families.harness import build_model, published
+from tests.support.families.cases_hybrids import CASES
+from tests.support.families.harness import build_model, published
 
 RWKV = next(case for case in CASES if case.name == "rwkv")
 

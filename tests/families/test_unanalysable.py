@@ -13,7 +13,7 @@ import transformers
 import ckptforensics
 from ckptforensics.cli.main import main
 from ckptforensics.errors import NothingAnalysable, TensorError
-from tests.families.cases_experts import sizes
+from tests.support.families.cases_experts import sizes
 
 MIXER = "its mixer is not analysed"
 MAMBAS = {

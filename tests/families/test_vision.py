@@ -16,7 +16,7 @@ from ckptforensics import CkptError, Fit
 from ckptforensics.cli.main import cli
 from ckptforensics.layers import stream_blocks
 from ckptforensics.linear import block_map, ffn_map
-from tests.families.towers import TOLERANCE, TOWERS, Tower, saved_tower, worst_block_error
+from tests.support.families.towers import TOLERANCE, TOWERS, Tower, saved_tower, worst_block_error
 
 
 @pytest.mark.parametrize("tower", TOWERS, ids=lambda tower: tower.name)

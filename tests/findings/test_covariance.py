@@ -19,7 +19,7 @@ import ckptforensics
 from ckptforensics import Fit, open_checkpoint
 from ckptforensics.layers import stream_blocks
 from ckptforensics.linear import block_map
-from tests import helpers_models as models
+from tests.support import models
 
 # Both sides are made in float64 and stored in float32, which alone moves a singular value by some
 # parts in 1e7.

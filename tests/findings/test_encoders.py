@@ -14,8 +14,14 @@ from safetensors.numpy import load_file, save_file
 
 import ckptforensics
 from ckptforensics.render import render
-from tests.families.cases_encoders import CASES
-from tests.families.harness import Case, build_model, hidden_states, relative_errors, rollout_states
+from tests.support.families.cases_encoders import CASES
+from tests.support.families.harness import (
+    Case,
+    build_model,
+    hidden_states,
+    relative_errors,
+    rollout_states,
+)
 
 TOKENS = [101, 0, 1, 2023, 7592, 29999]
 _NAMES = ("bert", "roberta", "distilbert", "xlnet", "xlm")
@@ -25,7 +31,7 @@ CONTROLS = [case for case in CASES if case.name in _NAMES]
 @pytest.fixture(scope="module")
 def minilm() -> Path:
     """all-MiniLM-L6-v2; without it CI fails and other machines skip, both with the reason."""
-    from fixtures.minilm import model_directory
+    from tools.minilm import model_directory
 
     try:
         return model_directory()

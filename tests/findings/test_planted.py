@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import ckptforensics
-from fixtures import make_planted
-from tests import helpers_models as models
+from tests.support import models
+from tools import make_planted
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 import ckptforensics
 from ckptforensics.checkpoint import open_checkpoint
 from ckptforensics.findings import fingerprint_distance, inspect
-from tests.helpers_containers import run
+from tests.support.containers import run
 
 Parts = dict[str, torch.Tensor]
 GROUP = 16
@@ -214,7 +214,7 @@ def test_same_as_the_dequantized_model(
 
 def test_linear_maps_that_replace_transposed_ones(tmp_path: Path):
     """GPT-2 stores (in, out); quantized, its maps are stored as those of other models."""
-    from tests.helpers_models import save, tiny_gpt2
+    from tests.support.models import save, tiny_gpt2
 
     model = tiny_gpt2(n_embd=64, n_inner=64)
     plain = save(model, tmp_path / "plain")

@@ -11,9 +11,9 @@ import ckptforensics
 from ckptforensics.errors import UsageError
 from ckptforensics.findings import Scope, find_layers, layer_numbers, needed_memory, sign
 from ckptforensics.layers import load_block, memory_needed
-from tests.families.cases_experts import CASES as EXPERT_CASES
-from tests.families.harness import build_model, save_model
-from tests.helpers_models import angle
+from tests.support.families.cases_experts import CASES as EXPERT_CASES
+from tests.support.families.harness import build_model, save_model
+from tests.support.models import angle
 
 PLANTED = Path(__file__).parents[2] / "fixtures" / "planted"
 BESIDE = 300 << 20

@@ -15,7 +15,7 @@ import ckptforensics
 from ckptforensics import Fit, open_checkpoint
 from ckptforensics.layers import stream_blocks
 from ckptforensics.probes import response, trigger
-from tests import helpers_models as models
+from tests.support import models
 
 # 'The quick brown fox jumps over the lazy dog.' without a begin-of-sequence token.
 SENTENCE = [504, 2365, 6354, 16438, 27003, 690, 260, 23790, 2767, 30]

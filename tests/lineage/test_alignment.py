@@ -7,16 +7,16 @@ import pytest
 
 from ckptforensics.checkpoint import open_checkpoint
 from ckptforensics.errors import NothingAnalysable
-from ckptforensics.findings.lineage import alignment as module
-from ckptforensics.findings.lineage.alignment import Alignment, column_signs
-from ckptforensics.findings.lineage.matching import match_layer
-from ckptforensics.findings.lineage.pair import Pair, SharedTokens
-from ckptforensics.findings.lineage.recovered import match_errors
-from ckptforensics.findings.lineage.side import Side
-from fixtures import launder, transforms
-from fixtures.transforms import EMBEDDING, HEAD
-from tests.helpers_models import save, tiny_gpt2
-from tests.lineage.helpers import llama, pair_of, tuned
+from ckptforensics.lineage.correspondence import alignment as module
+from ckptforensics.lineage.correspondence.alignment import Alignment, column_signs
+from ckptforensics.lineage.correspondence.matched_layers import match_errors
+from ckptforensics.lineage.correspondence.matching import match_layer
+from ckptforensics.lineage.models import Side
+from ckptforensics.lineage.pair import Pair, SharedTokens
+from tests.support.lineage import llama, pair_of, tuned
+from tests.support.models import save, tiny_gpt2
+from tools import launder, transforms
+from tools.transforms import EMBEDDING, HEAD
 
 IN_PLACE = sorted(set(launder.EXACT) - {"signed-permutation", "rotation", "all"})
 
@@ -146,17 +146,17 @@ def test_strangers_have_no_map(model, stranger, smollm2, tmp_path):
 
 def test_trained_strangers_have_no_map(tmp_path):
     zoo = transforms.read
-    from fixtures.zoo import HERE
+    from tools.zoo import ZOO
 
-    found = pair(tmp_path, zoo(HERE / "seed0"), zoo(HERE / "seed1")).alignment
+    found = pair(tmp_path, zoo(ZOO / "seed0"), zoo(ZOO / "seed1")).alignment
     assert found.kind == "none"
     assert 0.2 < found.held_out_fit < 0.7  # learned the same language
 
 
 def test_two_stages_of_a_run_are_confirmed_by_neurons(tmp_path, monkeypatch):
-    from fixtures.zoo import HERE
+    from tools.zoo import ZOO
 
-    early, late = (transforms.read(HERE / name) for name in ("seed0-early", "seed0"))
+    early, late = (transforms.read(ZOO / name) for name in ("seed0-early", "seed0"))
     found = pair(tmp_path / "a", early, laundered(late, "all")).alignment
     assert (found.kind, found.source) == ("rotation", "embeddings")
     assert 0.75 < found.held_out_fit < 0.95

@@ -14,13 +14,13 @@ from transformers import LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralFo
 
 from ckptforensics.checkpoint import open_checkpoint
 from ckptforensics.errors import NothingAnalysable
-from ckptforensics.findings.lineage import assignments, directions
-from ckptforensics.findings.lineage.pair import Level, Outcome, Pair, skip
-from ckptforensics.findings.lineage.side import Side
-from fixtures import launder
-from fixtures.transforms import read, stack, write
-from tests.helpers_models import save, tiny_gpt2, tiny_llama
-from tests.lineage.helpers_signatures import exchangeable, signature, signed_pair, unit
+from ckptforensics.lineage.criteria import assignments, directions
+from ckptforensics.lineage.models import Side
+from ckptforensics.lineage.pair import Level, Outcome, Pair, skip
+from tests.support.models import save, tiny_gpt2, tiny_llama
+from tests.support.signatures import exchangeable, signature, signed_pair, unit
+from tools import launder
+from tools.transforms import read, stack, write
 
 TESTS = {test.name: test for test in (*directions.TESTS, *assignments.TESTS)}
 BY_ASSIGNMENT = [test.name for test in assignments.TESTS]

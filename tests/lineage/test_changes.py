@@ -5,15 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ckptforensics.findings.lineage import lattices, pieces
-from ckptforensics.findings.lineage.pair import Pair
-from ckptforensics.findings.lineage.relations import (
+from ckptforensics.lineage.changes import lattices, tensor_pairs
+from ckptforensics.lineage.changes.relations import (
     find_changes,
     find_relation,
     identical,
     left_out,
 )
-from tests.lineage.helpers import adapted, llama, pair_of, rounded, tuned
+from ckptforensics.lineage.pair import Pair
+from tests.support.lineage import adapted, llama, pair_of, rounded, tuned
 
 
 @pytest.fixture(scope="module")
@@ -148,7 +148,7 @@ def test_quantized_between_limits(model, tmp_path, size):
 
 
 def test_the_fixtures_quantizers(model, tmp_path):
-    from fixtures import transforms
+    from tools import transforms
 
     for i, (change, dtype) in enumerate(((transforms.int8, "F16"), (transforms.q4, "BF16"))):
         pair = pair_of(tmp_path / str(i), model, change(model), dtypes=("BF16", dtype))
@@ -182,7 +182,7 @@ def test_quantized_then_tuned(model, tmp_path):
 
 
 def test_pruned(model, tmp_path):
-    from fixtures import transforms
+    from tools import transforms
 
     found = expect(pair_of(tmp_path / "1", model, transforms.prune(model)), "pruned", "a->b")
     assert "50%" in found.reason
@@ -195,14 +195,14 @@ def test_pruned(model, tmp_path):
 
 
 def test_pruned_and_quantized_are_both_found(model, tmp_path):
-    from fixtures import transforms
+    from tools import transforms
 
     pair = pair_of(tmp_path, model, in_groups(transforms.prune(model, 0.3), 8, 128))
     assert {f.relation for f in find_relation(pair)} == {"pruned", "quantized"}
 
 
 def test_pruned_and_tuned_where_it_is_not_0(model, tmp_path):
-    from fixtures import transforms
+    from tools import transforms
 
     pruned = transforms.prune(model)
     changed = tuned(pruned)
@@ -212,7 +212,7 @@ def test_pruned_and_tuned_where_it_is_not_0(model, tmp_path):
 
 
 def test_dense_training_of_a_pruned_model(model, tmp_path):
-    from fixtures import transforms
+    from tools import transforms
 
     pruned = transforms.prune(model)
     dense = tuned(pruned)
@@ -222,7 +222,7 @@ def test_dense_training_of_a_pruned_model(model, tmp_path):
 
 
 def test_rows_appended_to_the_vocabulary(model, tmp_path):
-    from fixtures import transforms
+    from tools import transforms
 
     pair = pair_of(tmp_path, model, transforms.extend_vocabulary(model))
     found = expect(pair, None, "a->b", "vocabulary")
@@ -241,7 +241,7 @@ def test_rows_removed_from_the_vocabulary(model, tmp_path):
 
 
 def test_only_the_embeddings_or_the_head(model, tmp_path):
-    from fixtures import transforms
+    from tools import transforms
 
     drawn = pair_of(tmp_path / "1", model, transforms.redraw_embeddings(model))
     expect(drawn, None, "a->b", "embeddings")
@@ -258,7 +258,7 @@ def test_strangers_have_nothing_in_common(model, tmp_path, tmp_path_factory):
 
 
 def test_names_of_another_family(model, tmp_path):
-    from fixtures import launder
+    from tools import launder
 
     renamed = launder.EXACT["renaming"](model, None)
     pair = pair_of(tmp_path / "1", model, renamed)
@@ -271,7 +271,7 @@ def test_names_of_another_family(model, tmp_path):
 
 @pytest.mark.parametrize("kind", ["gain-swap", "neuron-permutation", "updown-scaling"])
 def test_changes_are_measured_after_the_map(model, tmp_path, kind):
-    from fixtures import launder
+    from tools import launder
 
     changed = launder.EXACT[kind](tuned(model, 0.03), np.random.default_rng(3))
     pair = pair_of(tmp_path, model, changed, dtypes=("BF16", "F32"))
@@ -292,8 +292,8 @@ def test_fast_comparisons_look_at_no_weights(model, tmp_path):
 def test_large_models_are_sampled_and_that_is_said(model, tmp_path, monkeypatch):
     pair = pair_of(tmp_path, model, tuned(model))
     assert left_out(pair) is None
-    monkeypatch.setattr(pieces, "LARGE_MODEL", 0)
-    monkeypatch.setattr(pieces, "SAMPLED_LAYERS", 1)
+    monkeypatch.setattr(tensor_pairs, "LARGE_MODEL", 0)
+    monkeypatch.setattr(tensor_pairs, "SAMPLED_LAYERS", 1)
     sampled = Pair(pair.a, pair.b)
     assert {c.layer for c in find_changes(sampled)} == {None, 1}
     assert left_out(sampled) == "what changed was looked for in layers 1 of 2 alone"

@@ -11,20 +11,20 @@ import pytest
 from scipy import stats
 
 from ckptforensics.errors import NothingAnalysable
-from ckptforensics.findings.lineage.alignment import Alignment
-from ckptforensics.findings.lineage.description import (
+from ckptforensics.lineage.correspondence.alignment import Alignment
+from ckptforensics.lineage.criteria.description import (
     TESTS,
     log10_binomial,
     log10_fixed_points,
     same_function,
     undone,
 )
-from ckptforensics.findings.lineage.pair import Outcome, Pair, skip
-from ckptforensics.findings.lineage.side import Side
-from fixtures import launder, transforms
-from fixtures.transforms import EMBEDDING, FINAL_NORM, HEAD, weight
-from tests.helpers_models import save, tiny_llama
-from tests.lineage.helpers import SIZES, adapted, llama, pair_of, rounded, tuned
+from ckptforensics.lineage.models import Side
+from ckptforensics.lineage.pair import Outcome, Pair, skip
+from tests.support.lineage import SIZES, adapted, llama, pair_of, rounded, tuned
+from tests.support.models import save, tiny_llama
+from tools import launder, transforms
+from tools.transforms import EMBEDDING, FINAL_NORM, HEAD, weight
 
 WITNESSES = ("neuron order", "signs of input rows", "signs of embedding columns")
 # What each laundering changes, in the words of `invariant_to`.
@@ -155,9 +155,9 @@ def test_strangers(model, tmp_path):
 
 
 def test_trained_strangers_and_relatives(tmp_path):
-    from fixtures.zoo import HERE
+    from tools.zoo import ZOO
 
-    seed0, seed1, finetune = (transforms.read(HERE / n) for n in ("seed0", "seed1", "finetune"))
+    seed0, seed1, finetune = (transforms.read(ZOO / n) for n in ("seed0", "seed1", "finetune"))
     strangers = outcomes(pair(tmp_path / "a", seed0, seed1))
     relatives = outcomes(pair(tmp_path / "b", seed0, laundered(finetune, "all")))
     assert strangers["embedding fit"].statistic < 0.7 < relatives["embedding fit"].statistic

@@ -12,11 +12,11 @@ from scipy import stats
 
 from ckptforensics.checkpoint import open_checkpoint
 from ckptforensics.errors import NothingAnalysable
-from ckptforensics.findings.lineage import directions
-from ckptforensics.findings.lineage.pair import Outcome, Pair
-from ckptforensics.findings.lineage.side import Side
-from tests.helpers_models import save, tiny_llama
-from tests.lineage.helpers_signatures import exchangeable, signature, signed_pair, unit
+from ckptforensics.lineage.criteria import directions
+from ckptforensics.lineage.models import Side
+from ckptforensics.lineage.pair import Outcome, Pair
+from tests.support.models import save, tiny_llama
+from tests.support.signatures import exchangeable, signature, signed_pair, unit
 
 RUN = {test.name: test.run for test in directions.TESTS}
 OF_SIGNATURES = ("direction max", "direction sum", "trigger sum")

@@ -12,11 +12,11 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 
-from fixtures import launder, training, transforms
-from fixtures.transforms import EMBEDDING, WRITERS, Model, read, weight
-from fixtures.zoo import HERE, ORIGINS, RELATIONS, TRAINED, relation, zoo
+from tools import launder, training, transforms
+from tools.transforms import EMBEDDING, WRITERS, Model, read, weight
+from tools.zoo import ORIGINS, RELATIONS, TRAINED, ZOO, relation, zoo
 
-FACTS = json.loads((HERE / "training.json").read_text())
+FACTS = json.loads((ZOO / "training.json").read_text())
 
 
 @pytest.fixture(scope="module")
@@ -26,12 +26,12 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def seed0() -> Model:
-    return read(HERE / "seed0")
+    return read(ZOO / "seed0")
 
 
 @pytest.fixture(scope="module")
 def held_out() -> np.ndarray:
-    tokenizer = Tokenizer.from_file(str(HERE / "seed0" / "tokenizer.json"))
+    tokenizer = Tokenizer.from_file(str(ZOO / "seed0" / "tokenizer.json"))
     return training.split(tokenizer, training.topics()).held_out
 
 
@@ -46,11 +46,11 @@ def difference(a: torch.Tensor, b: torch.Tensor) -> float:
 
 
 def test_committed_files_are_those_that_were_trained() -> None:
-    assert set(FACTS["models"]) == set(TRAINED) == {p.name for p in HERE.iterdir() if p.is_dir()}
+    assert set(FACTS["models"]) == set(TRAINED) == {p.name for p in ZOO.iterdir() if p.is_dir()}
     for name in TRAINED:
         found = {
             file.name: hashlib.sha256(file.read_bytes()).hexdigest()
-            for file in (HERE / name).iterdir()
+            for file in (ZOO / name).iterdir()
         }
         assert found == FACTS["models"][name]["sha256"]
 
@@ -63,13 +63,13 @@ def test_trained_models_know_their_text(name: str, held_out: np.ndarray) -> None
     assert facts["loss"][own] < FACTS["texts"][own]["unigram_entropy"] - 1
     # What was then trained on other text has forgotten this one in part, `continued` for the most.
     margin = 1 if own == "topics" else 0.1
-    measured = training.held_out_loss(training.load(HERE / name), held_out)
+    measured = training.held_out_loss(training.load(ZOO / name), held_out)
     assert measured < training.unigram_entropy(held_out) - margin
 
 
 @pytest.mark.parametrize("kind", launder.EXACT)
 def test_launderings_leave_the_function_alone(kind: str, tmp_path: Path) -> None:
-    source = HERE / "finetune"
+    source = ZOO / "finetune"
     ids = torch.randint(0, training.VOCABULARY, (2, 48), generator=torch.manual_seed(1))
     laundered = launder.launder(source, kind, tmp_path, seed=3)
     # Measured at most 3e-7: the weights are rounded to float32.
@@ -94,7 +94,7 @@ def test_all_leaves_nothing_as_it_was(seed0: Model) -> None:
 
 def test_launderings_in_half_precision(tmp_path: Path) -> None:
     """BF16's numbers are F16's, but for those under 2^-14."""
-    source = HERE / "seed0"
+    source = ZOO / "seed0"
     ids = torch.arange(64)[None]
     rounded = launder.launder(source, "dtype", tmp_path, dtype="F16")
     assert difference(logits(rounded, ids), logits(source, ids)) < 1e-5
@@ -109,7 +109,7 @@ def test_a_real_model_laundered(kind: str, smollm2_bf16: Path, tmp_path: Path) -
 
 def test_other_models_are_not_laundered(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="only LLaMA-like"):
-        launder.launder(HERE / "experts", "all", tmp_path)
+        launder.launder(ZOO / "experts", "all", tmp_path)
 
 
 def test_everything_loads_and_what_keeps_meaning_keeps_it(
@@ -188,7 +188,7 @@ def test_depth(made: dict[str, Path]) -> None:
     def order(name: str) -> list[int]:
         """Which layers of `seed0` (or of its fine-tunes, in hundreds) these are."""
         sources = {
-            i + hundred: read(HERE / parent).tensors[weight(i, "mlp.up_proj")]
+            i + hundred: read(ZOO / parent).tensors[weight(i, "mlp.up_proj")]
             for hundred, parent in ((1, "seed0"), (101, "finetune"), (201, "finetune-long"))
             for i in range(4)
         }
@@ -234,13 +234,13 @@ def test_upcycling_starts_where_the_dense_model_is(seed0: Model, tmp_path: Path)
     ids = torch.arange(64)[None]
     sparse = transforms.write(transforms.upcycle(seed0), tmp_path, "F32")
     with torch.no_grad():  # transformers' experts do not compute in float64
-        upcycled, dense = (training.load(f)(ids).logits for f in (sparse, HERE / "seed0"))
+        upcycled, dense = (training.load(f)(ids).logits for f in (sparse, ZOO / "seed0"))
     assert difference(upcycled, dense) < 1e-5
 
 
 def test_the_adapter_is_of_rank_4() -> None:
     """But for the rounding of the merged weights to BF16, which is 2^-8 of each at most."""
-    before, after = read(HERE / "seed0"), read(HERE / "lora")
+    before, after = read(ZOO / "seed0"), read(ZOO / "lora")
     for name, t in before.tensors.items():
         change = after.tensors[name] - t
         if transforms.is_layer_matrix(name, t):
@@ -260,13 +260,13 @@ def test_noise(seed0: Model) -> None:
 
 def test_fine_tuning_learns(tmp_path: Path) -> None:
     text = training.split(
-        Tokenizer.from_file(str(HERE / "seed0" / "tokenizer.json")),
+        Tokenizer.from_file(str(ZOO / "seed0" / "tokenizer.json")),
         training.sources("json", "html"),
     )
-    launder.finetune(HERE / "seed0", tmp_path, steps=15)
+    launder.finetune(ZOO / "seed0", tmp_path, steps=15)
     before, after = (
         training.held_out_loss(training.load(f), text.train[:3000])
-        for f in (HERE / "seed0", tmp_path)
+        for f in (ZOO / "seed0", tmp_path)
     )
     assert after < before - 0.1
 

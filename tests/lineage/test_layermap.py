@@ -12,13 +12,13 @@ import pytest
 
 import ckptforensics
 from ckptforensics.errors import NothingAnalysable
-from ckptforensics.findings.lineage import layermap
-from ckptforensics.findings.lineage.layermap import align, free_partners, map_layers
-from ckptforensics.findings.lineage.pair import Level, Pair
-from ckptforensics.findings.lineage.side import Side
+from ckptforensics.lineage.correspondence import layer_map
+from ckptforensics.lineage.correspondence.layer_map import align, free_partners, map_layers
+from ckptforensics.lineage.models import Side
+from ckptforensics.lineage.pair import Level, Pair
 from ckptforensics.results import Signature
-from tests.helpers_models import save, tiny_gpt2, tiny_llama
 from tests.lineage.test_neurons import ZOO, opened, pair_with, zoo
+from tests.support.models import save, tiny_gpt2, tiny_llama
 
 
 def best_by_trying(similar: np.ndarray, gap: float) -> float:
@@ -133,7 +133,7 @@ def without(layer: int) -> tuple[tuple[int | None, int | None], ...]:
 
 @pytest.mark.parametrize("level", ["default", "thorough"])
 def test_a_removed_layer_is_seen_in_a_rotated_basis(tmp_path, level: Level):
-    from fixtures import launder, transforms
+    from tools import launder, transforms
 
     model = transforms.drop_layer(zoo("finetune"), 1)
     rotated = launder.everything(model, np.random.default_rng(1))
@@ -141,7 +141,7 @@ def test_a_removed_layer_is_seen_in_a_rotated_basis(tmp_path, level: Level):
 
 
 def test_a_removed_layer_is_seen_without_common_tokens_in_a_rotated_basis(tmp_path):
-    from fixtures import launder, transforms
+    from tools import launder, transforms
 
     model = transforms.redraw_embeddings(transforms.drop_layer(zoo("seed0"), 1))
     rotated = launder.rotation(model, np.random.default_rng(1))
@@ -149,14 +149,14 @@ def test_a_removed_layer_is_seen_without_common_tokens_in_a_rotated_basis(tmp_pa
 
 
 def test_a_removed_layer_is_seen_at_another_width(tmp_path):
-    from fixtures import transforms
+    from tools import transforms
 
     model = transforms.drop_layer(transforms.narrow(zoo("seed0")), 1)
     assert map_layers(pair_with(tmp_path, model)) == without(2)
 
 
 def test_layers_added_are_seen_where_training_changed_all_directions(tmp_path):
-    from fixtures import transforms
+    from tools import transforms
 
     model = transforms.stack(*((zoo("seed0"), n) for n in (0, 1, 1, 2, 2, 3)))
     pair = pair_with(tmp_path, model, other="continued")
@@ -169,7 +169,7 @@ def test_layers_added_are_seen_where_training_changed_all_directions(tmp_path):
 
 
 def test_another_basis_of_as_many_layers_is_in_order(tmp_path):
-    from fixtures import launder
+    from tools import launder
 
     rotated = launder.everything(zoo("seed0"), np.random.default_rng(1))
     order = tuple((n, n) for n in range(1, zoo("seed0").layers + 1))
@@ -182,7 +182,7 @@ def test_another_basis_of_as_many_layers_is_in_order(tmp_path):
 @pytest.mark.parametrize("rotate", [False, True])
 @pytest.mark.parametrize("redraw", [False, True])
 def test_repeated_layers_have_one_partner(tmp_path, rotate, redraw):
-    from fixtures import launder, transforms
+    from tools import launder, transforms
 
     model = transforms.stack(*((zoo("finetune"), n) for n in (0, 2, 1, 2, 3)))
     model = transforms.redraw_embeddings(model) if redraw else model
@@ -192,7 +192,7 @@ def test_repeated_layers_have_one_partner(tmp_path, rotate, redraw):
     assert [b for b, _, _ in partners] == [1, 2, 3, 4, 5]
     assert [a for _, a, _ in partners] == [1, 3, 2, 3, 4]
     # Pseudo-tokens, which are all that is left then, are less sharp.
-    least = layermap.PARTNER if rotate and redraw else 0.9
+    least = layer_map.PARTNER if rotate and redraw else 0.9
     assert all(score > least for _, _, score in partners)
 
 
@@ -200,7 +200,7 @@ def test_layers_of_strangers_have_no_partner():
     pair = Pair(opened(ZOO / "seed0"), opened(ZOO / "seed1"))
     partners = free_partners(pair)
     assert all(a is None for _, a, _ in partners)
-    assert max(score for _, _, score in partners) < layermap.PARTNER / 2
+    assert max(score for _, _, score in partners) < layer_map.PARTNER / 2
 
 
 def test_layers_of_experts_have_the_dense_ones_as_partners():

@@ -8,18 +8,18 @@ import numpy as np
 import pytest
 
 from ckptforensics.errors import NothingAnalysable
-from ckptforensics.findings.lineage import matching as module
-from ckptforensics.findings.lineage.matching import (
+from ckptforensics.lineage.correspondence import matching as module
+from ckptforensics.lineage.correspondence.matched_layers import match_errors
+from ckptforensics.lineage.correspondence.matching import (
     assign,
     in_coordinates_of_b,
     match_layer,
     match_units,
 )
-from ckptforensics.findings.lineage.recovered import match_errors
-from ckptforensics.findings.lineage.side import Units
-from fixtures import launder, transforms
-from fixtures.transforms import weight
-from tests.lineage.helpers import llama, pair_of, tuned
+from ckptforensics.lineage.models import Units
+from tests.support.lineage import llama, pair_of, tuned
+from tools import launder, transforms
+from tools.transforms import weight
 
 
 @pytest.fixture(scope="module")

@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 
 from ckptforensics.checkpoint import open_checkpoint
-from ckptforensics.findings.lineage.merges import find_merge
-from ckptforensics.findings.lineage.side import Side
-from tests.lineage.helpers import llama, rounded, tuned
+from ckptforensics.lineage.changes.merges import find_merge
+from ckptforensics.lineage.models import Side
+from tests.support.lineage import llama, rounded, tuned
 
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
     """A base, two fine-tunes of it, a fine-tune of the first of them, and merges, opened."""
-    from fixtures import transforms
+    from tools import transforms
 
     folder = tmp_path_factory.mktemp("merges")
     base = llama(folder)

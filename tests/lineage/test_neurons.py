@@ -11,11 +11,11 @@ import pytest
 
 from ckptforensics.checkpoint import open_checkpoint
 from ckptforensics.errors import NothingAnalysable
-from ckptforensics.findings.lineage import neurons
-from ckptforensics.findings.lineage.neurons import Named, agreeing, agreement, expert_agreement
-from ckptforensics.findings.lineage.pair import Level, Outcome, Pair, skip
-from ckptforensics.findings.lineage.side import Side
-from tests.helpers_models import save, tiny_gpt2, tiny_llama, write_gguf
+from ckptforensics.lineage.criteria import neurons
+from ckptforensics.lineage.criteria.neurons import Named, agreeing, agreement, expert_agreement
+from ckptforensics.lineage.models import Side
+from ckptforensics.lineage.pair import Level, Outcome, Pair, skip
+from tests.support.models import save, tiny_gpt2, tiny_llama, write_gguf
 
 ZOO = Path(__file__).resolve().parents[2] / "fixtures" / "zoo"
 TOKENS, DIRECTIONS = neurons.TESTS
@@ -23,7 +23,7 @@ TOKENS, DIRECTIONS = neurons.TESTS
 
 @cache
 def zoo(name: str) -> Any:
-    from fixtures import transforms
+    from tools import transforms
 
     return transforms.read(ZOO / name)
 
@@ -34,7 +34,7 @@ def opened(path: Path) -> Side:
 
 def pair_with(folder: Path, model: Any, other: str = "seed0", level: Level = "default") -> Pair:
     """A model of the zoo, and one that was made in the test."""
-    from fixtures import transforms
+    from tools import transforms
 
     return Pair(opened(ZOO / other), opened(transforms.write(model, folder / "b", "F32")), level)
 
@@ -105,7 +105,7 @@ def test_a_subset_is_found_among_all():
 
 @pytest.mark.parametrize("kind", ["signed-permutation", "rotation", "updown-scaling", "all"])
 def test_launderings_change_nothing(tmp_path, kind):
-    from fixtures import launder
+    from tools import launder
 
     laundered = launder.EXACT[kind](zoo("seed0"), np.random.default_rng(7))
     tokens, directions = shares(pair_with(tmp_path, laundered))
@@ -129,7 +129,7 @@ def test_launderings_change_nothing(tmp_path, kind):
     ],
 )
 def test_what_is_done_to_a_tuned_model_leaves_the_agreement(tmp_path, change, tokens, directions):
-    from fixtures import launder, transforms
+    from tools import launder, transforms
 
     changes = {**vars(transforms), "noise": lambda model: launder.noise(model, 0.3)}
     found = shares(pair_with(tmp_path, changes[change](zoo("finetune"))))
@@ -138,7 +138,7 @@ def test_what_is_done_to_a_tuned_model_leaves_the_agreement(tmp_path, change, to
 
 
 def test_new_embeddings_in_a_rotated_basis_are_seen_through(tmp_path):
-    from fixtures import launder, transforms
+    from tools import launder, transforms
 
     model = transforms.redraw_embeddings(zoo("finetune"))
     tokens, directions = shares(
@@ -149,7 +149,7 @@ def test_new_embeddings_in_a_rotated_basis_are_seen_through(tmp_path):
 
 
 def test_noise_takes_the_agreement_away_gradually(tmp_path):
-    from fixtures import launder
+    from tools import launder
 
     found = [
         shares(pair_with(tmp_path / str(share), launder.noise(zoo("seed0"), share)))[0]
@@ -179,7 +179,7 @@ def test_models_trained_on_the_same_data_do_not_agree(level, other):
 
 @pytest.mark.parametrize("change", ["narrow", "upcycle", "drop_layer", "upscale", "random"])
 def test_changed_strangers_do_not_agree_either(tmp_path, change):
-    from fixtures import transforms
+    from tools import transforms
 
     changed = getattr(transforms, change)(zoo("seed0"))
     assert max(shares(pair_with(tmp_path, changed, other="seed1"))) < 0.1
@@ -250,7 +250,7 @@ def test_a_handful_of_neurons_tells_nothing(tmp_path):
 
 
 def test_each_expert_is_matched(tmp_path):
-    from fixtures import transforms
+    from tools import transforms
 
     # The third expert of every layer is another model's FFN.
     model = transforms.upcycle(zoo("seed0"))

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ckptforensics.findings.lineage.compare import compare_pair, open_side
-from ckptforensics.findings.lineage.pair import Pair
-from fixtures import launder, transforms
+from ckptforensics.lineage.compare import compare_pair, open_side
+from ckptforensics.lineage.pair import Pair
+from tools import launder, transforms
 
 VERSIONS = {
     "laundered": (

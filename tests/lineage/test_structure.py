@@ -5,16 +5,16 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ckptforensics.findings.lineage.pair import Pair
-from ckptforensics.findings.lineage.relations import find_relation
-from ckptforensics.findings.lineage.structure import find_structure
-from tests.lineage.helpers import llama, pair_of, tuned
+from ckptforensics.lineage.changes.relations import find_relation
+from ckptforensics.lineage.changes.structure import find_structure
+from ckptforensics.lineage.pair import Pair
+from tests.support.lineage import llama, pair_of, tuned
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     """Six layers, each of its own kind."""
-    from fixtures import transforms
+    from tools import transforms
 
     folder = tmp_path_factory.mktemp("structure")
     parts = [(llama(folder, seed), layer) for seed in range(3) for layer in range(2)]
@@ -36,14 +36,14 @@ def test_nothing_of_the_structure_changed(model, tmp_path):
 
 
 def test_a_layer_removed(model, tmp_path):
-    from fixtures import transforms
+    from tools import transforms
 
     pair = pair_of(tmp_path, model, transforms.drop_layer(model, 2))
     expect(pair, "depth-changed", "a->b", "layers 3 of A are missing in B")
 
 
 def test_layers_removed_and_all_else_tuned(model, tmp_path):
-    from fixtures import transforms
+    from tools import transforms
 
     pair = pair_of(tmp_path, model, tuned(transforms.drop_layer(model, 3)))
     expect(pair, "depth-changed", "unknown", "third model")
@@ -51,7 +51,7 @@ def test_layers_removed_and_all_else_tuned(model, tmp_path):
 
 
 def test_layers_removed_and_quantized(model, tmp_path):
-    from fixtures import transforms
+    from tools import transforms
 
     pair = pair_of(tmp_path, model, transforms.int8(transforms.drop_layer(model, 3)))
     expect(pair, "depth-changed", "a->b")
@@ -59,7 +59,7 @@ def test_layers_removed_and_quantized(model, tmp_path):
 
 
 def test_what_points_in_opposite_directions_has_none(model, tmp_path):
-    from fixtures import transforms
+    from tools import transforms
 
     pair = pair_of(tmp_path, transforms.int8(model), transforms.drop_layer(model, 3))
     expect(pair, "depth-changed", "unknown", "third")
@@ -67,7 +67,7 @@ def test_what_points_in_opposite_directions_has_none(model, tmp_path):
 
 
 def test_a_layer_less_does_not_relate_strangers(model, tmp_path, tmp_path_factory):
-    from fixtures import transforms
+    from tools import transforms
 
     other = llama(tmp_path_factory.mktemp("stranger"), seed=9)
     fewer = transforms.stack(*((other, i % 2) for i in range(5)))
@@ -75,7 +75,7 @@ def test_a_layer_less_does_not_relate_strangers(model, tmp_path, tmp_path_factor
 
 
 def test_layers_repeated(model, tmp_path):
-    from fixtures import transforms
+    from tools import transforms
 
     deeper = transforms.stack(*((model, i) for i in (0, 1, 2, 3, 2, 3, 4, 5)))
     pair = pair_of(tmp_path, model, deeper)
@@ -83,7 +83,7 @@ def test_layers_repeated(model, tmp_path):
 
 
 def test_layers_added_that_do_nothing_yet(model, tmp_path):
-    from fixtures import transforms
+    from tools import transforms
 
     silent = model.map(
         lambda n, t: np.zeros_like(t) if n.endswith(("o_proj.weight", "down_proj.weight")) else t
@@ -93,14 +93,14 @@ def test_layers_added_that_do_nothing_yet(model, tmp_path):
 
 
 def test_units_removed(model, tmp_path):
-    from fixtures import transforms
+    from tools import transforms
 
     pair = pair_of(tmp_path, model, transforms.narrow_ffn(model))
     expect(pair, "width-changed", "a->b", "256 units a layer to 172")
 
 
 def test_units_removed_and_all_else_tuned(model, tmp_path):
-    from fixtures import transforms
+    from tools import transforms
 
     pair = pair_of(tmp_path, model, tuned(transforms.narrow_ffn(model), 0.1))
     expect(pair, "width-changed", "unknown", "third model")
@@ -132,14 +132,14 @@ def test_units_added_that_are_0(model, tmp_path):
 
 
 def test_coordinates_removed(model, tmp_path):
-    from fixtures import transforms
+    from tools import transforms
 
     pair = pair_of(tmp_path, model, transforms.narrow(model))
     expect(pair, "width-changed", "a->b", "128 coordinates to 96", "256 units a layer to 172")
 
 
 def test_strangers_of_other_sizes(model, tmp_path, tmp_path_factory):
-    from fixtures import transforms
+    from tools import transforms
 
     other = llama(tmp_path_factory.mktemp("stranger"), seed=9)
     narrow = transforms.narrow_ffn(transforms.stack(*((other, i % 2) for i in range(6))))
@@ -148,7 +148,7 @@ def test_strangers_of_other_sizes(model, tmp_path, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def upcycled(model):
-    from fixtures import transforms
+    from tools import transforms
 
     return transforms.upcycle(model, 4, 0)
 
@@ -161,7 +161,7 @@ def test_dense_to_experts(model, upcycled, tmp_path):
 
 
 def test_experts_of_another_model(upcycled, tmp_path, tmp_path_factory):
-    from fixtures import transforms
+    from tools import transforms
 
     other = llama(tmp_path_factory.mktemp("stranger"), seed=9)
     dense = transforms.stack(*((other, i % 2) for i in range(6)))
@@ -169,7 +169,7 @@ def test_experts_of_another_model(upcycled, tmp_path, tmp_path_factory):
 
 
 def test_one_expert_made_dense(model, upcycled, tmp_path, tmp_path_factory):
-    from fixtures import transforms
+    from tools import transforms
 
     folder = tmp_path_factory.mktemp("experts")
     others = [llama(folder, seed) for seed in (11, 12, 13)]

@@ -9,7 +9,7 @@ from scipy.sparse import csr_array
 from scipy.sparse.csgraph import minimum_spanning_tree
 from scipy.spatial.distance import squareform
 
-from ckptforensics.findings.lineage.tree import (
+from ckptforensics.lineage.tree import (
     clusters_of,
     distance_matrix,
     linkage_of,

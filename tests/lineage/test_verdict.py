@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from ckptforensics.findings.lineage.finding import Finding
-from ckptforensics.findings.lineage.verdict import Evidence, decide
+from ckptforensics.lineage.changes.finding import Finding
+from ckptforensics.lineage.verdict import Evidence, decide
 from ckptforensics.results import TestRecord
 
 

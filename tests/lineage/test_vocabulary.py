@@ -14,12 +14,12 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from ckptforensics.checkpoint import open_checkpoint
 from ckptforensics.errors import FormatError, NothingAnalysable
-from ckptforensics.findings.lineage.pair import Pair
-from ckptforensics.findings.lineage.side import Side
-from ckptforensics.findings.lineage.vocabulary import LEAST_SHARED, read_vocabulary
-from ckptforensics.tensors.gguf import read_gguf, read_strings
-from tests.helpers_containers import LLAMA_CONFIG, Model, llama_arrays
-from tests.helpers_hub import REPO, loopback_hub
+from ckptforensics.lineage.correspondence.shared_tokens import LEAST_SHARED, read_vocabulary
+from ckptforensics.lineage.models import Side
+from ckptforensics.lineage.pair import Pair
+from ckptforensics.tensors.containers.gguf import read_gguf, read_strings
+from tests.support.containers import LLAMA_CONFIG, Model, llama_arrays
+from tests.support.hub import REPO, loopback_hub
 
 TEXT = ["naïve café, 東京\n\tindented", *list(topics.values())[:30]]
 SPECIAL = "<|end|>"

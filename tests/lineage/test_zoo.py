@@ -1,6 +1,6 @@
 """Comparisons of really trained models whose lineage is known, against what they should find.
 
-`python -m tests.benchmarks.lineage_zoo` compares every pair; here are enough of them that a kind, a
+`python -m benchmarks.lineage_zoo` compares every pair; here are enough of them that a kind, a
 laundering or a stranger that is no longer recognised fails.
 """
 
@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import pytest
 
-from ckptforensics.findings.lineage.compare import compare, compare_pair, open_side
-from ckptforensics.findings.lineage.pair import Pair
-from fixtures.zoo import ORIGINS, RELATIONS, zoo
+from ckptforensics.lineage.compare import compare, compare_pair, open_side
+from ckptforensics.lineage.pair import Pair
+from tools.zoo import ORIGINS, RELATIONS, zoo
 
 PARENT = "seed0"
 STRANGERS = ("seed1", "seed2", "random")

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from ckptforensics.architectures import RoutingPlan
+from ckptforensics.forward.branches import attention_forward, experts_forward
+from ckptforensics.forward.norms import affine
 from ckptforensics.layers import Attention, Ffn, Linear, Moe, Norm, Sink
 from ckptforensics.linear import AttentionMap, Fit
-from ckptforensics.linear.forward import attention_forward, experts_forward
-from ckptforensics.linear.norms import affine
 from ckptforensics.linear.operators import ffn_map
 
 HIDDEN, WIDTH, EXPERTS, COUNT = 16, 24, 4, 100_000

@@ -12,7 +12,7 @@ import torch
 from ckptforensics import Fit, open_checkpoint
 from ckptforensics.layers import Block, stream_blocks
 from ckptforensics.linear import AttentionMap, FfnMap, ResidualMap, block_map
-from tests import helpers_models as models
+from tests.support import models
 
 # Products are float32 sums of some tens of terms.
 FLOAT32 = 3e-6

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import ckptforensics
-from tests import helpers_models as models
+from tests.support import models
 
 # Both sides are float32 and add up in different orders; 1e-5 is some 100 units in the last place.
 EXACT = 1e-5

@@ -9,7 +9,7 @@ import pytest
 
 from ckptforensics.render import render
 from ckptforensics.render.tables_csv import COLUMNS
-from tests.helpers_comparisons import ODD_NAMES, TESTS, empty, several, two
+from tests.support.comparisons import ODD_NAMES, TESTS, empty, several, two
 
 HEADER = (
     "a,b,verdict,relation,direction,distance_deg,layer,group,test,statistic,log10_p,floor,"

@@ -14,7 +14,7 @@ from scipy.spatial.distance import pdist
 from ckptforensics.render import render
 from ckptforensics.render.dendrogram import lay_out
 from ckptforensics.render.svg import angle_profile
-from tests.helpers_comparisons import CHANGES, ODD_NAMES, TESTS, empty, several, two
+from tests.support.comparisons import CHANGES, ODD_NAMES, TESTS, empty, several, two
 
 VOID = {"meta", "link", "img", "br", "input", "base"}
 DOCUMENTS = {

@@ -20,8 +20,8 @@ from ckptforensics.results import (
     TreeEdge,
     save_document,
 )
-from tests.helpers_comparisons import ODD_NAMES, a_pair, a_test, empty, model, several, two
-from tests.helpers_containers import run
+from tests.support.comparisons import ODD_NAMES, a_pair, a_test, empty, model, several, two
+from tests.support.containers import run
 
 VERDICTS = {
     "identical": "A and B are identical",

@@ -11,7 +11,7 @@ from PIL import Image
 
 from ckptforensics.errors import MissingDependency, OutputError, UsageError
 from ckptforensics.render import check_plot_path, plot_comparison
-from tests.helpers_comparisons import ODD_NAMES, empty, several, two
+from tests.support.comparisons import ODD_NAMES, empty, several, two
 
 DOCUMENTS = {
     "two": two(),

@@ -21,7 +21,7 @@ from ckptforensics.results import (
     save_signature,
     write_atomically,
 )
-from tests.helpers_containers import pack, unpack
+from tests.support.containers import pack, unpack
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 
-from tests.helpers_hub import Hub, loopback_hub
+from tests.support.hub import Hub, loopback_hub
 
 
 @pytest.fixture(scope="module", autouse=True)

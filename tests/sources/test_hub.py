@@ -28,8 +28,8 @@ from ckptforensics.errors import (
 from ckptforensics.findings.measure import ROLLOUT_TOKENS
 from ckptforensics.layers import load_block
 from ckptforensics.sources import Transfer, is_hub_id, mirror, retry
-from tests.helpers_containers import LLAMA_CONFIG, Model, llama_arrays, run, write_llama_gguf
-from tests.helpers_hub import COMMIT, REPO, Hub
+from tests.support.containers import LLAMA_CONFIG, Model, llama_arrays, run, write_llama_gguf
+from tests.support.hub import COMMIT, REPO, Hub
 
 OTHER = "2" * 40
 DOWN = "model.layers.1.mlp.down_proj.weight"
@@ -158,7 +158,7 @@ def test_gguf_header_is_read_on_until_it_is_whole(hub, tmp_path, monkeypatch):
     expected = ckptforensics.open_checkpoint(file).store
     first = min(info.offset for info in expected.tensors.values())
     for step in [24, 100, *range(first - 60, first, 3)]:
-        monkeypatch.setattr("ckptforensics.tensors.store._GGUF_SHORTEST_STEP", step)
+        monkeypatch.setattr("ckptforensics.tensors.files._GGUF_SHORTEST_STEP", step)
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / f"step-{step}"))
         hub.forget()
         found = ckptforensics.open_checkpoint(REPO).store
@@ -192,7 +192,7 @@ def test_digest_is_what_the_hub_states(hub, model, tmp_path):
 def test_digest_of_a_file_the_hub_states_none_of(hub, model, monkeypatch):
     from ckptforensics.sources import sha256_of_file
 
-    monkeypatch.setattr("tests.helpers_hub._large", lambda name: False)
+    monkeypatch.setattr("tests.support.hub._large", lambda name: False)
     found = ckptforensics.inspect(REPO, digest=True).model.files[0].sha256
     assert found == sha256_of_file(model.weights)
 

@@ -20,8 +20,8 @@ from ckptforensics.checkpoint import open_checkpoint
 from ckptforensics.errors import FormatError, NothingAnalysable, UsageError
 from ckptforensics.findings.measure import ROLLOUT_TOKENS
 from tests.findings import test_quantized_models as quantized
-from tests.helpers_adapters import low_rank, write_adapter
-from tests.helpers_containers import (
+from tests.support.adapters import low_rank, write_adapter
+from tests.support.containers import (
     LLAMA_CONFIG,
     Model,
     assert_one_error,
@@ -29,7 +29,7 @@ from tests.helpers_containers import (
     run,
     write_llama_gguf,
 )
-from tests.helpers_hub import COMMIT, REPO
+from tests.support.hub import COMMIT, REPO
 
 SIZES = {"hidden_size": 64, "num_hidden_layers": 3, "intermediate_size": 160, "vocab_size": 3000}
 CONFIG = {**LLAMA_CONFIG, **SIZES}

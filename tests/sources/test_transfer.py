@@ -23,14 +23,14 @@ from ckptforensics.layers import load_block
 from ckptforensics.sources import mirror
 from ckptforensics.sources.parallel import Cancelled, Crew
 from ckptforensics.sources.ranges import merged, requests, without
-from tests.helpers_containers import run
-from tests.helpers_hub import REPO, hub_process
 from tests.sources.test_hub_containers import (
     equal_signatures,
     needed_tensors,
     wide_tensors,
     write_config,
 )
+from tests.support.containers import run
+from tests.support.hub import REPO, hub_process
 
 DOWN = "model.layers.1.mlp.down_proj.weight"
 
@@ -238,7 +238,7 @@ def test_interrupt_stops_promptly(tmp_path, command):
 
 
 def test_progress_says_what_is_transferred(hub, model, capsys, monkeypatch):
-    monkeypatch.setattr("ckptforensics.cli.common._LINE_EVERY_SECONDS", 0.0)
+    monkeypatch.setattr("ckptforensics.cli.options._LINE_EVERY_SECONDS", 0.0)
     ran = run(capsys, "sign", REPO)
     moved = hub.sent()
     lines = ran.err.splitlines()

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ckptforensics.spectra import nearest_eigenpair
-from tests.helpers_matrices import Dense, spectra
+from tests.support.matrices import Dense, spectra
 
 MATRICES = {name: m for name, m in spectra().items() if m.shape[0] == m.shape[1]}
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from ckptforensics.spectra import Triplets, joint_triplets, singular_triplets
-from tests.helpers_matrices import Dense, spectra, with_values
-from tests.helpers_models import angle
+from tests.support.matrices import Dense, spectra, with_values
+from tests.support.models import angle
 
 MATRICES = spectra()
 # Products are float32: a residual below this is rounding.

@@ -22,10 +22,10 @@ from ckptforensics.errors import (
     UsageError,
     exit_code,
 )
-from ckptforensics.tensors import store as store_module
-from tests.helpers_adapters import base_tensors, low_rank, merged_weight, write_adapter
-from tests.helpers_containers import Model, assert_one_error, run, write_llama_gguf
-from tests.helpers_models import save, tiny_gpt2, tiny_llama
+from ckptforensics.tensors import files
+from tests.support.adapters import base_tensors, low_rank, merged_weight, write_adapter
+from tests.support.containers import Model, assert_one_error, run, write_llama_gguf
+from tests.support.models import save, tiny_gpt2, tiny_llama
 
 LLAMA_MODULES = [
     f"model.layers.{layer}.{name}"
@@ -288,9 +288,7 @@ def test_prefetch_bytes_and_parts(llama, tmp_path, monkeypatch):
     adapter = write_adapter(tmp_path / "adapter", saved)
     store = ckptforensics.open_checkpoint(adapter, base=llama).store
     fetched: list[str] = []
-    monkeypatch.setattr(
-        store_module.TensorStore, "prefetch", lambda self, names: fetched.extend(names)
-    )
+    monkeypatch.setattr(files.TensorStore, "prefetch", lambda self, names: fetched.extend(names))
     store.prefetch([f"{V}.weight", f"{V}.bias", "model.norm.weight"])
     prefix = "base_model.model."
     lora = [f"{prefix}{V}.lora_{part}.weight" for part in "AB"]

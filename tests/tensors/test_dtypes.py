@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from ckptforensics.errors import NotFinite, TensorError
-from tests.helpers_containers import entry, pack, store_of
+from tests.support.containers import entry, pack, store_of
 
 TORCH = {
     "F8_E4M3": torch.float8_e4m3fn,

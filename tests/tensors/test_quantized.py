@@ -19,7 +19,7 @@ from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 from ckptforensics.errors import CkptError, NotFinite, NothingAnalysable, TensorError
 from ckptforensics.tensors import TensorStore
 from ckptforensics.tensors.quantized import QuantizedStore, wrap_quantized
-from tests.helpers_containers import store_of
+from tests.support.containers import store_of
 
 GOLDEN = Path(__file__).resolve().parents[2] / "fixtures" / "quantized"
 FILES = sorted(GOLDEN.glob("*.safetensors"))
@@ -78,7 +78,7 @@ def test_rows_are_read_in_blocks_that_do_not_depend_on_the_range(monkeypatch):
         _, config = golden(file)
         store = wrap_quantized(store_of(file), {"quantization_config": config})
         whole = store.read("m.weight")
-        monkeypatch.setattr("ckptforensics.tensors.quantized.store.BLOCK_ELEMENTS", 500)
+        monkeypatch.setattr("ckptforensics.tensors.quantized.reader.BLOCK_ELEMENTS", 500)
         assert np.array_equal(store.read("m.weight"), whole), file.stem
         monkeypatch.undo()
 

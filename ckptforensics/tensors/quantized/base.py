@@ -8,15 +8,12 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from ckptforensics.errors import TensorError
+from ckptforensics.tensors.files import TensorStore
 from ckptforensics.tensors.info import TensorInfo, element_count
-from ckptforensics.tensors.store import TensorStore
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
+    from ckptforensics.arrays import Array, Bytes, Floats
 
-    Floats = NDArray[np.float32]
-    Codes = NDArray[Any]
 
 # Dequantizes rows `start` to `stop` into a fresh float32 matrix.
 RowReader = Callable[[int, int], "Floats"]
@@ -94,7 +91,7 @@ class Parts:
             return power_of_two(self.codes(part))
         return self.store.read(info.name)
 
-    def codes(self, part: str) -> Codes:
+    def codes(self, part: str) -> Array:
         """A part's elements as they are stored, in its own shape: a view of the file."""
         info = self.info(part)
         return self.store.stored_bytes(info.name).view(_CODES[info.dtype]).reshape(info.shape)
@@ -144,7 +141,7 @@ def times(shape: Sequence[int]) -> str:
     return " x ".join(str(n) for n in shape) or "a scalar"
 
 
-def power_of_two(exponents: Codes) -> Floats:
+def power_of_two(exponents: Array) -> Floats:
     """E8M0 scales: 2 to the code minus 127, NaN for code 255."""
     import numpy as np
 
@@ -153,7 +150,7 @@ def power_of_two(exponents: Codes) -> Floats:
     return np.where(exponents == 255, np.float32(np.nan), values)
 
 
-def unpack(words: Codes, bits: int, count: int) -> NDArray[np.uint8]:
+def unpack(words: Array, bits: int, count: int) -> Bytes:
     """Unsigned numbers of `bits` bits from rows of little-endian words, first in the low bits.
 
     Numbers follow each other without gaps and may cross the border of a word.
@@ -182,7 +179,7 @@ def unpack(words: Codes, bits: int, count: int) -> NDArray[np.uint8]:
     return (pairs >> shift).astype(np.uint8) & mask
 
 
-def spread(scales: Codes, block: int, columns: int) -> Codes:
+def spread(scales: Array, block: int, columns: int) -> Array:
     """Scales of column blocks, repeated for each column: (rows, blocks) to (rows, columns)."""
     import numpy as np
 

@@ -10,7 +10,7 @@ from ckptforensics.sources import parse_json_object
 from ckptforensics.tensors.quantized.base import FLOATS, Parts, Quantized, RowReader, times
 
 if TYPE_CHECKING:
-    from ckptforensics.tensors.quantized.base import Codes, Floats
+    from ckptforensics.arrays import Array, Floats
 
 _LARGEST_STATE = 1 << 16
 _INT8_RANGE = 127
@@ -87,7 +87,7 @@ class Table4(Quantized):
         stored = parts.store.stored_bytes(parts.stem + "weight")
         table = parts.floats("weight.quant_map")
         pairs = table[np.stack(np.divmod(np.arange(256), 16), axis=1)]
-        scales: Codes = self._absmax()
+        scales: Array = self._absmax()
 
         def read(start: int, stop: int) -> Floats:
             begin, end = start * columns, stop * columns

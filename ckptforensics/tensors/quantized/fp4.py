@@ -8,16 +8,13 @@ from ckptforensics.tensors.quantized.base import Parts, Quantized, RowReader, po
 from ckptforensics.tensors.quantized.scaled import ACTIVATIONS
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    from ckptforensics.tensors.quantized.base import Codes, Floats
+    from ckptforensics.arrays import Array, Bytes, Floats
 
 _MAGNITUDES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 _MX_BLOCK, _NV_BLOCK = 32, 16
 
 
-def fp4(packed: NDArray[np.uint8]) -> Floats:
+def fp4(packed: Bytes) -> Floats:
     """Values (E2M1) of pairs of codes, the first in the low half: (..., n) to (..., 2 n)."""
     import numpy as np
 
@@ -105,7 +102,7 @@ class Fp4Linear(Quantized):
 
         parts, columns = self.parts, self.shape[1]
         codes = parts.codes(self.weight)
-        scales: Codes = parts.floats("weight_scale")
+        scales: Array = parts.floats("weight_scale")
         if self.second is not None:
             second = parts.floats(self.second).reshape(-1)[0]
             with np.errstate(all="ignore"):

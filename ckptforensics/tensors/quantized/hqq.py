@@ -9,9 +9,9 @@ from ckptforensics.errors import NothingAnalysable
 from ckptforensics.tensors.quantized.base import FLOATS, Parts, Quantized, RowReader, times
 
 if TYPE_CHECKING:
-    from ckptforensics.tensors.quantized.base import Floats
+    from ckptforensics.arrays import Floats
 
-# Codes in an element of the packed tensor, and the bits of each, by the name of the packing.
+# Array in an element of the packed tensor, and the bits of each, by the name of the packing.
 _PACKINGS = MappingProxyType(
     {"8bit_u8": (1, 8), "4bit_u8": (2, 4), "3bit_32": (10, 3), "2bit_u8": (4, 2), "1bit_u8": (8, 1)}
 )

@@ -5,18 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ckptforensics.errors import FormatError, NothingAnalysable
-from ckptforensics.tensors.quantized.base import (
-    FLOATS,
-    Parts,
-    Quantized,
-    RowReader,
-    times,
-    unpack,
-)
+from ckptforensics.tensors.quantized.base import FLOATS, Parts, Quantized, RowReader, times, unpack
 from ckptforensics.tensors.quantized.scaled import ACTIVATIONS, group_index
 
 if TYPE_CHECKING:
-    from ckptforensics.tensors.quantized.base import Codes, Floats
+    from ckptforensics.arrays import Array, Floats
 
 _WORD = 32
 _GPTQ_BITS = (2, 3, 4, 8)
@@ -161,7 +154,7 @@ class Awq(Quantized):
         index = np.arange(self.shape[1]) // self.group_size
         place = np.argsort(_AWQ_ORDER)
 
-        def columns_of(words: Codes, start: int, stop: int) -> Codes:
+        def columns_of(words: Array, start: int, stop: int) -> Array:
             first = start // 8
             taken = words[:, first : -(-stop // 8)]
             numbers = unpack(taken, _AWQ_BITS, 8 * taken.shape[1])
@@ -182,7 +175,7 @@ class PackQuantized(Quantized):
     """compressed-tensors' `pack-quantized`: scale (code - zero), packed along the inputs.
 
     Parts: weight_packed (out, in bits / 32), weight_scale (out, groups), weight_shape (2) and,
-    where they are used, weight_zero_point (out bits / 32, groups) and weight_g_idx (in). Codes and
+    where they are used, weight_zero_point (out bits / 32, groups) and weight_g_idx (in). Array and
     zeros are stored plus half their range.
     """
 
@@ -253,7 +246,7 @@ class PackQuantized(Quantized):
         codes = parts.codes("weight_packed")
         scales = parts.floats("weight_scale").reshape(self.scale_shape)
         half = 1 << (bits - 1)
-        zeros: Codes = np.full((1, 1), half, np.uint8)
+        zeros: Array = np.full((1, 1), half, np.uint8)
         if self.zero:
             packed = parts.codes("weight_zero_point")
             zeros = unpack(packed.T, bits, self.scale_shape[0]).T
@@ -261,7 +254,7 @@ class PackQuantized(Quantized):
         if groups is None:
             groups = np.arange(columns) // self.group_size
 
-        def spread_over(values: Codes, start: int, stop: int) -> Codes:
+        def spread_over(values: Array, start: int, stop: int) -> Array:
             taken = values if len(values) == 1 else values[start:stop]
             return taken if taken.shape[1] == 1 else taken[:, groups]
 

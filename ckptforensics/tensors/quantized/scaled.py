@@ -6,17 +6,10 @@ import math
 from typing import TYPE_CHECKING
 
 from ckptforensics.errors import FormatError
-from ckptforensics.tensors.quantized.base import (
-    FLOATS,
-    Parts,
-    Quantized,
-    RowReader,
-    spread,
-    times,
-)
+from ckptforensics.tensors.quantized.base import FLOATS, Parts, Quantized, RowReader, spread, times
 
 if TYPE_CHECKING:
-    from ckptforensics.tensors.quantized.base import Codes, Floats
+    from ckptforensics.arrays import Array, Floats
 
 FP8 = ("F8_E4M3", "F8_E5M2")
 _SCALES = (*FLOATS, "F8_E8M0", "U8")
@@ -63,7 +56,7 @@ class Scaled(Quantized):
         *_, rows, columns = self.shape
         grid_rows, grid_columns = self.grid
         scales = parts.floats(self.scale).reshape(-1, grid_columns)
-        zeros: Codes | None = None
+        zeros: Array | None = None
         if self.zero is not None:
             integers = parts.info(self.zero).dtype == "I8"
             zeros = parts.codes(self.zero) if integers else parts.floats(self.zero)
@@ -72,7 +65,7 @@ class Scaled(Quantized):
         integer = self.dtype == "INT8"
         codes = parts.codes(self.weight).reshape(-1, columns) if integer else None
 
-        def of_columns(values: Codes) -> Codes:
+        def of_columns(values: Array) -> Array:
             if groups is not None:
                 return values[:, groups]
             return spread(values, self.block[1], columns)
@@ -95,7 +88,7 @@ class Scaled(Quantized):
         return read
 
 
-def group_index(parts: Parts, part: str, groups: int) -> Codes | None:
+def group_index(parts: Parts, part: str, groups: int) -> Array | None:
     """The group of each input column; None if the part says there is no order of its own.
 
     Raises

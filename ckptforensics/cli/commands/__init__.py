@@ -1,0 +1,1 @@
+"""The commands of `ckpt`, one file each."""

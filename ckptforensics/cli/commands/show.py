@@ -1,0 +1,23 @@
+"""`ckpt show`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from ckptforensics.cli.options import COMPARISON_FORMS, Output, output_options
+
+
+@click.command("show")
+@click.argument("result", type=click.Path(path_type=Path))
+@output_options(None, forms=COMPARISON_FORMS)
+def command(result: Path, form: str, quiet: bool, verbose: bool, no_progress: bool) -> None:
+    """Render a saved result again, without computing anything.
+
+    RESULT is a file written with -o: a signature (.safetensors) or a document (.json). Only a
+    comparison can be shown as csv or html.
+    """
+    from ckptforensics.results import load_document
+
+    Output(form, None, quiet, verbose, not no_progress).emit(load_document(result))

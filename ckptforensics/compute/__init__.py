@@ -1,0 +1,1 @@
+"""Where arithmetic runs: threads, products of large matrices, BF16 as stored, reused memory."""

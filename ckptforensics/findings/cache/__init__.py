@@ -1,0 +1,1 @@
+"""Signatures made before and signings under way, in the user's cache directory."""

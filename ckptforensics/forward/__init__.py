@@ -1,0 +1,1 @@
+"""The true, nonlinear block: norms, activations, routing, branches, embedding."""

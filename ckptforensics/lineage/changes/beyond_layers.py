@@ -1,0 +1,96 @@
+"""What changed outside the layers: the vocabulary, embeddings, head."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from ckptforensics.arrays import Floats
+from ckptforensics.lineage.changes.changes import Change, sample_rows
+from ckptforensics.lineage.changes.finding import Finding
+from ckptforensics.results.comparison import Arrow
+
+# Rows that are new and nothing but initialised: their columns' sizes vary less than this around
+# their mean, or they are so much nearer to the mean row than the old rows are.
+_ISOTROPIC, _NEAR_MEAN = 0.35, 0.5
+# Embeddings that were drawn anew have no more than this cosine with the old ones.
+_DRAWN_ANEW = 0.2
+# Rows that are looked at.
+_ROWS = 512
+
+
+def only_outside(changed: Sequence[Change]) -> Finding:
+    """Nothing but tensors outside the layers changed: embeddings, head or the last norm."""
+    names = ", ".join(change.piece.tensor for change in changed)
+    most = max(change.relative for change in changed)
+    reason = f"only {names} changed, by {most:.2g} of its norm"
+    return Finding("finetune", "unknown", reason, 50)
+
+
+def drawn_anew(changed: Sequence[Change]) -> Finding | None:
+    """Embeddings or a head that have nothing in common; the later ones are those not yet trained.
+
+    The other way round, training would have made the same layers of other embeddings.
+    """
+    for change in changed:
+        if change.piece.part != "embedding" or change.cosine >= _DRAWN_ANEW:
+            continue
+        rows = sample_rows(min(change.piece.rows), _ROWS)
+        parts = [np.concatenate([read(i, i + 1) for i in rows]) for read in change.piece.read]
+        drawn = [_isotropic(part) for part in parts]
+        direction: Arrow = "unknown"
+        reason = f"{change.piece.tensor} has nothing in common (cosine {change.cosine:.2f})"
+        if drawn[0] != drawn[1]:
+            direction = "a->b" if drawn[1] else "b->a"
+            reason += f"; that of {'B' if drawn[1] else 'A'} is as random numbers are"
+        return Finding(None, direction, reason, 60, "embeddings")
+    return None
+
+
+def appended_rows(changes: Sequence[Change]) -> Finding | None:
+    """Rows that one model has more, and that are as they are initialised, were appended to it.
+
+    Rows that a longer model lost would be trained ones, or not what is drawn around the others'
+    mean.
+    """
+    for change in changes:
+        rows = change.piece.rows
+        if change.piece.part != "embedding" or rows[0] == rows[1]:
+            continue
+        longer = int(rows[1] > rows[0])
+        read = change.piece.read[longer]
+        new = read(min(rows), min(max(rows), min(rows) + _ROWS))
+        old = np.concatenate([read(i, i + 1) for i in sample_rows(min(rows), _ROWS)])
+        how = _initialised(new, old)
+        arrow: Arrow = "unknown" if how is None else "a->b" if longer else "b->a"
+        reason = (
+            f"{'B' if longer else 'A'} has {max(rows) - min(rows):,} more rows in "
+            f"{change.piece.tensor}" + (f", {how}" if how else ", not as initialised ones are")
+        )
+        return Finding(None, arrow, reason, 70, "vocabulary")
+    return None
+
+
+def _initialised(new: Floats, old: Floats) -> str | None:
+    """How new rows were made, in words, None where they look trained."""
+    if not new.any():
+        return "all 0"
+    mean = old.mean(axis=0)
+    spread = float(np.sqrt(np.mean((old - mean) ** 2)))
+    around = float(np.sqrt(np.mean((new - mean) ** 2)))
+    if around < _NEAR_MEAN * spread:
+        return f"at {around / spread:.2g} of the others' distance from their mean"
+    return "as random numbers are" if _isotropic(new) and not _isotropic(old) else None
+
+
+def _isotropic(rows: Floats) -> bool:
+    """Whether all coordinates are as large and have the mean 0, as drawn rows and no trained ones.
+
+    With few rows the columns' standard deviations vary by chance, by 1 / sqrt(2 n).
+    """
+    if len(rows) < 4:
+        return False
+    size = np.sqrt(np.mean(rows**2, axis=0))
+    chance = 3 / np.sqrt(2 * len(rows))
+    return float(size.std() / max(float(size.mean()), 1e-30)) < min(_ISOTROPIC, chance)

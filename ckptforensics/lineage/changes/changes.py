@@ -1,0 +1,261 @@
+"""What changed between two models in one basis, tensor by tensor (group 4 of the tests).
+
+Tensors are read in blocks of rows, both models' at once, and nothing larger is kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from ckptforensics.arrays import Doubles, Floats, Ints
+from ckptforensics.compute.products import in_threads
+from ckptforensics.lineage.changes.lattices import (
+    Lattice,
+    find_lattice,
+    grid,
+    is_rounding,
+    round_to,
+)
+from ckptforensics.lineage.changes.low_rank import RoundedSum, look_for_rank
+from ckptforensics.lineage.changes.masks import LEAST_MASK, Mask, find_mask, square
+from ckptforensics.lineage.changes.tensor_pairs import Piece, is_sampled, pieces
+from ckptforensics.lineage.pair import Pair
+from ckptforensics.results.comparison import Arrow, ChangeRecord
+
+# Entries read at once, and of one tensor of a sampled model.
+_BLOCK = 1 << 18
+_SAMPLED_ENTRIES = 1 << 24
+# Runs of rows in which a quantizer's grid is looked for, evenly spread, and rows of each.
+_LATTICE_RUNS, _LATTICE_RUN = 4, 8
+# Changed matrices in which a low rank is looked for, unless all are.
+_RANKED = 16
+# Types that a wider one is rounded to when a model is stored anew.
+_NARROW = ("BF16", "F16")
+# See `is_rounding`.
+Rounded = tuple[float, float]
+_NOT: Rounded = (0.0, 0.0)
+
+
+@dataclass(frozen=True)
+class Change:
+    """How one tensor of B differs from A's.
+
+    Attributes
+    ----------
+    piece : the tensor
+    entries : compared
+    equal : share of them that are equal
+    relative : |B - A| / |A|
+    cosine : of A and B
+    zeros : share of zeros in A and in B
+    masks : entries that are 0 in A alone, and in B alone; None below 1 % of them
+    lattices : quantizer's grid found in A's and in B's values
+    rounded : share of entries of A, and of B, within half a step of the other model's, and their
+        distance relative to what rounding gives; 0 without a lattice
+    cast : `a->b` where B is A rounded to B's type, entry by entry, `b->a` the other way round
+    looked : whether a low rank of the difference was looked for
+    rank : of the difference, None where it is full or was not looked for
+    order : which of the two is the rounded sum of the other and a difference of low rank
+    """
+
+    piece: Piece
+    entries: int
+    equal: float
+    relative: float
+    cosine: float
+    zeros: tuple[float, float]
+    masks: tuple[Mask | None, Mask | None]
+    lattices: tuple[str | None, str | None]
+    rounded: tuple[Rounded, Rounded]
+    cast: Arrow | None
+    looked: bool = False
+    rank: int | None = None
+    order: RoundedSum | None = None
+
+    @property
+    def record(self) -> ChangeRecord:
+        """As it stands in the document."""
+        return ChangeRecord(
+            tensor=self.piece.tensor,
+            layer=self.piece.layer,
+            equal=self.equal,
+            relative=self.relative,
+            rank=self.rank,
+            zeros=self.zeros,
+            lattice=self.lattices,
+        )
+
+
+def measure_changes(pair: Pair) -> tuple[Change, ...]:
+    """Compare all tensors that correspond; of large models some layers at the default level.
+
+    Raises
+    ------
+    NothingAnalysable
+        if a model has no weights.
+    CkptError
+        if a tensor cannot be decoded.
+    """
+    sampled = is_sampled(pair)
+    found = [_measure(piece, sampled) for piece in pieces(pair)]
+    changed = [
+        i for i, c in enumerate(found) if c.equal < 1 and c.piece.matrix and c.piece.part == "layer"
+    ]
+    if not pair.thorough and len(changed) > _RANKED:
+        at = np.linspace(0, len(changed) - 1, _RANKED).round().astype(int)
+        changed = [changed[i] for i in at]
+    for i in changed:
+        rank, order = look_for_rank(found[i].piece, thorough=pair.thorough)
+        found[i] = replace(found[i], looked=True, rank=rank, order=order)
+    return tuple(found)
+
+
+@dataclass
+class _Tally:
+    """Sums over blocks of a tensor."""
+
+    entries: int
+    equal: int
+    squares: Doubles  # of A, B and B - A
+    zeros: Ints
+    largest: Doubles
+
+    @classmethod
+    def of(cls, a: Floats, b: Floats) -> _Tally:
+        difference = b - a
+        return cls(
+            entries=a.size,
+            equal=a.size - int(np.count_nonzero(difference)),
+            squares=np.array([square(a), square(b), square(difference)]),
+            zeros=np.array([x.size - np.count_nonzero(x) for x in (a, b)]),
+            largest=np.array([max(float(x.max()), -float(x.min())) for x in (a, b)]),
+        )
+
+    @classmethod
+    def together(cls, parts: Sequence[_Tally]) -> _Tally:
+        return cls(
+            entries=sum(part.entries for part in parts),
+            equal=sum(part.equal for part in parts),
+            squares=np.sum([part.squares for part in parts], axis=0),
+            zeros=np.sum([part.zeros for part in parts], axis=0),
+            largest=np.max([part.largest for part in parts], axis=0),
+        )
+
+
+def _known(piece: Piece, error: float) -> Change:
+    """A change of which nothing but the size is known."""
+    same = float(error == 0)
+    near = max(0.0, 1 - error**2 / 2)
+    return Change(
+        piece, 1, same, error, near, (0.0, 0.0), (None, None), (None, None), (_NOT, _NOT), None
+    )
+
+
+def _measure(piece: Piece, sampled: bool) -> Change:
+    if piece.error is not None:
+        return _known(piece, piece.error)
+    blocks = _blocks(piece, sampled)
+    casts = _Casts(piece.dtypes)
+
+    def tally_of(block: tuple[int, int]) -> _Tally:
+        a, b = (read(*block) for read in piece.read)
+        casts.look(a, b)
+        return _Tally.of(a, b)
+
+    tally = _Tally.together(in_threads(tally_of, blocks))
+    size_a, size_b, size_d = np.sqrt(tally.squares)
+    inner = (tally.squares[0] + tally.squares[1] - tally.squares[2]) / 2
+    zeros = tally.zeros / tally.entries
+    changed = tally.equal < tally.entries
+    lattices, rounded = _lattices(piece, tally.largest, changed)
+    masks = [
+        find_mask(piece, blocks, side) if changed and zeros[side] >= LEAST_MASK else None
+        for side in (0, 1)
+    ]
+    return Change(
+        piece=piece,
+        entries=tally.entries,
+        equal=tally.equal / tally.entries,
+        relative=float(size_d / size_a) if size_a > 0 else float(size_d > 0),
+        cosine=float(inner / (size_a * size_b)) if size_a * size_b > 0 else 0.0,
+        zeros=(float(zeros[0]), float(zeros[1])),
+        masks=(masks[0], masks[1]),
+        lattices=lattices,
+        rounded=rounded,
+        cast=casts.arrow,
+    )
+
+
+class _Casts:
+    """Whether one model's entries are the other's rounded to its type, in all blocks so far."""
+
+    def __init__(self, dtypes: tuple[str, str]) -> None:
+        self.arrows: dict[Arrow, str] = {}
+        for arrow, kind, other in (("a->b", dtypes[1], dtypes[0]), ("b->a", *dtypes)):
+            if kind in _NARROW and other != kind:
+                self.arrows[arrow] = kind  # type: ignore[index]
+
+    def look(self, a: Floats, b: Floats) -> None:
+        for arrow, kind in list(self.arrows.items()):
+            wide, narrow = (a, b) if arrow == "a->b" else (b, a)
+            if not np.array_equal(round_to(wide, kind), narrow):
+                self.arrows.pop(arrow, None)
+
+    @property
+    def arrow(self) -> Arrow | None:
+        return next(iter(self.arrows), None)
+
+
+def _blocks(piece: Piece, sampled: bool) -> list[tuple[int, int]]:
+    rows = min(piece.rows)
+    step = max(1, _BLOCK // piece.columns)
+    starts = list(range(0, rows, step))
+    most = max(1, _SAMPLED_ENTRIES // (step * piece.columns))
+    if sampled and len(starts) > most:
+        at = np.linspace(0, len(starts) - 1, most).round().astype(int)
+        starts = [starts[i] for i in at]
+    return [(start, min(start + step, rows)) for start in starts]
+
+
+def _lattices(
+    piece: Piece, largest: Doubles, changed: bool
+) -> tuple[tuple[str | None, str | None], tuple[Rounded, Rounded]]:
+    """Names of the quantizers' grids of A and B, and how well each is the other's rounding."""
+    if not piece.matrix:
+        return (None, None), (_NOT, _NOT)
+    rows = min(piece.rows)
+    run = min(_LATTICE_RUN, rows)
+    starts = sample_rows(rows - run + 1, _LATTICE_RUNS)
+    samples = [np.concatenate([read(i, i + run) for i in starts]) for read in piece.read]
+    names: list[str | None] = []
+    rounded: list[Rounded] = []
+    for i, (sample, other) in enumerate(((samples[0], samples[1]), (samples[1], samples[0]))):
+        found: Lattice | None = find_lattice(sample, float(largest[i])) if changed else None
+        stored = piece.dtypes[i]
+        plain = stored in ("BF16", "F16", "F32", "F64")
+        names.append(_name(found, stored if not plain else None, grid(sample)))
+        if not changed:
+            rounded.append(_NOT)
+        elif found is None:
+            # A quantizer whose grid is finer than is looked for, known from the container alone.
+            near = np.linalg.norm(sample - other) <= 0.05 * np.linalg.norm(other)
+            rounded.append((1.0, 1.0) if near and not plain else _NOT)
+        else:
+            rounded.append(is_rounding(found, sample, other))
+    return (names[0], names[1]), (rounded[0], rounded[1])
+
+
+def _name(found: Lattice | None, stored: str | None, plain: str) -> str | None:
+    if stored is not None:
+        return stored if found is None else f"{stored} ({found.name})"
+    return plain if found is None else found.name
+
+
+def sample_rows(rows: int, most: int) -> list[int]:
+    """Numbers of at most so many rows, evenly spread."""
+    if rows <= most:
+        return list(range(rows))
+    return [int(i) for i in np.linspace(0, rows - 1, most).round()]

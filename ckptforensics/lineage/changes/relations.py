@@ -1,0 +1,339 @@
+"""How two related models are related, and who came first, from what changed (DESIGN 2.8 to 2.10).
+
+A direction is stated only where the weights show it; each rule says in its docstring why it does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from ckptforensics.lineage.changes.beyond_layers import appended_rows, drawn_anew, only_outside
+from ckptforensics.lineage.changes.changes import Change
+from ckptforensics.lineage.changes.finding import Finding
+from ckptforensics.lineage.changes.masks import Mask
+from ckptforensics.lineage.changes.tensor_pairs import is_sampled
+from ckptforensics.lineage.pair import Pair
+from ckptforensics.results.comparison import Arrow, ChangeRecord
+
+__all__ = ["Finding", "find_changes", "find_relation", "identical", "left_out"]
+
+# A change must be seen in this share of the layers' entries to be the kind of the relation.
+_MOST = 0.5
+# Cosine of matrices in one basis below which they have nothing in common: of independent ones it is
+# about 1 / sqrt(entries).
+_ALIKE = 0.05
+# Share of zeros that one model has more than the other, to be called pruned.
+_PRUNED = 0.1
+# Share of the entries that pruning left which must be equal to say what was pruned.
+_UNCHANGED = 0.9
+_THIRD = "other changes lie between the two, so both may come from a third model"
+# The entries that pruning removed are larger than what else changed, at least by this factor.
+_REMOVED = 2.0
+# Share of entries that must be within half a step of the other model's, to be its rounding.
+_ROUNDED = 0.9
+# Relative size of the rounding errors of products of a few stored numbers, with some slack.
+_ROUNDING = {"BF16": 6e-3, "F16": 1e-3, "F32": 1e-4}
+# Distance to a quantized model, relative to that of values anywhere between its steps, below which
+# it was not made by rounding the other.
+_FILLED = 0.6
+# Entries whose rounding was looked at, and the mean square error relative to what rounding gives.
+_LEAST_ENTRIES = 200
+_LIKE_ROUNDING = (0.75, 1.3)
+
+
+def identical(pair: Pair) -> bool:
+    """Whether every tensor has the same name, stored type, shape and bytes; reads both models.
+
+    Reading ends at the first byte that differs.
+    """
+    stores = [side.weights.store for side in pair.sides]
+    if set(stores[0]) != set(stores[1]) or stores[0].recipe() != stores[1].recipe():
+        return False
+    every = [[p for n in sorted(s) for p in s.parts(n)] for s in stores]
+    if len(every[0]) != len(every[1]):
+        return False
+    if any(
+        (a.name, a.dtype, a.shape, a.nbytes) != (b.name, b.dtype, b.shape, b.nbytes)
+        for a, b in zip(*every, strict=True)
+    ):
+        return False
+    same = True
+    # Small ones first: what differs, differs in most tensors.
+    for info in sorted(every[0], key=lambda p: p.nbytes):
+        if info.nbytes == 0 or info.unreadable:
+            continue
+        a, b = (store.stored_bytes(info.name) for store in stores)
+        for side in pair.sides:
+            side.bytes_read += info.nbytes
+        same = _same_bytes(a, b)
+        for store in stores:
+            store.release(info.name)
+        if not same:
+            break
+    return same
+
+
+def find_changes(pair: Pair) -> tuple[ChangeRecord, ...]:
+    """What changed, tensor by tensor; empty where only signatures are compared."""
+    if pair.level == "fast" or any(side.checkpoint is None for side in pair.sides):
+        return ()
+    return tuple(change.record for change in pair.changes)
+
+
+def left_out(pair: Pair) -> str | None:
+    """What of the weights was not compared entry by entry, in words; None if all was."""
+    if pair.level == "fast" or any(side.checkpoint is None for side in pair.sides):
+        return "weights were not compared entry by entry"
+    if not is_sampled(pair):
+        return None
+    layers = sorted({c.piece.layer for c in pair.changes if c.piece.layer is not None})
+    words = ", ".join(str(layer) for layer in layers)
+    return f"what changed was looked for in layers {words} of {len(pair.a.layers)} alone"
+
+
+def find_relation(pair: Pair) -> tuple[Finding, ...]:
+    """All findings, the strongest first; empty where the weights say nothing.
+
+    Raises
+    ------
+    CkptError
+        if a tensor cannot be decoded.
+    """
+    if pair.level == "fast" or any(side.checkpoint is None for side in pair.sides):
+        return ()
+    from ckptforensics.lineage.changes.structure import find_structure
+
+    changes = [c for c in pair.changes if c.cosine >= _ALIKE or c.piece.part != "layer"]
+    layers = [c for c in changes if c.piece.part == "layer" and c.piece.matrix]
+    alike = 2 * len(layers) >= sum(c.piece.part == "layer" and c.piece.matrix for c in pair.changes)
+    found = [f for f in find_structure(pair) if alike or f.relation != "depth-changed"]
+    if layers and alike:
+        found += _of_values(pair, changes, layers)
+    return tuple(sorted(_agreed(found, bool(layers)), key=lambda finding: finding.order))
+
+
+def _agreed(found: Sequence[Finding], compared: bool) -> list[Finding]:
+    """Directions only where all findings have one, the same, and common tensors were compared.
+
+    Else both models may come from a third one: from what was pruned to make the one and quantized
+    to make the other, for example, or tuned before a layer was removed.
+    """
+    arrows = {f.direction for f in found if f.relation is not None or f.direction != "unknown"}
+    if len(arrows) < 2 and compared:
+        return list(found)
+    return [
+        replace(f, direction="unknown", reason=f"{f.reason} ({_THIRD})")
+        if f.direction != "unknown"
+        else f
+        for f in found
+    ]
+
+
+def _of_values(pair: Pair, changes: list[Change], layers: list[Change]) -> Iterable[Finding]:
+    """Findings of tensors that both models have."""
+    extended = appended_rows(changes)
+    if extended:
+        yield extended
+    if all(change.equal == 1 for change in changes):
+        if not extended:
+            yield Finding(None, "unknown", _same_values(changes), 90, "spelling")
+        return
+    changed = [change for change in changes if change.equal < 1]
+    if cast := _cast(changes, changed):
+        yield cast
+        return
+    if all(change.piece.mapped and change.relative <= _slack(change) for change in changed):
+        most = max(change.relative for change in changed)
+        reason = f"after the map was undone all that corresponds is equal to {most:.1g} of its norm"
+        yield Finding(None, "unknown", reason, 90, "spelling")
+        return
+    moved = [change for change in changed if change.piece.part == "layer"]
+    if drawn := drawn_anew(changed):
+        yield drawn
+    if not moved:
+        if not drawn:
+            yield only_outside(changed)
+        return
+    found = [*_both_ways(_quantized, layers), *_both_ways(_pruned, layers)]
+    if any(finding.relation == "pruned" for finding in found):
+        found = [finding for finding in found if finding.relation != "finetune"]
+    if not any(finding.relation is not None for finding in found):
+        found.append(_adapter(moved) or _finetune(layers, moved))
+    yield from found
+
+
+def _slack(change: Change) -> float:
+    """How far apart rounding to the stored types brings what is computed from them."""
+    return max(_ROUNDING.get(dtype, _ROUNDING["F32"]) for dtype in change.piece.dtypes)
+
+
+def _same_values(changes: Sequence[Change]) -> str:
+    dtypes = sorted({f"{a} and {b}" for a, b in (c.piece.dtypes for c in changes) if a != b})
+    stored = f", stored as {', '.join(dtypes)}" if dtypes else ""
+    return f"all values of the {len(changes)} tensors that correspond are equal{stored}"
+
+
+def _cast(changes: Sequence[Change], changed: Sequence[Change]) -> Finding | None:
+    """Every entry of one model is that of the other rounded to the narrower type it is stored in.
+
+    The other way round, each entry would have had to grow digits that round away.
+    """
+    arrows: tuple[Arrow, ...] = ("a->b", "b->a")
+    for arrow in arrows:
+        if all(change.cast == arrow for change in changed):
+            later = changed[0].piece.dtypes[1 if arrow == "a->b" else 0]
+            first, second = ("A", "B") if arrow == "a->b" else ("B", "A")
+            reason = (
+                f"{second} is {first} rounded to {later}, entry by entry, in {len(changed)} of "
+                f"{len(changes)} tensors; the others are equal"
+            )
+            return Finding(None, arrow, reason, 80, "rounding")
+    return None
+
+
+def _both_ways(
+    rule: Callable[[Sequence[Change], int], Finding | None], layers: Sequence[Change]
+) -> list[Finding]:
+    """A rule's findings with B, and with A, as the later model."""
+    found = [finding for later in (1, 0) if (finding := rule(layers, later))]
+    return found[:1]
+
+
+def _share(layers: Sequence[Change], chosen: Callable[[Change], bool]) -> float:
+    """Share of the entries of all matrices of layers."""
+    total = sum(change.entries for change in layers)
+    return sum(change.entries for change in layers if chosen(change)) / max(total, 1)
+
+
+def _names(later: int) -> tuple[str, str, Arrow]:
+    """The earlier model, the later one, and the direction."""
+    return ("A", "B", "a->b") if later else ("B", "A", "b->a")
+
+
+def _on_grid(name: str | None) -> bool:
+    return name not in (None, "F32", "F16", "BF16", "F64")
+
+
+def _quantized(layers: Sequence[Change], later: int) -> Finding | None:
+    """The later model lies on a quantizer's grid, the other does not, and rounds to it.
+
+    The other way round, every entry would have had to move by less than half a step from values
+    that have few levels.
+    """
+    first, second, arrow = _names(later)
+    on_grid = [c for c in layers if _on_grid(c.lattices[later]) and c.equal < 1]
+    share = _share(layers, lambda c: c in on_grid)
+    if share < _MOST:
+        return None
+    other = _share(on_grid, lambda c: _on_grid(c.lattices[1 - later]))
+    names = sorted({str(c.lattices[later]) for c in on_grid})
+    where = f"{len(on_grid)} of {len(layers)} matrices of {second} lie on a quantizer's grid"
+    near = _share(on_grid, lambda c: c.rounded[later][0] >= _ROUNDED)
+    within = f"{min(c.rounded[later][0] for c in on_grid):.0%}"
+    fill = float(np.median([c.rounded[later][1] for c in on_grid]))
+    if near >= _MOST and fill < _FILLED and other <= _MOST:
+        reason = (
+            f"{where} ({', '.join(names)}), and {first} lies {fill:.2g} times as far from it as "
+            f"rounding would have left it: {first} was made from the quantized model"
+        )
+        return Finding("finetune", "b->a" if later else "a->b", reason, 45)
+    if near < _MOST:
+        reason = (
+            f"{where} ({', '.join(names)}), but farther from {first} than rounding brings them: "
+            "more than quantization lies between the two"
+        )
+        return Finding("finetune", "unknown", reason, 45)
+    reason = f"{where} ({', '.join(names)}), {within} or more of the entries within half a step"
+    if other > _MOST:
+        return Finding("quantized", "unknown", f"{reason}; {first} is quantized too", 30)
+    return Finding("quantized", arrow, f"{reason} of {first}'s, which lie on none", 30)
+
+
+def _pruned(layers: Sequence[Change], later: int) -> Finding | None:
+    """The later model has zeros where the other has entries, and all else is equal.
+
+    Where the rest changed too, the pruned model may be that of a relative. What was removed is
+    larger than what else changed: the other model's entries are not what training made of zeros.
+    """
+    first, second, arrow = _names(later)
+    masked = [(c, mask) for c in layers if (mask := c.masks[later]) and mask.share >= _PRUNED]
+    chosen = {id(c) for c, _ in masked}
+    if _share(layers, lambda c: id(c) in chosen) < _MOST or _regrown(masked):
+        return None
+    share = float(np.median([mask.share for _, mask in masked]))
+    patterns = {mask.pattern for _, mask in masked}
+    pattern = patterns.pop() if len(patterns) == 1 else None
+    kept = float(np.median([mask.kept_equal for _, mask in masked]))
+    reason = (
+        f"{share:.0%} of the entries are 0 in {second} and not in {first}"
+        f"{f', in the pattern {pattern}' if pattern else ''}, in {len(masked)} of {len(layers)} "
+        f"matrices; {kept:.0%} of the others are equal"
+    )
+    both = [c for c, _ in masked if (m := c.masks[1 - later]) and m.share >= _PRUNED]
+    if kept < _UNCHANGED or both:
+        reason += f", {_THIRD}"
+        return Finding("pruned", "unknown", reason, 35)
+    return Finding("pruned", arrow, reason, 35)
+
+
+def _regrown(masked: Sequence[tuple[Change, Mask]]) -> bool:
+    """Whether entries that are 0 in one model are no larger in the other than all else changed."""
+    ratios = [mask.removed / max(mask.kept_change, 1e-30) for _, mask in masked]
+    return bool(ratios) and float(np.median(ratios)) < _REMOVED
+
+
+def _adapter(moved: Sequence[Change]) -> Finding | None:
+    """All changed matrices that were looked at differ by a low rank."""
+    matrices = [change for change in moved if change.piece.matrix]
+    low = [change for change in matrices if change.rank is not None]
+    ranked = [c for c in matrices if c.looked]
+    if not low or len(low) < 0.9 * len(ranked):
+        return None
+    ranks = sorted({change.rank for change in low if change.rank is not None})
+    span = str(ranks[0]) if len(ranks) == 1 else f"{ranks[0]} to {ranks[-1]}"
+    direction, why = _rounded_last(low)
+    reason = f"B - A has rank {span} in {len(low)} of {len(ranked)} changed matrices; {why}"
+    return Finding("adapter", direction, reason, 40)
+
+
+def _rounded_last(low: Sequence[Change]) -> tuple[Arrow, str]:
+    """The later model is the rounded sum; a low rank alone is the same seen from both sides."""
+    orders = [change.order for change in low if change.order is not None]
+    entries = sum(order.entries for order in orders)
+    lowest, highest = _LIKE_ROUNDING
+    if entries >= _LEAST_ENTRIES:
+        as_b = sum(order.as_b for order in orders) / entries
+        as_a = sum(order.as_a for order in orders) / entries
+        fits = [lowest < value < highest for value in (as_b, as_a)]
+        if fits[0] != fits[1]:
+            first, second, arrow = _names(int(fits[0]))
+            return arrow, (
+                f"{second} is the rounded sum: at {entries:,} entries that passed a power of two "
+                f"its rounding errors have {(as_b if fits[0] else as_a):.2f} times the expected "
+                f"square, and would have {(as_a if fits[0] else as_b):.2f} times if {first} were"
+            )
+    return (
+        "unknown",
+        "seen from both sides the same, so a third relative would have to say who came first",
+    )
+
+
+def _finetune(layers: Sequence[Change], moved: Sequence[Change]) -> Finding:
+    """A change of full rank looks the same from both sides."""
+    relative = [change.relative for change in layers if change.equal < 1]
+    reason = f"{len(moved)} tensors of layers changed"
+    if relative:
+        most = max((c for c in layers if c.equal < 1), key=lambda c: c.relative)
+        reason += (
+            f", matrices by {np.median(relative):.2g} of their norm (median; most, "
+            f"{most.relative:.2g}, in {most.piece.tensor})"
+        )
+    return Finding("finetune", "unknown", reason, 50)
+
+
+def _same_bytes(a: np.ndarray, b: np.ndarray) -> bool:
+    step = 1 << 24
+    return all(np.array_equal(a[i : i + step], b[i : i + step]) for i in range(0, a.size, step))

@@ -1,0 +1,277 @@
+"""Layers removed or repeated, units and coordinates removed, dense FFNs copied to experts.
+
+The same principle decides every direction: what one model has more was either in the other once,
+or was made from what the other has. That what both have is unchanged is asked elsewhere: where it
+changed too, both may come from a third model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ckptforensics.arrays import Floats, Ints
+from ckptforensics.compute.products import multiply
+from ckptforensics.layers import Attention, Ffn
+from ckptforensics.lineage.changes.finding import Finding
+from ckptforensics.lineage.models import Side, Units
+from ckptforensics.lineage.pair import Pair
+from ckptforensics.results.comparison import Arrow
+
+# Layers, units of each, and experts that are looked at.
+_LAYERS, _UNITS, _EXPERTS = 4, 256, 8
+# Share of the units that must agree; of strangers no more than a few in a hundred do.
+_AGREE = 0.5
+# Cosine of a unit's row and that of its copy.
+_COPY = 0.999
+# Norm of what a part adds, relative to that of others, below which it adds nothing.
+_NOTHING = 1e-3
+# Of the random choices here.
+_KEY = 41
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Units of a narrower FFN among those of another.
+
+    Attributes
+    ----------
+    share : of the sampled units, of which gate row and input row have the same partner
+    partners : the unit of the other FFN that each of the sampled ones is nearest to
+    """
+
+    share: float
+    partners: Ints
+
+
+def find_structure(pair: Pair) -> tuple[Finding, ...]:
+    """Changes of depth, width and kind of FFN; DESIGN 2.10."""
+    return (*_depth(pair), *_experts(pair), *_width(pair))
+
+
+def agreement(few: Units, many: Units, generator: np.random.Generator) -> Agreement:
+    """Whether the units of one FFN are units of another, in the same coordinates.
+
+    Rows are compared by |cos|: the nearest gate row and the nearest input row must be of the same
+    unit. Without a gate, the input row and the output column must be.
+    """
+    count = len(few.up)
+    chosen = np.sort(generator.permutation(count)[:_UNITS])
+    first = _nearest(few.rows[chosen], many.rows)
+    if few.gate is None:
+        second = _nearest(np.ascontiguousarray(few.down.T[chosen]), many.down.T)
+    else:
+        second = _nearest(few.up[chosen], many.up)
+    return Agreement(float(np.mean(first == second)), first)
+
+
+def _nearest(few: Floats, many: Floats) -> Ints:
+    unit = many / np.maximum(np.linalg.norm(many, axis=1, keepdims=True), 1e-30)
+    nearest: Ints = np.abs(multiply(unit, np.ascontiguousarray(few.T))).argmax(axis=0)
+    return nearest
+
+
+# Depth
+
+
+def _depth(pair: Pair) -> Iterator[Finding]:
+    """Layers that one model has more: repeated ones were added, others removed."""
+    missing_a = [a for a, b in pair.layer_map if b is None and a is not None]
+    missing_b = [b for a, b in pair.layer_map if a is None and b is not None]
+    if not (missing_a or missing_b) or not pair.matched:
+        return
+    if missing_a and missing_b:
+        words = f"layers {_words(missing_a)} of A and {_words(missing_b)} of B have no partner"
+        yield Finding("depth-changed", "unknown", words, 15)
+        return
+    from ckptforensics.lineage.correspondence.layer_map import PARTNER, free_partners
+
+    # As if B were the deeper one.
+    deep_is_b = bool(missing_b)
+    seen = pair if deep_is_b else Pair(pair.b, pair.a, pair.level, pair.progress, pair.seed)
+    extra = missing_b or missing_a
+    deep, few = ("B", "A") if deep_is_b else ("A", "B")
+    partners = {b: a for b, a, score in free_partners(seen) if a is not None and score >= PARTNER}
+    repeated = [n for n in extra if n in partners]
+    grown: Arrow = "a->b" if deep_is_b else "b->a"
+    shrunk: Arrow = "b->a" if deep_is_b else "a->b"
+    if len(repeated) == len(extra):
+        of = _words([partners[n] for n in extra])
+        reason = f"layers {_words(extra)} of {deep} repeat layers {of} of {few}"
+        yield Finding("depth-changed", grown, reason, 10)
+    elif not repeated and all(_adds_nothing(seen.b, n) for n in extra):
+        reason = f"layers {_words(extra)} of {deep} add nothing to the stream"
+        yield Finding("depth-changed", grown, reason, 10)
+    elif not repeated:
+        reason = (
+            f"layers {_words(extra)} of {deep} are missing in {few}, and unlike all of its layers"
+        )
+        yield Finding("depth-changed", shrunk, reason, 10)
+    else:
+        reason = (
+            f"layers {_words(extra)} of {deep} have no partner in {few}, of which "
+            f"{_words(repeated)} repeat others"
+        )
+        yield Finding("depth-changed", "unknown", reason, 10)
+
+
+def _adds_nothing(side: Side, layer: int) -> bool:
+    """Whether output and down projections are 0: a layer that was added to be trained."""
+    block = side.block(layer)
+    parts = []
+    if isinstance(block.ffn, Ffn):
+        parts.append((block.ffn.down.weight, block.ffn.up.weight))
+    if isinstance(block.attention, Attention):
+        parts.append((block.attention.output.weight, block.attention.value.weight))
+    return bool(parts) and all(_norm(out) <= _NOTHING * _norm(into) for out, into in parts)
+
+
+# Experts
+
+
+def _experts(pair: Pair) -> Iterator[Finding]:
+    """Every expert of one model has the units of the other's dense FFN: copies that were trained.
+
+    The other way round, experts that were trained apart would have the same units by chance.
+    """
+    routing = [side.weights.architecture.routing is not None for side in pair.sides]
+    if routing[0] == routing[1]:
+        return
+    dense, moe = ("A", "B") if routing[1] else ("B", "A")
+    arrow: Arrow = "a->b" if routing[1] else "b->a"
+    shares: list[list[float]] = []
+    for layer_a, layer_b in pair.sampled_layers(_LAYERS):
+        units = [[_in_b(pair, u) for u in pair.a.ffns(layer_a)], [*pair.b.ffns(layer_b)]]
+        if len(units[0]) == len(units[1]):
+            continue
+        one, experts = units if len(units[0]) < len(units[1]) else units[::-1]
+        at = np.linspace(0, len(experts) - 1, min(_EXPERTS, len(experts))).round().astype(int)
+        generator = pair.generator(_KEY, layer_a)
+        shares.append([_either(experts[i], one[0], generator).share for i in at])
+    if not shares:
+        return
+    every = np.median([min(layer) for layer in shares])
+    best = np.median([max(layer) for layer in shares])
+    counted = f"median over {len(shares)} layers"
+    if every >= _AGREE:
+        least = min(min(layer) for layer in shares)
+        reason = (
+            f"every expert of {moe} has the units of the dense FFN of {dense}: {every:.0%} or more "
+            f"agree ({counted}; least {least:.0%})"
+        )
+        yield Finding("upcycled", arrow, reason, 5)
+    elif best >= _AGREE:
+        reason = (
+            f"one expert of {moe} has the units of the dense FFN of {dense} ({best:.0%} agree, "
+            f"{counted}), others have not"
+        )
+        yield Finding("width-changed", "unknown", reason, 20)
+
+
+def _either(few: Units, many: Units, generator: np.random.Generator) -> Agreement:
+    """The narrower FFN's units among the wider one's."""
+    if len(few.up) > len(many.up):
+        few, many = many, few
+    return agreement(few, many, generator)
+
+
+def _in_b(pair: Pair, units: Units) -> Units:
+    """A's units in B's residual coordinates, as they are where no map was found."""
+    alignment = pair.alignment
+    if alignment.kind == "none":
+        pair.need_same_width()
+        return units
+    down = alignment.apply(np.ascontiguousarray(units.down.T)).T
+    gate = None if units.gate is None else alignment.apply(units.gate)
+    return Units(gate, alignment.apply(units.up), down)
+
+
+# Width
+
+
+def _width(pair: Pair) -> Iterator[Finding]:
+    """Units or coordinates that one model has more, in the sense of `_depth`."""
+    if any(side.weights.architecture.routing is not None for side in pair.sides):
+        return
+    layers = [(a, b) for a, b in pair.sampled_layers(_LAYERS) if pair.a.width(a) != pair.b.width(b)]
+    if pair.same_width and not layers:
+        return
+    if not pair.same_width and pair.alignment.kind != "signed-permutation":
+        return
+    shares, made = [], []
+    for layer_a, layer_b in layers or pair.sampled_layers(_LAYERS):
+        a, b = _in_b(pair, pair.a.units(layer_a)), _restricted(pair, pair.b.units(layer_b))
+        few, many = (a, b) if len(a.up) <= len(b.up) else (b, a)
+        match = agreement(few, many, pair.generator(_KEY, layer_a))
+        shares.append(match.share)
+        made.append(len(few.up) < len(many.up) and _made_from_others(pair, match, few, many))
+    share = float(np.median(shares)) if shares else 0.0
+    if share >= _AGREE:
+        yield _narrowed(pair, share, all(made))
+
+
+def _narrowed(pair: Pair, share: float, made: bool) -> Finding:
+    """The finding, in words."""
+    layer_a, layer_b = pair.matched[len(pair.matched) // 2]
+    units = pair.a.width(layer_a), pair.b.width(layer_b)
+    sizes = pair.a.hidden_size, pair.b.hidden_size
+    a_is_wider = units[0] + sizes[0] > units[1] + sizes[1]
+    wide, narrow = ("A", "B") if a_is_wider else ("B", "A")
+    numbers = []
+    if units[0] != units[1]:
+        numbers.append(f"{max(units):,} units a layer to {min(units):,}")
+    if sizes[0] != sizes[1]:
+        numbers.append(f"{max(sizes):,} coordinates to {min(sizes):,}")
+    opposed = (units[0] - units[1]) * (sizes[0] - sizes[1]) < 0
+    shrunk: Arrow = "a->b" if a_is_wider else "b->a"
+    grown: Arrow = "b->a" if a_is_wider else "a->b"
+    if made:
+        how = f"the units that {wide} has more add nothing or are copies of others"
+    else:
+        how = f"{share:.0%} of the units of {narrow} are units of {wide}"
+    reason = f"{wide} and {narrow} have {' and '.join(numbers)}; {how}"
+    direction: Arrow = "unknown" if opposed else grown if made else shrunk
+    return Finding("width-changed", direction, reason, 20)
+
+
+def _restricted(pair: Pair, units: Units) -> Units:
+    """B's units without the coordinates that A lacks."""
+    order = pair.alignment.order
+    if order is None or (order >= 0).all():
+        return units
+    there = (order >= 0).astype(np.float32)
+    gate = None if units.gate is None else units.gate * there
+    return Units(gate, units.up * there, units.down * there[:, None])
+
+
+def _made_from_others(pair: Pair, match: Agreement, few: Units, many: Units) -> bool:
+    """Whether the units that the wider FFN has more add nothing, or are copies of other units."""
+    sizes = np.linalg.norm(many.up, axis=1) * np.linalg.norm(many.down, axis=0)
+    silent = sizes <= _NOTHING * np.median(sizes[match.partners])
+    more = len(many.up) - len(few.up)
+    if np.count_nonzero(silent) >= 0.9 * more:
+        return True
+    some = np.sort(pair.generator(_KEY).permutation(len(many.up))[:_UNITS])
+    rows = many.rows / np.maximum(np.linalg.norm(many.rows, axis=1, keepdims=True), 1e-30)
+    cosines = np.abs(multiply(rows, np.ascontiguousarray(rows[some].T)))
+    cosines[some, np.arange(some.size)] = 0
+    # A copy and what it was copied from have each other.
+    copied = np.mean(cosines.max(axis=0) > _COPY)
+    return bool(copied >= 0.9 * min(1.0, 2 * more / len(many.up)))
+
+
+def _words(layers: Sequence[int]) -> str:
+    """Numbers of layers, runs of them shortened."""
+    runs: list[list[int]] = []
+    for n in layers:
+        if runs and n == runs[-1][-1] + 1:
+            runs[-1].append(n)
+        else:
+            runs.append([n])
+    return ", ".join(str(r[0]) if len(r) == 1 else f"{r[0]} to {r[-1]}" for r in runs)
+
+
+def _norm(x: Floats) -> float:
+    return float(np.linalg.norm(x))

@@ -1,0 +1,283 @@
+"""The tensors of two models that are compared entry by entry, and how rows of them are read."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+
+from ckptforensics.arrays import Floats
+from ckptforensics.errors import NothingAnalysable
+from ckptforensics.layers import Block, Ffn
+from ckptforensics.lineage.correspondence.matching import LayerMatch, match_layer
+from ckptforensics.lineage.models import Side
+from ckptforensics.lineage.numeric import relative_error
+from ckptforensics.lineage.pair import Pair
+from ckptforensics.tensors import matrix_shape
+
+# Blocks of a tensor are read in several threads.
+_COUNTING = threading.Lock()
+
+Reader = Callable[[int, int], Floats]
+Part = Literal["layer", "embedding", "other"]
+
+# Stored bytes of a model above which the default level samples its layers, and of how many.
+LARGE_MODEL = 2 << 30
+SAMPLED_LAYERS = 4
+# Roles that are compared where names do not say which tensors correspond.
+_ROLES = ("value", "output", "gate", "up", "down")
+_NORMS = ("attention_norm", "ffn_norm")
+# A map is undone where it explains more than half of the difference of a layer's rows.
+_EXPLAINED = 0.5
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A tensor that both models have.
+
+    Attributes
+    ----------
+    tensor : its name in A, or its role
+    layer : number in A, from 1; None outside the layers
+    part : `embedding` for tensors with a row a token (the head too)
+    rows : of A and of B; more of one where the vocabulary was extended
+    columns : of both
+    read : rows from start to stop as float32, of A and of B
+    dtypes : stored types, `F32` for what was computed
+    mapped : a map between the models was undone: both are computed, and are equal up to rounding
+        at the best
+    error : |B - A| / |A| where only that is known
+    """
+
+    tensor: str
+    layer: int | None
+    part: Part
+    rows: tuple[int, int]
+    columns: int
+    read: tuple[Reader, Reader]
+    dtypes: tuple[str, str]
+    mapped: bool = False
+    error: float | None = None
+
+    @property
+    def matrix(self) -> bool:
+        """Whether it is a map, and not a vector."""
+        return self.rows[0] > 1 and self.columns > 1
+
+
+def is_sampled(pair: Pair) -> bool:
+    """Whether only some layers, and some rows of large tensors, are compared entry by entry."""
+    return not pair.thorough and max(_stored_bytes(side) for side in pair.sides) > LARGE_MODEL
+
+
+def pieces(pair: Pair) -> Iterator[Piece]:
+    """All tensors that correspond: by name, by role, or after the map between bases was undone.
+
+    Raises
+    ------
+    NothingAnalysable
+        if a model has no weights.
+    """
+    matched = pair.sampled_layers(SAMPLED_LAYERS) if is_sampled(pair) else pair.matched
+    mapped = not _same_basis(pair)
+    for side in pair.sides:
+        side.forget()
+    if not mapped:
+        yield from _outside_layers(pair)
+    for layer_a, layer_b in matched:
+        if mapped:
+            yield from _mapped(pair, layer_a, layer_b)
+            continue
+        named = list(_by_name(pair, layer_a, layer_b))
+        yield from named
+        yield from _by_role(pair, layer_a, layer_b, {piece.tensor for piece in named})
+
+
+def layer_names(side: Side, layer: int) -> Mapping[str, str]:
+    """Tensors of a layer, by their names without the layer's prefix."""
+    prefix = side.weights.architecture.layers[layer - 1].prefix
+    store = side.weights.store
+    return {name.removeprefix(prefix): name for name in store if name.startswith(prefix)}
+
+
+def _stored_bytes(side: Side) -> int:
+    return sum(info.nbytes for info in side.weights.store.tensors.values())
+
+
+def _same_basis(pair: Pair) -> bool:
+    """Whether tensors are compared as they are stored.
+
+    Not so where a map between the residual coordinates or an order of the units was found, or
+    factors were moved between gains and the maps behind them: whatever explains the difference.
+    """
+    if pair.alignment.kind != "identity":
+        if pair.alignment.kind == "none":
+            return pair.same_width
+        return False
+    if pair.alignment.scale != 1:
+        return False
+    if not pair.matched:
+        return True
+    layer_a, layer_b = pair.matched[len(pair.matched) // 2]
+    try:
+        match = match_layer(pair, layer_a, layer_b)
+    except NothingAnalysable:
+        return True
+    if match.units_a.up.shape != pair.a.units(layer_a).up.shape:
+        return False
+    if match.heads is not None and not (match.heads.kept and match.heads.basis_kept):
+        return False
+    ffns = [
+        side.block(layer).ffn for side, layer in zip(pair.sides, (layer_a, layer_b), strict=True)
+    ]
+    assert isinstance(ffns[0], Ffn)
+    assert isinstance(ffns[1], Ffn)
+    stored = relative_error(ffns[1].up.weight, ffns[0].up.weight)
+    return relative_error(match.units_b.up, match.units_a.up) >= _EXPLAINED * stored
+
+
+def _outside_layers(pair: Pair) -> Iterator[Piece]:
+    """Tensors of no layer: those of one name, and the token embeddings whatever their name."""
+    stores = [side.weights.store for side in pair.sides]
+    prefixes = [tuple(p.prefix for p in s.weights.architecture.layers) for s in pair.sides]
+    outside = [
+        [name for name in store if not name.startswith(begin)]
+        for store, begin in zip(stores, prefixes, strict=True)
+    ]
+    names = {name: name for name in outside[0] if name in outside[1]}
+    embeddings = [side.weights.architecture.embedding for side in pair.sides]
+    tokens = [None if refs is None else refs.tokens for refs in embeddings]
+    if tokens[0] is not None and tokens[1] is not None:
+        names[tokens[0]] = tokens[1]
+    for name_a, name_b in names.items():
+        yield from _stored(
+            pair, name_a, name_b, None, (tokens[0], "lm_head.weight", "output.weight")
+        )
+
+
+def _by_name(pair: Pair, layer_a: int, layer_b: int) -> Iterator[Piece]:
+    a, b = layer_names(pair.a, layer_a), layer_names(pair.b, layer_b)
+    for name in a:
+        if name in b:
+            yield from _stored(pair, a[name], b[name], layer_a, ())
+
+
+def _stored(
+    pair: Pair, name_a: str, name_b: str, layer: int | None, tokens: tuple[str | None, ...]
+) -> Iterator[Piece]:
+    infos = pair.a.weights.store.info(name_a), pair.b.weights.store.info(name_b)
+    if any(info.unreadable or 0 in info.shape for info in infos):
+        return
+    shapes = [matrix_shape(info) for info in infos]
+    part: Part = "layer" if layer is not None else "embedding" if name_a in tokens else "other"
+    if shapes[0][0] != shapes[1][0] or (part != "embedding" and shapes[0][1] != shapes[1][1]):
+        return
+    yield Piece(
+        tensor=name_a,
+        layer=layer,
+        part=part,
+        rows=(shapes[0][1], shapes[1][1]),
+        columns=shapes[0][0],
+        read=(_reader(pair.a, name_a), _reader(pair.b, name_b)),
+        dtypes=(infos[0].dtype, infos[1].dtype),
+    )
+
+
+def _reader(side: Side, name: str) -> Reader:
+    store = side.weights.store
+    info = store.info(name)
+    rows = matrix_shape(info)[1]
+
+    def read(start: int, stop: int) -> Floats:
+        with _COUNTING:
+            side.bytes_read += info.nbytes * (stop - start) // rows
+        return store.read_rows(name, start, stop)
+
+    return read
+
+
+def _by_role(pair: Pair, layer_a: int, layer_b: int, seen: set[str]) -> Iterator[Piece]:
+    """Maps and gains whose tensors have other names, or parts of tensors that are fused."""
+    plans = [
+        side.weights.architecture.layers[layer - 1]
+        for side, layer in zip(pair.sides, (layer_a, layer_b), strict=True)
+    ]
+    for role in (*_ROLES, *_NORMS):
+        refs = [plan.refs.get(role) for plan in plans]  # type: ignore[call-overload]
+        if refs[0] is None or refs[1] is None or refs[0].weight in seen:
+            continue
+        a, b = _role(pair.a.block(layer_a), role), _role(pair.b.block(layer_b), role)
+        if a is not None and b is not None and a.shape == b.shape:
+            dtypes = tuple(
+                side.weights.store.info(ref.weight).dtype
+                for side, ref in zip(pair.sides, refs, strict=True)
+            )
+            yield _computed(f"layer {layer_a} {role.replace('_', ' ')}", layer_a, a, b, dtypes)
+
+
+def _role(block: Block, role: str) -> Floats | None:
+    """The matrix or the gain of a role in a block, None where it has none."""
+    ffn, attention = block.ffn, block.attention
+    if role == "ffn_norm":
+        return None if ffn.norm is None else ffn.norm.gain[None]
+    if role in ("gate", "up", "down"):
+        map_ = getattr(ffn, role) if isinstance(ffn, Ffn) else None
+        return None if map_ is None else map_.weight
+    if attention is None:
+        return None
+    if role == "attention_norm":
+        return None if attention.norm is None else attention.norm.gain[None]
+    return attention.value.weight if role == "value" else attention.output.weight
+
+
+def _computed(
+    name: str, layer: int, a: Floats, b: Floats, dtypes: tuple[str, ...] = ("F32", "F32")
+) -> Piece:
+    """Arrays that are in memory."""
+
+    def rows_of(array: Floats) -> Reader:
+        return lambda start, stop: array[start:stop]
+
+    return Piece(
+        tensor=name,
+        layer=layer,
+        part="layer",
+        rows=(a.shape[0], b.shape[0]),
+        columns=a.shape[1],
+        read=(rows_of(a), rows_of(b)),
+        dtypes=(dtypes[0], dtypes[1]),
+    )
+
+
+def _mapped(pair: Pair, layer_a: int, layer_b: int) -> Iterator[Piece]:
+    """The folded FFN of two layers, A's brought into B's coordinates, unit order and scales."""
+    try:
+        match: LayerMatch = match_layer(pair, layer_a, layer_b)
+    except NothingAnalysable:
+        return
+    dtypes = tuple(
+        side.weights.store.info(side.weights.architecture.layers[n - 1].refs["up"].weight).dtype
+        for side, n in zip(pair.sides, (layer_a, layer_b), strict=True)
+    )
+    kept = match.order >= 0
+    # Of B's residual coordinates those that A has too.
+    order = pair.alignment.order
+    shared = slice(None) if order is None else order >= 0
+    for role in ("gate", "up", "down"):
+        a, b = getattr(match.units_a, role), getattr(match.units_b, role)
+        if a is None or b is None or a.shape != b.shape:
+            continue
+        if role == "down":
+            a, b = a[shared][:, kept], b[shared][:, kept]
+        else:
+            a, b = a[kept][:, shared], b[kept][:, shared]
+        piece = _computed(f"layer {layer_a} {role} (after the map)", layer_a, a, b, dtypes)
+        yield replace(piece, mapped=True)
+    if match.heads is not None and np.isfinite(match.heads.errors).any():
+        error = float(np.sqrt(np.nanmean(match.heads.errors**2)))
+        name = f"layer {layer_a} value and output (after the map)"
+        nothing = np.zeros((1, 1), np.float32)
+        yield replace(_computed(name, layer_a, nothing, nothing, dtypes), mapped=True, error=error)

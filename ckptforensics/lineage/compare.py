@@ -1,0 +1,370 @@
+"""Compare models: run the tests on every pair, decide, and put all models into one tree."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
+from pathlib import Path
+
+from ckptforensics.checkpoint import open_checkpoint
+from ckptforensics.compute.products import one_blas_thread
+from ckptforensics.errors import NothingAnalysable, UsageError
+from ckptforensics.findings.cache.store import SignatureCache
+from ckptforensics.lineage.changes import merges, relations
+from ckptforensics.lineage.criteria import assignments, description, directions, neurons
+from ckptforensics.lineage.criteria.equivalence import same_function
+from ckptforensics.lineage.models import Side
+from ckptforensics.lineage.pair import Level, Outcome, Pair, Test, skip
+from ckptforensics.lineage.tree import (
+    RELATIVES,
+    clusters_of,
+    distance_matrix,
+    linkage_of,
+    through_others,
+    tree_of,
+)
+from ckptforensics.lineage.verdict import Decision, Evidence, decide
+from ckptforensics.progress import Progress, Silent
+from ckptforensics.results import (
+    AlignmentRecord,
+    ChangeRecord,
+    ComparisonDocument,
+    MergeRecord,
+    PairRecord,
+    Signature,
+    TestRecord,
+    holds_signature,
+    load_result,
+)
+from ckptforensics.version import __version__
+
+TESTS: tuple[Test, ...] = (
+    *directions.TESTS,
+    *assignments.TESTS,
+    *neurons.TESTS,
+    *description.TESTS,
+)
+# Candidates among which the parents of a merged model are looked for.
+_MOST_PARENTS = 5
+
+
+def open_side(model: str | Path, *, offline: bool = False, strict: bool = False) -> Side:
+    """A model of a comparison: what `open_checkpoint` takes, or a saved signature.
+
+    Raises
+    ------
+    CkptError
+        as `open_checkpoint` and `load_result`.
+    """
+    if holds_signature(model):
+        signature = load_result(model)
+        assert isinstance(signature, Signature)
+        return Side(str(model), None, signature=signature)
+    checkpoint = open_checkpoint(model, offline=offline, strict=strict)
+    return Side(str(model), checkpoint)
+
+
+def compare(
+    models: Sequence[Side | str | Path],
+    *,
+    level: Level = "default",
+    cache: SignatureCache | None = None,
+    progress: Progress | None = None,
+) -> ComparisonDocument:
+    """Whether models share a training run, how they are related and what shows it; DESIGN 2.8-2.10.
+
+    Parameters
+    ----------
+    models : two or more, opened or what `open_side` takes
+    level : `fast` reads signatures alone, `default` samples neurons and layers of large models,
+        `thorough` samples nothing
+    cache : of signatures
+    progress : told of each layer that is signed and of each test of each pair
+
+    Raises
+    ------
+    UsageError
+        for fewer than two models.
+    CkptError
+        if one cannot be opened, decoded or analysed.
+    """
+    if len(models) < 2:
+        raise UsageError("a comparison needs two models", hint="give another one")
+    progress = progress or Silent()
+    sides = [m if isinstance(m, Side) else open_side(m) for m in models]
+    _name_apart(sides)
+    for side in sides:
+        side.sign(cache, progress)
+    _require_one_fit(sides)
+    chosen = list(combinations(sides, 2))
+    pairs: list[PairRecord] = []
+    lengths: dict[tuple[str, str], float] = {}
+    left: list[str] = []
+    with one_blas_thread():
+        steps = 1 + sum(level in test.levels for test in TESTS)
+        progress.start("tests", steps * len(chosen))
+        try:
+            for a, b in chosen:
+                pair = Pair(a, b, level, progress)
+                record = compare_pair(pair)
+                a.forget()
+                b.forget()
+                pairs.append(record)
+                left += _entries_left_out(pair, record)
+                lengths[record.a, record.b] = _length(pair, record)
+                progress.step("what changed")
+        finally:
+            progress.finish()
+        found = _merges(sides, pairs, lengths) if level != "fast" else ()
+    pairs = through_others(pairs, lengths, [merge.model for merge in found])
+    pairs = _with_merges(pairs, found)
+    names = [side.name for side in sides]
+    matrix = distance_matrix(names, pairs)
+    return ComparisonDocument(
+        tool_version=__version__,
+        level=level,
+        models=tuple(side.record for side in sides),
+        pairs=tuple(pairs),
+        merges=found,
+        matrix_deg=matrix,
+        linkage=linkage_of(matrix),
+        clusters=clusters_of(names, pairs),
+        tree=tree_of(pairs, lengths),
+        left_out=(*_left_out(level), *left),
+    )
+
+
+def compare_pair(pair: Pair) -> PairRecord:
+    """All tests of one pair at its level, and what follows from them."""
+    records, outcomes = [], []
+    for test in TESTS:
+        if pair.level in test.levels:
+            record, outcome = _run(test, pair)
+            records.append(record)
+            outcomes.append((test, outcome))
+            pair.progress.step(test.name)
+    exact = assignments.combined([o for test, o in outcomes if test.group == 1])
+    agreement, name = neurons.agreement([(test.name, o) for test, o in outcomes])
+    looked = _Looked.at(pair) if _weighed(pair) else _Looked()
+    evidence = Evidence(
+        level=pair.level,
+        tests=records,
+        exact_log10_p=exact,
+        agreement=agreement,
+        agreement_name=name,
+        identical=looked.identical,
+        same_function=looked.same_function,
+        findings=(),
+        map_found=(),
+    )
+    decision = decide(evidence)
+    changes: tuple[ChangeRecord, ...] = ()
+    alignment = AlignmentRecord(kind="none", held_out_fit=None)
+    if decision.verdict in RELATIVES and _weighed(pair):
+        found = pair.alignment
+        undone = () if decision.verdict == "identical" else _undone(pair)
+        alignment = AlignmentRecord(kind=found.kind, held_out_fit=found.held_out_fit, found=undone)
+        if decision.verdict != "identical":
+            evidence = replace(evidence, map_found=undone)
+            if decision.verdict != "re-parameterised":
+                changes = relations.find_changes(pair)
+                evidence = replace(evidence, findings=relations.find_relation(pair))
+            decision = decide(evidence)
+    return _record(pair, decision, alignment, records, changes)
+
+
+@dataclass(frozen=True)
+class _Looked:
+    """Whether the weights are the same, or the same but for their spelling and basis."""
+
+    identical: bool = False
+    same_function: tuple[bool, str] = (False, "")
+
+    @classmethod
+    def at(cls, pair: Pair) -> _Looked:
+        if relations.identical(pair):
+            return cls(identical=True)
+        try:
+            return cls(same_function=same_function(pair))
+        except NothingAnalysable as problem:
+            return cls(same_function=(False, problem.message))
+
+
+def _undone(pair: Pair) -> tuple[str, ...]:
+    """What was undone to bring A into B's basis, as far as the layers can be compared."""
+    try:
+        return description.undone(pair)
+    except NothingAnalysable:
+        return pair.alignment.found
+
+
+def _weighed(pair: Pair) -> bool:
+    """Whether the weights of both models are looked at."""
+    return pair.level != "fast" and all(side.checkpoint is not None for side in pair.sides)
+
+
+def _run(test: Test, pair: Pair) -> tuple[TestRecord, Outcome]:
+    before = sum(side.bytes_read for side in pair.sides)
+    begun = time.perf_counter()
+    if test.needs == "weights" and any(side.checkpoint is None for side in pair.sides):
+        outcome = skip("a saved signature has no weights")
+    else:
+        try:
+            outcome = test.run(pair)
+        except NothingAnalysable as problem:
+            outcome = skip(problem.message)
+    record = TestRecord(
+        name=test.name,
+        group=test.group,
+        statistic=outcome.statistic,
+        log10_p=outcome.log10_p,
+        floor=outcome.floor,
+        invariant_to=test.invariant_to,
+        seconds=time.perf_counter() - begun,
+        bytes_read=sum(side.bytes_read for side in pair.sides) - before,
+        skipped=outcome.skipped,
+        null=test.null,
+        profile=outcome.profile,
+        note=outcome.note,
+    )
+    return record, outcome
+
+
+def _record(
+    pair: Pair,
+    decision: Decision,
+    alignment: AlignmentRecord,
+    tests: Sequence[TestRecord],
+    changes: tuple[ChangeRecord, ...],
+) -> PairRecord:
+    angles = directions.angles(pair)
+    nearest = directions.distance(pair)
+    return PairRecord(
+        a=pair.a.name,
+        b=pair.b.name,
+        verdict=decision.verdict,
+        relation=decision.relation,
+        direction=decision.direction,
+        distance_deg=None if nearest is None else nearest[0],
+        layer=None if nearest is None else nearest[1],
+        angles_deg=angles,
+        layer_map=pair.layer_map,
+        alignment=alignment,
+        tests=tuple(tests),
+        changes=changes,
+        reasons=decision.reasons,
+        otherwise=decision.otherwise,
+    )
+
+
+def _require_one_fit(sides: Sequence[Side]) -> None:
+    """UsageError where saved signatures were made in different ways."""
+    made = {(s.signature.document.fit, str(s.signature.document.fit_options)): s for s in sides}
+    if len(made) > 1:
+        one, other = list(made.values())[:2]
+        raise UsageError(
+            f"{one.name} is signed with --fit {one.signature.document.fit} and {other.name} with "
+            f"--fit {other.signature.document.fit}, whose directions differ",
+            hint="sign both in the same way",
+        )
+
+
+def _name_apart(sides: Sequence[Side]) -> None:
+    """Give a model that is there twice a name of its own."""
+    seen: dict[str, int] = {}
+    for side in sides:
+        seen[side.name] = seen.get(side.name, 0) + 1
+        if seen[side.name] > 1:
+            side.name = f"{side.name} ({seen[side.name]})"
+
+
+def _length(pair: Pair, record: PairRecord) -> float:
+    """How far two models are apart: mean squared relative change, and one for each structure."""
+    if record.verdict in ("identical", "re-parameterised"):
+        return 0.0
+    changes = [min(change.relative, 1.0) ** 2 for change in record.changes]
+    return _structure(pair, record) + (sum(changes) / len(changes) if changes else 1.0)
+
+
+def _structure(pair: Pair, record: PairRecord) -> int:
+    """In how many ways the tensors of two models do not correspond: depth, width, experts."""
+    if not _weighed(pair):
+        return 0
+    depth = record.relation == "depth-changed" or not pair.same_depth
+    experts, units = (
+        [count(side, side.layers[0]) for side in pair.sides]
+        for count in (neurons.expert_count, neurons.unit_width)
+    )
+    return depth + (not pair.same_width or units[0] != units[1]) + (experts[0] != experts[1])
+
+
+def _merges(
+    sides: Sequence[Side], pairs: Sequence[PairRecord], lengths: dict[tuple[str, str], float]
+) -> tuple[MergeRecord, ...]:
+    """Models that are mixtures of others of the same comparison."""
+    found = []
+    for side in sides:
+        near = sorted(
+            (lengths[pair.a, pair.b], pair.b if pair.a == side.name else pair.a)
+            for pair in pairs
+            if side.name in (pair.a, pair.b) and pair.verdict in ("derived", "related")
+        )
+        names = [name for _, name in near[:_MOST_PARENTS]]
+        if len(names) < 2:
+            continue
+        candidates = [other for other in sides if other.name in names]
+        merge = merges.find_merge(side, candidates)
+        if merge is not None:
+            found.append(merge)
+    return tuple(found)
+
+
+def _with_merges(pairs: Sequence[PairRecord], found: Sequence[MergeRecord]) -> list[PairRecord]:
+    """The pairs of a merged model and its parents, with what the mixture shows."""
+    parents = {(m.model, parent): m for m in found for parent in m.parents}
+    told = []
+    for pair in pairs:
+        merge = parents.get((pair.a, pair.b)) or parents.get((pair.b, pair.a))
+        if merge is not None:
+            words = ", ".join(
+                f"{weight:.2f} {parent}"
+                for weight, parent in zip(merge.weights, merge.parents, strict=True)
+            )
+            reason = f"{merge.model} is a mixture ({merge.method}) of {words}"
+            pair = pair.model_copy(
+                update={
+                    "verdict": "derived",
+                    "relation": "merge",
+                    "direction": "b->a" if merge.model == pair.a else "a->b",
+                    "reasons": (*pair.reasons, reason),
+                    "otherwise": (),
+                }
+            )
+        told.append(pair)
+    return told
+
+
+def _entries_left_out(pair: Pair, record: PairRecord) -> list[str]:
+    """What of the weights of two relatives was not compared entry by entry, in words."""
+    if not record.changes:
+        return []
+    words = relations.left_out(pair)
+    return [] if words is None else [f"{record.a} and {record.b}: {words}"]
+
+
+def _left_out(level: Level) -> tuple[str, ...]:
+    """What a level does not look at, in words."""
+    words = [
+        f"'{test.name}' runs with --thorough"
+        if "thorough" in test.levels and level == "default"
+        else f"'{test.name}' is left out by --fast"
+        for test in TESTS
+        if level not in test.levels
+    ]
+    if level == "fast":
+        words.append("--fast looks at signatures alone: copies in another basis are not seen")
+    if level == "default":
+        words.append("neurons are sampled, and layers of large models")
+    return tuple(words)

@@ -1,0 +1,1 @@
+"""Which layers, coordinates, neurons, heads and tokens of two models correspond."""

@@ -1,0 +1,277 @@
+"""What corresponding layers look like after everything that hides a copy is undone.
+
+The layers of a pair are matched once; the tests of group 3 and the question whether two models
+compute the same read what was noted of each.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ckptforensics.arrays import Floats, Ints
+from ckptforensics.compute.products import multiply
+from ckptforensics.errors import NothingAnalysable
+from ckptforensics.layers import Norm
+from ckptforensics.lineage.correspondence.alignment import Alignment
+from ckptforensics.lineage.correspondence.matching import LayerMatch, match_layer
+from ckptforensics.lineage.numeric import relative_error, unit_rows
+
+if TYPE_CHECKING:
+    from ckptforensics.lineage.pair import Pair
+
+# Units of B that are compared with all of A's.
+_UNITS = 256
+# Layers that the tests of group 3 look at by default: six, or two of 7B's size.
+_LAYERS, _ELEMENTS = 6, 600_000_000
+# Difference of stored gains, beyond three times that of the folded rows, of gains that were moved.
+_MOVED = 1e-2
+# Relative difference of units or heads that are not the same at all: no order is told of them.
+_UNRELATED = 0.9
+_KEY = 4
+# What was undone, in words; after some of it the stored numbers are products, rounded once more.
+_ORDER, HEADS = "neurons in another order", "heads in another order"
+_SCALED, GAINS = "up and down scaled against each other", "gains moved into the maps"
+BASIS = "values in another basis"
+# Largest relative error of an element rounded to a type; others are taken as they are.
+ROUNDING = {"F32": 2.0**-24, "F16": 2.0**-11, "BF16": 2.0**-8}
+
+
+@dataclass(frozen=True)
+class LayerFacts:
+    """What is noted of two matched layers.
+
+    Attributes
+    ----------
+    a, b : numbers of the layers, from 1
+    units, of : sampled units of B, and units of A, one of which may be the nearest to each
+    fixed : sampled units whose nearest unit of A, by the rows that name them, has their own index
+    agreeing : share of the sampled units whose nearest unit is the same by gate, up and down
+    ups, positive : sampled units with a nearest unit of their own, and those of them whose input
+        rows have a positive inner product; 0 of 0 without a gate
+    errors : relative errors |B - A| / |B| of the rows that name the units, of the input rows and of
+        what the units write, after the map is undone
+    head_error : the largest of a head's product W_O W_V; None where heads are not compared
+    whole : whether every unit and head of each has a partner
+    outside : share of sampled units' elements that differ by more than rounding of one to the
+        other's stored type; None where the stored numbers are not the same but for that
+    same_types : whether both layers are stored as the same types
+    rounding : largest relative rounding error of the coarsest floating type stored
+    undone : what had to be undone in this layer, in words
+    """
+
+    a: int
+    b: int
+    units: int
+    of: int
+    fixed: int
+    agreeing: float
+    ups: int
+    positive: int
+    errors: tuple[float, float, float]
+    head_error: float | None
+    whole: bool
+    outside: float | None
+    same_types: bool
+    rounding: float
+    undone: tuple[str, ...]
+
+    @property
+    def error(self) -> float:
+        """The largest of the relative errors."""
+        return max((*self.errors, self.head_error or 0.0))
+
+
+def layer_facts(pair: Pair, a: int, b: int) -> LayerFacts:
+    """What is noted of layer `a` of A and layer `b` of B; each is looked at once a pair.
+
+    Raises
+    ------
+    NothingAnalysable
+        as `match_layer`.
+    """
+    if (a, b) not in pair.facts:
+        pair.facts[a, b] = _facts(pair, match_layer(pair, a, b))
+    return pair.facts[a, b]
+
+
+def sampled_facts(pair: Pair) -> tuple[LayerFacts, ...]:
+    """Of the layers that the tests of group 3 look at; errors as `layer_facts`."""
+    return tuple(layer_facts(pair, a, b) for a, b in layers_within(pair, _ELEMENTS, _LAYERS))
+
+
+def layers_within(
+    pair: Pair, elements: int, most: int | None = None
+) -> tuple[tuple[int, int], ...]:
+    """Matched layers whose FFNs have so many elements together; all of them if thorough.
+
+    Raises
+    ------
+    NothingAnalysable
+        if no layers correspond.
+    """
+    if not pair.matched:
+        raise NothingAnalysable("no layers correspond")
+    a, b = pair.matched[len(pair.matched) // 2]
+    widths = zip(pair.sides, (a, b), strict=True)
+    each = 3 * sum(side.width(layer) * side.hidden_size for side, layer in widths)
+    affordable = max(1, elements // each)
+    return pair.sampled_layers(affordable if most is None else min(most, affordable))
+
+
+def undone(pair: Pair) -> tuple[str, ...]:
+    """All that was undone to compare the models, in words; errors as `layer_facts`."""
+    facts = sampled_facts(pair)
+    counts = Counter(words for fact in facts for words in fact.undone)
+    told = [
+        w if n == len(facts) else f"{w} ({n} of {len(facts)} layers)" for w, n in counts.items()
+    ]
+    return (*pair.alignment.found, *told)
+
+
+def _facts(pair: Pair, match: LayerMatch) -> LayerFacts:
+    a, b = match.units_a, match.units_b
+    generator = pair.generator(_KEY, match.b)
+    chosen = np.sort(generator.permutation(len(b.up))[:_UNITS])
+    # A tie must not point at a low index.
+    shuffle = generator.permutation(len(b.up))
+    nearest = shuffle[_cosines(a.rows[shuffle], b.rows[chosen]).argmax(axis=0)]
+    by_up = shuffle[np.abs(_cosines(a.up[shuffle], b.up[chosen])).argmax(axis=0)]
+    by_down = shuffle[np.abs(_cosines(a.down.T[shuffle], b.down.T[chosen])).argmax(axis=0)]
+    agree = (nearest == by_up) & (nearest == by_down)
+    signs = _up_signs(match, chosen, nearest)
+    there = match.order >= 0
+    errors = match_errors(match)
+    heads = match.heads
+    head_error = None if heads is None else float(np.nanmax(heads.errors, initial=0.0))
+    width_a = pair.a.width(match.a)
+    same_types, rounding = _stored_types(pair, match.a, match.b)
+    words = _words(pair, match, max(errors))
+    return LayerFacts(
+        a=match.a,
+        b=match.b,
+        units=chosen.size,
+        of=width_a,
+        fixed=int(np.sum(match.order[nearest] == chosen)),
+        agreeing=float(agree.mean()),
+        ups=signs.size,
+        positive=int((signs > 0).sum()),
+        errors=errors,
+        head_error=head_error,
+        whole=bool(there.all()) and width_a == there.size and _same_heads(pair, match),
+        outside=_outside(match, chosen, 0.0 if same_types else 2 * rounding)
+        if _as_stored(pair.alignment, words)
+        else None,
+        same_types=same_types,
+        rounding=rounding,
+        undone=words,
+    )
+
+
+def _up_signs(match: LayerMatch, chosen: Ints, nearest: Ints) -> Floats:
+    """Signs of up_a . up_b as stored, of sampled units whose nearest unit is no other's too."""
+    if match.units_b.gate is None:
+        return np.zeros(0, np.float32)
+    _, first, counts = np.unique(nearest, return_index=True, return_counts=True)
+    alone = first[counts == 1]
+    at = nearest[alone]
+    inner = np.einsum("ij,ij->i", match.units_a.up[at], match.units_b.up[chosen[alone]])
+    signs: Floats = np.sign(inner * match.scales[at])
+    return signs[signs != 0]
+
+
+def _words(pair: Pair, match: LayerMatch, error: float) -> tuple[str, ...]:
+    """What had to be undone in a layer."""
+    words = []
+    if error < _UNRELATED:
+        if not match.kept:
+            words.append(_ORDER)
+        if (match.scales < 0).any():
+            words.append(f"{_SCALED}, with signs")
+        elif (match.scales != 1).any():
+            words.append(_SCALED)
+        if _gains_moved(pair, match):
+            words.append(GAINS)
+    heads = match.heads
+    if heads is not None and np.nanmedian(heads.errors) < _UNRELATED:
+        if not heads.kept:
+            words.append(HEADS)
+        if not heads.basis_kept:
+            words.append(BASIS)
+    return tuple(words)
+
+
+def _gains_moved(pair: Pair, match: LayerMatch) -> bool:
+    """Whether stored gains differ by more than the rows that they were folded into."""
+    block_a, block_b = pair.a.block(match.a), pair.b.block(match.b)
+    limit = _MOVED + 3 * max(match_errors(match)[:2])
+    norms = [(block_a.ffn.norm, block_b.ffn.norm)]
+    if block_a.attention is not None and block_b.attention is not None:
+        norms.append((block_a.attention.norm, block_b.attention.norm))
+    return any(
+        relative_error(_gain(a, pair.alignment), b.gain) > limit
+        for a, b in norms
+        if a is not None and b is not None
+    )
+
+
+def _gain(norm: Norm, alignment: Alignment) -> Floats:
+    """A gain in B's coordinates; a rotation leaves only a common factor as it is."""
+    if alignment.rotation is not None:
+        constant = np.ptp(norm.gain) <= _MOVED * np.abs(norm.gain).max()
+        count = alignment.rotation.shape[1]
+        return np.full(count, norm.gain.mean() if constant else 0, np.float32)
+    if alignment.order is not None:
+        return norm.gain[alignment.order]
+    return norm.gain
+
+
+def match_errors(match: LayerMatch) -> tuple[float, float, float]:
+    """Relative errors |B - A| / |B| of the rows that name units, input rows and what is written.
+
+    Over the units that have a partner.
+    """
+    there = match.order >= 0
+    at = slice(None) if there.all() else there
+    a, b = match.units_a, match.units_b
+    rows, up = relative_error(a.rows[at], b.rows[at]), relative_error(a.up[at], b.up[at])
+    return rows, up, relative_error(a.down[:, at], b.down[:, at])
+
+
+def _same_heads(pair: Pair, match: LayerMatch) -> bool:
+    """Whether every head has a partner, or there are none on either side."""
+    if match.heads is None:
+        a, b = (s.block(n).attention for s, n in zip(pair.sides, (match.a, match.b), strict=True))
+        return a is None and b is None
+    count = pair.a.weights.architecture.sizes.num_heads
+    return bool((match.heads.order >= 0).all()) and match.heads.order.size == count
+
+
+def _stored_types(pair: Pair, a: int, b: int) -> tuple[bool, float]:
+    """Whether two layers are stored as the same types, and the coarsest one's relative rounding."""
+    types = []
+    for side, layer in zip(pair.sides, (a, b), strict=True):
+        plan, store = side.weights.architecture.layers[layer - 1], side.weights.store
+        types.append({store.info(name).dtype for name, _ in plan.names()})
+    return types[0] == types[1], max(ROUNDING.get(t, 0.0) for t in types[0] | types[1])
+
+
+def _outside(match: LayerMatch, chosen: Ints, limit: float) -> float:
+    """Share of elements of some units that differ by more than a relative limit."""
+    a, b = match.units_a, match.units_b
+    pairs = ((a.rows, b.rows), (a.up, b.up), (a.down.T, b.down.T))
+    shares = [np.mean(np.abs(x[chosen] - y[chosen]) > limit * np.abs(y[chosen])) for x, y in pairs]
+    return float(max(shares))
+
+
+def _as_stored(alignment: Alignment, words: tuple[str, ...]) -> bool:
+    """Whether the units are made of the same stored numbers, if in another order."""
+    same = alignment.rotation is None and alignment.scale == 1
+    return same and not any(word.startswith((_SCALED, GAINS)) for word in words)
+
+
+def _cosines(a: Floats, b: Floats) -> Floats:
+    return multiply(unit_rows(a), np.ascontiguousarray(unit_rows(b).T))

@@ -1,0 +1,243 @@
+"""Exact tests by assignment: do units of one model find themselves at the same index of the other?
+
+Units of A are matched with units of B by the Hungarian method, and the units that are matched with
+the one of the same index, the fixed points, are counted. If the units of one model are exchangeable
+and independent of the other model, the assignment is a uniformly random permutation whatever the
+weights look like: its fixed points K have E[K (K - 1) ... (K - k + 1)] <= 1, so P(K >= k) <= 1/k!,
+and for the sum over L layers, whose units are ordered independently, L^k/k! (DESIGN 2.9).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ckptforensics.arrays import Floats, Ints
+from ckptforensics.compute.products import multiply
+from ckptforensics.errors import NothingAnalysable
+from ckptforensics.forward.norms import fold_norm
+from ckptforensics.layers import Ffn
+from ckptforensics.lineage.criteria.directions import (
+    NO_DIRECTION,
+    NULL,
+    OF_L,
+    UNFOLDED,
+    Vector,
+    average_ranks,
+    determined,
+)
+from ckptforensics.lineage.models import Side
+from ckptforensics.lineage.numeric import assign, log10_fixed_points, unit_rows
+from ckptforensics.lineage.pair import Outcome, Pair, Test
+
+NEURON_NULL = (
+    "the models were initialised independently of each other, and nothing in how they were made "
+    "tells one hidden unit of an FFN from another (sorting them would)"
+)
+
+# Units, layers, coordinates and tokens of a sampled comparison, and the most units of any.
+_UNITS, _MOST_UNITS, _LAYERS = 256, 4_096, 12
+_COORDINATES, _TOKENS = 512, 2_048
+# Length below which a row is one of zeros.
+# Of a feature over layers.
+_QUANTILES = np.linspace(0, 1, 9)
+# Keys of the random numbers.
+_ROWS, _COLUMNS, _FEATURES = 3, 4, 5
+
+
+def fixed_points(similarity: NDArray[np.floating], generator: np.random.Generator) -> int:
+    """Units that the best assignment matches with the one of the same index.
+
+    Parameters
+    ----------
+    similarity : (units, units), row A, column B
+    """
+    partners = assign(similarity.T, generator)
+    return int(np.sum(partners == np.arange(partners.size)))
+
+
+def combined(outcomes: Sequence[Outcome]) -> float | None:
+    """log10 p of all exact tests that ran, by Bonferroni, which is Holm's first step.
+
+    The smallest p times the number of tests holds however they depend on each other. None if no
+    test ran.
+    """
+    known = [outcome.log10_p for outcome in outcomes if outcome.log10_p is not None]
+    return min(0.0, min(known) + math.log10(len(known))) if known else None
+
+
+def _gate_rows(pair: Pair) -> Outcome:
+    """Folded gate rows (input rows without a gate) by |cos|, layer by layer."""
+    pair.need_same_width()
+    # By their order where there are as many: finding the map costs more than this test.
+    layers = zip(pair.a.layers, pair.b.layers, strict=True) if pair.same_depth else pair.matched
+    dense = [(a, b) for a, b in layers if _dense(pair.a, a) and _dense(pair.b, b)]
+    if not dense:
+        raise NothingAnalysable("no corresponding layers have an FFN without experts")
+    if not pair.thorough and len(dense) > _LAYERS:
+        dense = [dense[i] for i in np.linspace(0, len(dense) - 1, _LAYERS).round().astype(int)]
+    found, units = {}, 0
+    for a, b in dense:
+        generator = pair.generator(_ROWS, a)
+        widths = pair.a.width(a), pair.b.width(b)
+        count = min(*widths, _MOST_UNITS if pair.thorough else _UNITS)
+        # One run of indices is exchangeable like all of them. If units were taken out, those at
+        # the beginning are the least shifted.
+        start = int(generator.integers(widths[0] - count + 1)) if widths[0] == widths[1] else 0
+        rows = [
+            unit_rows(side.rows(layer, start, start + count)[0])
+            for side, layer in ((pair.a, a), (pair.b, b))
+        ]
+        found[a] = fixed_points(np.abs(multiply(rows[0], rows[1].T)), generator)
+        units += count
+    profile = tuple(found.get(layer) for layer in pair.a.layers)
+    return _outcome(sum(found.values()), units, len(found), profile)
+
+
+def _dense(side: Side, layer: int) -> bool:
+    return not side.weights.architecture.layers[layer - 1].experts
+
+
+def _embedding_columns(pair: Pair) -> Outcome:
+    """Columns of the embedding matrices over shared tokens, by |correlation|."""
+    tokens = pair.tokens
+    some = np.linspace(0, tokens.a.size - 1, min(tokens.a.size, _TOKENS)).round().astype(int)
+    a, b = pair.a.embedding(tokens.a[some]), pair.b.embedding(tokens.b[some])
+    if a.shape[1] != b.shape[1]:
+        raise NothingAnalysable(
+            f"the embeddings have {a.shape[1]:,} and {b.shape[1]:,} coordinates"
+        )
+    generator = pair.generator(_COLUMNS)
+    at = _coordinates(pair, a.shape[1], generator)
+    columns = [unit_rows((e[:, at] - e[:, at].mean(axis=0)).T) for e in (a, b)]
+    similarity = np.abs(multiply(columns[0], columns[1].T))
+    note = None if tokens.by_string else "tokens are taken to be the same by their ids"
+    return _outcome(fixed_points(similarity, generator), at.size, 1, note=note)
+
+
+def _coordinate_features(pair: Pair) -> Outcome:
+    """Sizes of a coordinate in directions, triggers and weights, by their normal scores."""
+    pair.need_same_width()
+    a, b = _features(pair)
+    generator = pair.generator(_FEATURES)
+    at = _coordinates(pair, pair.a.hidden_size, generator)
+    similarity = multiply(a[:, at].T, b[:, at])
+    return _outcome(fixed_points(similarity, generator), at.size, 1, note=f"{len(a)} features")
+
+
+def _coordinates(pair: Pair, width: int, generator: np.random.Generator) -> Ints:
+    """The coordinates that are compared, the same of both models."""
+    if pair.thorough or width <= _COORDINATES:
+        return np.arange(width)
+    return np.sort(generator.choice(width, _COORDINATES, replace=False))
+
+
+def _features(pair: Pair) -> tuple[Floats, Floats]:
+    """(features, hidden_size) normal scores of each model, the same features in the same order.
+
+    Layers correspond by their order. Where the depths differ, quantiles over the layers take their
+    place: layers matched by their directions would favour the stored order of coordinates.
+    """
+    a, b = _scores(pair, 0), _scores(pair, 1)
+    found: tuple[list[Floats], list[Floats]] = ([], [])
+    for name in sorted(a.keys() & b.keys()):
+        shared = sorted(a[name].keys() & b[name].keys())
+        for of, every in zip((a, b), found, strict=True):
+            if not pair.same_depth:
+                every += _pooled(np.stack(list(of[name].values())))
+            else:
+                every += [of[name][place] for place in shared]
+    if not found[0]:
+        raise NothingAnalysable(NO_DIRECTION)
+    return np.stack(found[0]), np.stack(found[1])
+
+
+def _scores(pair: Pair, at: int) -> dict[str, dict[int, Floats]]:
+    """Normal scores of each feature's sizes over the coordinates, by the places of its layers.
+
+    Of A with `at` = 0, of B with 1; features that no layer has are absent.
+    """
+    side = pair.sides[at]
+    found: dict[str, dict[int, Floats]] = {}
+    vectors: tuple[tuple[Vector, Floats], ...] = (("u", side.signature.u), ("v", side.signature.v))
+    for which, rows in vectors:
+        for place in np.flatnonzero(determined(pair, which)[at]).tolist():
+            found.setdefault(which, {})[place] = _normal_scores(np.abs(rows[place]))
+    if pair.thorough and all(other.checkpoint is not None for other in pair.sides):
+        for place, layer in enumerate(side.layers):
+            for name, sizes in _sizes(side, layer).items():
+                found.setdefault(name, {})[place] = _normal_scores(sizes)
+    return found
+
+
+def _pooled(scores: Floats) -> list[Floats]:
+    """How a feature is distributed over the layers at each coordinate, by quantiles."""
+    return [_normal_scores(row) for row in np.quantile(scores, _QUANTILES, axis=0)]
+
+
+def _sizes(side: Side, layer: int) -> dict[str, Floats]:
+    """How much each residual coordinate is written and read by the maps of one layer."""
+    block = side.block(layer)
+    found = {}
+    if block.attention is not None:
+        reader = block.attention.latent or block.attention.value
+        found["value"] = _norms(fold_norm(reader.weight, block.attention.norm).T)
+        found["output"] = _norms(block.attention.output.weight)
+    if isinstance(block.ffn, Ffn):
+        units = side.units(layer)
+        found["up"], found["down"] = _norms(units.up.T), _norms(units.down)
+        if units.gate is not None:
+            found["gate"] = _norms(units.gate.T)
+    return found
+
+
+def _normal_scores(values: Floats) -> Floats:
+    """Ranks as quantiles of the normal distribution; 0 where all values are equal."""
+    from scipy.special import ndtri
+
+    scores: Floats = ndtri((average_ranks(values) - 0.5) / values.size).astype(np.float32)
+    return scores
+
+
+def _norms(rows: Floats) -> Floats:
+    return np.sqrt(np.einsum("ij,ij->i", rows, rows))
+
+
+def _outcome(
+    count: int,
+    units: int,
+    layers: int,
+    profile: tuple[float | None, ...] = (),
+    note: str | None = None,
+) -> Outcome:
+    words = f"{count:,} of {units:,} at the same index, {layers} expected of strangers"
+    return Outcome(
+        float(count),
+        log10_p=log10_fixed_points(count, layers),
+        profile=profile,
+        note=f"{words}; {note}" if note else words,
+    )
+
+
+TESTS: tuple[Test, ...] = (
+    Test(
+        "gate rows",
+        1,
+        tuple(kept for kept in UNFOLDED if kept != "neuron order"),
+        _gate_rows,
+        NEURON_NULL,
+    ),
+    Test("embedding columns", 1, ("residual signs", *UNFOLDED), _embedding_columns, NULL),
+    Test(
+        "coordinate features",
+        1,
+        ("residual signs", *OF_L),
+        _coordinate_features,
+        NULL,
+        "signatures",
+        ("fast", "default", "thorough"),
+    ),
+)

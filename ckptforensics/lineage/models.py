@@ -1,0 +1,268 @@
+"""One model of a comparison, read only as far as a test needs it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from ckptforensics.architectures import WeightRef
+from ckptforensics.arrays import Floats, Ints
+from ckptforensics.checkpoint import Checkpoint
+from ckptforensics.errors import NothingAnalysable
+from ckptforensics.findings.cache.store import SignatureCache
+from ckptforensics.findings.model import model_record
+from ckptforensics.findings.sign import sign
+from ckptforensics.forward.embedding import embedding_name, vocabulary_size
+from ckptforensics.forward.norms import fold_norm
+from ckptforensics.layers import Block, Ffn, Norm, load_block
+from ckptforensics.progress import Progress
+from ckptforensics.results import ModelRecord, Signature
+
+
+@dataclass(frozen=True)
+class Units:
+    """The hidden units of one FFN as they read the normalised stream: gains and factors folded in.
+
+    What is left is what no rewriting of the weights changes, but for the residual basis, the order
+    of the units and a factor between `up` and `down`.
+
+    Attributes
+    ----------
+    gate : (ffn_width, hidden_size), None without a gate
+    up : (ffn_width, hidden_size), the input rows
+    down : (hidden_size, ffn_width)
+    """
+
+    gate: Floats | None
+    up: Floats
+    down: Floats
+
+    @property
+    def rows(self) -> Floats:
+        """The rows that name a unit: the gate's, or the input rows without a gate."""
+        return self.up if self.gate is None else self.gate
+
+
+class Side:
+    """One model of a comparison: its checkpoint, or a saved signature alone.
+
+    Nothing is read before a test asks for it. Of blocks, the last one used is kept.
+
+    Attributes
+    ----------
+    name : as it is shown
+    checkpoint : None for a saved signature: tests that need weights are skipped
+    bytes_read : stored bytes of the weights read so far, those of the signature not counted
+    """
+
+    def __init__(
+        self,
+        name: str,
+        checkpoint: Checkpoint | None,
+        *,
+        signature: Signature | None = None,
+    ) -> None:
+        self.name = name
+        self.checkpoint = checkpoint
+        self.bytes_read = 0
+        self._signature = signature
+        self._block: Block | None = None
+
+    @property
+    def weights(self) -> Checkpoint:
+        """The checkpoint; NothingAnalysable for a saved signature."""
+        if self.checkpoint is None:
+            raise NothingAnalysable(f"{self.name} is a saved signature, without weights")
+        return self.checkpoint
+
+    @property
+    def signature(self) -> Signature:
+        """Given, or measured when it is first asked for; errors as `sign`."""
+        return self.sign()
+
+    def sign(
+        self, cache: SignatureCache | None = None, progress: Progress | None = None
+    ) -> Signature:
+        """The signature; if it is not there yet, from the cache or measured; errors as `sign`."""
+        if self._signature is None:
+            self._signature = sign(self.weights, cache=cache, progress=progress)
+        return self._signature
+
+    @cached_property
+    def record(self) -> ModelRecord:
+        """Which files the model is; reads headers only."""
+        if self.checkpoint is None:
+            return self.signature.document.model
+        return model_record(self.checkpoint)
+
+    @property
+    def path(self) -> Path | None:
+        """Where it lies, for errors."""
+        return None if self.checkpoint is None else self.checkpoint.source.path
+
+    @cached_property
+    def layers(self) -> tuple[int, ...]:
+        """Numbers, from 1, of the layers of which something is analysed."""
+        if self.checkpoint is None:
+            return tuple(row.layer for row in self.signature.document.layers)
+        return self.checkpoint.architecture.analysed
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of the residual stream."""
+        if self.checkpoint is None:
+            return self.signature.document.model.hidden_size
+        return self.checkpoint.architecture.sizes.hidden_size
+
+    def block(self, layer: int) -> Block:
+        """Block `layer`, from 1; errors as `load_block`."""
+        if self._block is None or self._block.layer != layer:
+            self._block = None  # before the next one is read
+            self._block = load_block(self.weights, layer)
+            plan = self.weights.architecture.layers[layer - 1]
+            self._count({name for name, _ in plan.names()})
+        return self._block
+
+    def forget(self) -> None:
+        """Give the memory of the block used last back."""
+        self._block = None
+
+    def ffns(self, layer: int) -> tuple[Units, ...]:
+        """The folded units of a layer's FFN, or of each routed expert of it, in their order."""
+        ffn = self.block(layer).ffn
+        if isinstance(ffn, Ffn):
+            return (_folded(ffn, ffn.norm),)
+        return tuple(_folded(expert, ffn.norm) for expert in ffn.experts)
+
+    def units(self, layer: int) -> Units:
+        """The folded units of a layer's FFN; NothingAnalysable for a layer of experts."""
+        every = self.ffns(layer)
+        if len(every) > 1:
+            raise NothingAnalysable(f"layer {layer} of {self.name} has {len(every)} experts")
+        return every[0]
+
+    def rows(self, layer: int, start: int, stop: int) -> tuple[Floats, Floats]:
+        """Units `start` to `stop`: rows that name them (gate's, or input rows), and input rows.
+
+        Both are (stop - start, hidden_size), folded as in `Units` (without a gate they are the same
+        array). Only these rows are read where the file has them as rows. NothingAnalysable for a
+        layer of experts.
+        """
+        checkpoint = self.weights
+        plan = checkpoint.architecture.layers[layer - 1]
+        refs = {role: plan.refs[role] for role in ("gate", "up") if role in plan.refs}
+        held = self._block is not None and self._block.layer == layer
+        if held or "up" not in refs or not all(map(_plain, refs.values())):
+            units = self.units(layer)
+            return units.rows[start:stop], units.up[start:stop]
+        norm = self._ffn_norm(layer)
+        found = {}
+        for role, ref in refs.items():
+            rows = checkpoint.store.read_rows(ref.weight, start, stop)
+            info = checkpoint.store.info(ref.weight)
+            self.bytes_read += info.nbytes * (stop - start) // max(1, info.shape[0])
+            found[role] = fold_norm(rows, norm)
+        factor = np.float32(checkpoint.architecture.gate_scale)
+        gate = found["gate"] * factor if "gate" in found else found["up"]
+        return gate, found["up"]
+
+    def width(self, layer: int) -> int:
+        """Number of hidden units of a layer's FFN (of one expert's)."""
+        plan = self.weights.architecture.layers[layer - 1]
+        ref = plan.refs.get("up")
+        if ref is not None and _plain(ref):
+            return self.weights.store.info(ref.weight).shape[0]
+        return self.ffns(layer)[0].up.shape[0]
+
+    def embedding(self, tokens: Sequence[int] | Ints) -> Floats:
+        """Stored embedding rows of tokens, (len(tokens), columns of the embedding matrix).
+
+        Raises
+        ------
+        NothingAnalysable
+            if the files hold no token embeddings.
+        """
+        checkpoint = self.weights
+        name = embedding_name(checkpoint)
+        info = checkpoint.store.info(name)
+        ids = np.asarray(tokens, np.int64)
+        order = np.argsort(ids, kind="stable")
+        runs = np.split(ids[order], np.flatnonzero(np.diff(ids[order]) > 1) + 1) if ids.size else []
+        bounds = [(int(run[0]), int(run[-1]) + 1) for run in runs]
+        checkpoint.store.prefetch_rows(name, bounds)
+        out = np.empty((ids.size, info.shape[-1]), np.float32)
+        at = 0
+        for run, (start, stop) in zip(runs, bounds, strict=True):
+            out[order[at : at + run.size]] = checkpoint.store.read_rows(name, start, stop)[
+                run - start
+            ]
+            at += run.size
+            self.bytes_read += info.nbytes * (stop - start) // info.shape[0]
+        return out
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Number of token embeddings; NothingAnalysable if the files hold none."""
+        return vocabulary_size(self.weights)
+
+    @cached_property
+    def vocabulary(self) -> Mapping[str, int] | None:
+        """Token strings to ids, None where no tokenizer lies beside the weights."""
+        from ckptforensics.lineage.correspondence.shared_tokens import read_vocabulary
+
+        return read_vocabulary(self.weights)
+
+    def gains(self) -> Floats | None:
+        """(2 x layers, hidden_size) gains of the norms before attention and FFN of every layer.
+
+        None where a block lacks one, or a norm has no gain of its own.
+        """
+        checkpoint = self.weights
+        rows = []
+        for layer in self.layers:
+            refs = checkpoint.architecture.layers[layer - 1].refs
+            for role in ("attention_norm", "ffn_norm"):
+                if role not in refs:
+                    return None
+                ref = refs[role]
+                rows.append(checkpoint.store.read(ref.weight).reshape(-1))
+                self._count([ref.weight])
+        return np.stack(rows) if rows else None
+
+    def _ffn_norm(self, layer: int) -> Norm | None:
+        """The norm before a layer's FFN, without reading its matrices."""
+        architecture, store = self.weights.architecture, self.weights.store
+        ref = architecture.layers[layer - 1].refs.get("ffn_norm")
+        if architecture.norm_position == "after":
+            return None
+        spec = architecture.family.norm
+        if ref is None:
+            if spec.affine:
+                return None
+            return Norm(spec.kind, np.ones(self.hidden_size, np.float32), None, architecture.eps)
+        gain = store.read(ref.weight).reshape(-1) + np.float32(architecture.gain_offset)
+        return Norm(spec.kind, gain, None, architecture.eps)
+
+    def _count(self, names: Sequence[str] | set[str]) -> None:
+        self.bytes_read += sum(self.weights.store.info(name).nbytes for name in names)
+
+
+def _plain(ref: WeightRef) -> bool:
+    """Whether rows of the role are rows of the stored tensor."""
+    return (
+        not ref.transposed
+        and ref.ranges is None
+        and ref.step == 1
+        and ref.expert is None
+        and not ref.split_heads
+        and ref.input_scale is None
+    )
+
+
+def _folded(ffn: Ffn, norm: Norm | None) -> Units:
+    gate = None if ffn.gate is None else fold_norm(ffn.gate.weight, norm)
+    return Units(gate, fold_norm(ffn.up.weight, norm), ffn.down.weight)

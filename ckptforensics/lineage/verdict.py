@@ -1,0 +1,184 @@
+"""From tests to a verdict, by rules that are written here and nowhere else.
+
+docs/lineage.md states them in words with the measurements behind the limits.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ckptforensics.lineage.changes.finding import Finding
+from ckptforensics.results import TestRecord
+from ckptforensics.results.comparison import Arrow, Level, Relation, Verdict
+
+# Exact tests: one independent pair in a million is called related. Between this and the weaker
+# limit the answer is 'inconclusive'.
+EXACT_LOG10_P = -6.0
+WEAK_LOG10_P = -3.0
+# Neuron agreement f; strangers were at most .045 where all neurons were matched.
+RELATED_AGREEMENT = 0.5
+UNCLEAR_AGREEMENT = 0.15
+
+_STORED = "the stored basis"
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What a verdict is made from.
+
+    Attributes
+    ----------
+    level : how far the models were compared
+    tests : all that ran or were skipped
+    exact_log10_p : of all exact tests together; None if none ran
+    agreement : median neuron agreement f; None if it could not be measured
+    agreement_name : the test that measured it
+    identical : whether every tensor has the same name, type, shape and bytes
+    same_function : whether the weights are the same but for their spelling and basis, and the
+        largest relative error in words
+    findings : what changed, strongest first
+    map_found : words for the map that was undone, empty where nothing had to be
+    """
+
+    level: Level
+    tests: Sequence[TestRecord]
+    exact_log10_p: float | None
+    agreement: float | None
+    agreement_name: str
+    identical: bool
+    same_function: tuple[bool, str]
+    findings: Sequence[Finding]
+    map_found: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Decision:
+    """A verdict, what carried it, and what would have changed it."""
+
+    verdict: Verdict
+    relation: Relation | None
+    direction: Arrow
+    reasons: tuple[str, ...]
+    otherwise: tuple[str, ...] = ()
+
+
+def decide(evidence: Evidence) -> Decision:
+    """The verdict on two models; DESIGN 2.9 and 2.10."""
+    if evidence.identical:
+        reason = "every tensor has the same name, type, shape and bytes"
+        return Decision("identical", None, "unknown", (reason,))
+    reasons = _positive(evidence)
+    if evidence.same_function[0]:
+        return _same(evidence, reasons)
+    if reasons:
+        return _relatives(evidence, reasons)
+    return _negative(evidence)
+
+
+def _positive(evidence: Evidence) -> list[str]:
+    """What shows a shared training run, in words; empty if nothing does."""
+    reasons = []
+    p = evidence.exact_log10_p
+    if p is not None and p <= EXACT_LOG10_P:
+        carried = min(_with_p(evidence.tests, 1), key=lambda t: t.log10_p or 0.0)
+        reasons.append(
+            f"exact tests in {_STORED} have p <= {_power(p)} together; the strongest is "
+            f"'{carried.name}'"
+        )
+    f = evidence.agreement
+    if f is not None and f >= RELATED_AGREEMENT:
+        reasons.append(
+            f"{f:.0%} of the neurons agree ('{evidence.agreement_name}', median over layers); "
+            f"{RELATED_AGREEMENT:.0%} show a shared training run"
+        )
+    for witness in _with_p(evidence.tests, 3):
+        assert witness.log10_p is not None
+        if witness.log10_p <= EXACT_LOG10_P:
+            reasons.append(f"'{witness.name}' has p <= {_power(witness.log10_p)}")
+    return reasons
+
+
+def _same(evidence: Evidence, reasons: list[str]) -> Decision:
+    words = [evidence.same_function[1], *reasons]
+    if evidence.map_found:
+        words.insert(0, "undone: " + "; ".join(evidence.map_found))
+    otherwise = ("a change of the weights beyond rounding would make it 'derived'",)
+    return Decision("re-parameterised", None, "unknown", tuple(words), otherwise)
+
+
+def _relatives(evidence: Evidence, reasons: list[str]) -> Decision:
+    if evidence.map_found:
+        reasons = [*reasons, "undone: " + "; ".join(evidence.map_found)]
+    if not evidence.findings:
+        otherwise = ["nothing shows how they are related or who came first"]
+        if evidence.level == "fast":
+            otherwise = ["what changed is not looked at with --fast"]
+        return Decision("related", None, "unknown", tuple(reasons), tuple(otherwise))
+    first = evidence.findings[0]
+    reasons = [*reasons, *(finding.reason for finding in evidence.findings)]
+    otherwise = []
+    if first.direction == "unknown":
+        otherwise.append(
+            "a third relative may show who came first, or that both come from another model"
+        )
+    return Decision("derived", first.relation, first.direction, tuple(reasons), tuple(otherwise))
+
+
+def _negative(evidence: Evidence) -> Decision:
+    p, f = evidence.exact_log10_p, evidence.agreement
+    ran = [test for test in evidence.tests if test.skipped is None]
+    if not ran or (p is None and f is None):
+        skipped = sorted({test.skipped for test in evidence.tests if test.skipped is not None})
+        return Decision("not comparable", None, "unknown", tuple(skipped) or ("no test ran",))
+    unclear = []
+    if f is not None and f >= UNCLEAR_AGREEMENT:
+        unclear.append(
+            f"{f:.0%} of the neurons agree: more than strangers ({UNCLEAR_AGREEMENT:.0%}), less "
+            f"than relatives ({RELATED_AGREEMENT:.0%})"
+        )
+    if p is not None and p <= WEAK_LOG10_P:
+        unclear.append(
+            f"exact tests have p <= {_power(p)} together: unlikely by chance, but a verdict "
+            f"needs 10^{EXACT_LOG10_P:.0f}"
+        )
+    if unclear:
+        return Decision(
+            "inconclusive", None, "unknown", tuple(unclear), _what_else(evidence, unclear)
+        )
+    if f is None:
+        why = f"nothing in {_STORED} speaks for a shared training run"
+        blind = "a copy whose residual basis was changed would look the same here"
+        return Decision("inconclusive", None, "unknown", (why, blind), _what_else(evidence, []))
+    reasons = [
+        f"{f:.1%} of the neurons agree ('{evidence.agreement_name}'); strangers stay below "
+        f"{UNCLEAR_AGREEMENT:.0%}"
+    ]
+    if p is not None:
+        reasons.append(f"exact tests in {_STORED} have p <= {_power(p)} together")
+    otherwise = (f"neuron agreement of {RELATED_AGREEMENT:.0%}, or exact p <= 10^-6",)
+    return Decision("independent", None, "unknown", tuple(reasons), otherwise)
+
+
+def _what_else(evidence: Evidence, unclear: list[str]) -> tuple[str, ...]:
+    words = []
+    if evidence.level != "thorough":
+        words.append(
+            "compare without --fast" if evidence.level == "fast" else "compare with --thorough"
+        )
+    words += [
+        f"'{test.name}' was skipped: {test.skipped}"
+        for test in evidence.tests
+        if test.group == 2 and test.skipped is not None
+    ]
+    return tuple(words)
+
+
+def _power(log10_p: float) -> str:
+    """A bound on p as a power of ten, rounded up."""
+    return f"10^{math.ceil(10 * log10_p) / 10:.1f}" if log10_p > -10 else f"10^{math.ceil(log10_p)}"
+
+
+def _with_p(tests: Sequence[TestRecord], group: int) -> list[TestRecord]:
+    return [test for test in tests if test.group == group and test.log10_p is not None]

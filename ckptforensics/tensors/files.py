@@ -1,0 +1,368 @@
+"""All tensors of a checkpoint, whichever file holds them, read by row ranges."""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+import threading
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from io import FileIO
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from ckptforensics.compute import buffers
+from ckptforensics.errors import FormatError, NotFinite, TensorError
+from ckptforensics.sources import Fetcher, Source
+from ckptforensics.tensors.containers.gguf import read_gguf, require_whole_split
+from ckptforensics.tensors.containers.safetensors import LARGEST_HEADER, read_safetensors
+from ckptforensics.tensors.containers.torchzip import Fetch, read_torch
+from ckptforensics.tensors.info import Container, TensorInfo, matrix_shape
+
+if TYPE_CHECKING:
+    from ckptforensics.arrays import Bytes, Floats
+    from ckptforensics.compute.bf16 import Bf16Matrix
+
+# Elements decoded at once: a block and its temporaries stay in the processor's cache until it is
+# checked (docs/performance.md).
+BLOCK_ELEMENTS = 1 << 17
+# Bytes asked for at once to bring a local file into the operating system's cache: Linux does not
+# heed more than a disk takes in one request.
+_READ_AHEAD = 1 << 17
+# Bytes of a file that are decoded before their pages are given back.
+_MAPPED = 1 << 26
+_HEADERS_AT_ONCE = 8
+# The header of a remote GGUF file is read on by this many bytes, for a small file by this share of
+# it: what is read too much is little in both cases.
+_GGUF_HEADER_STEP = 1 << 22
+_GGUF_HEADER_SHARE = 128
+_GGUF_SHORTEST_STEP = 1 << 12
+
+
+def open_store(source: Source) -> TensorStore:
+    """Parse the headers of all files of `source`.
+
+    Raises
+    ------
+    FormatError
+        if a file breaks its format, or the files and the index contradict each other.
+    NothingAnalysable
+        if a PyTorch file is of a legacy format or holds no state dict.
+    """
+    if source.remote is None:
+        containers = [_READERS[source.container](path) for path in source.files]
+    else:
+        containers = _read_headers(source, source.remote)
+    if source.container == "gguf":
+        require_whole_split(containers)
+    return TensorStore(containers, source.weight_map, source.remote)
+
+
+class TensorStore:
+    """Read access to tensors as float32.
+
+    Attributes
+    ----------
+    containers : the parsed files
+    tensors : header entry of each tensor by name
+    metadata : header metadata of the first file
+    aside : stored tensor that is not among `tensors` to the reason why it is not read
+    """
+
+    aside: Mapping[str, str] = MappingProxyType({})
+
+    def __init__(
+        self,
+        containers: list[Container],
+        weight_map: Mapping[str, Path] | None = None,
+        remote: Fetcher | None = None,
+    ) -> None:
+        self.containers = tuple(containers)
+        self.metadata: Mapping[str, Any] = containers[0].metadata
+        tensors: dict[str, TensorInfo] = {}
+        for container in containers:
+            for name, info in container.tensors.items():
+                if name in tensors:
+                    raise FormatError(
+                        f"the tensor is also in {tensors[name].path.name}",
+                        path=container.path,
+                        tensor=name,
+                    )
+                tensors[name] = info
+        for name, path in (weight_map or {}).items():
+            if name not in tensors or tensors[name].path != path:
+                raise FormatError(
+                    "the index promises a tensor the shard lacks",
+                    path=path,
+                    tensor=name,
+                    hint="download the checkpoint again",
+                )
+        self.tensors: Mapping[str, TensorInfo] = MappingProxyType(tensors)
+        self._remote = remote
+        self._maps: dict[Path, mmap.mmap] = {}
+        # A matrix may be given back by the garbage collector, in the middle of anything.
+        self._lock = threading.RLock()
+        self._finite: set[tuple[str, int, int]] = set()
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.tensors
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.tensors)
+
+    def info(self, name: str) -> TensorInfo:
+        """Header entry of a tensor; TensorError if there is none."""
+        try:
+            return self.tensors[name]
+        except KeyError:
+            path = self.containers[0].path if len(self.containers) == 1 else None
+            raise TensorError("the tensor is missing", path=path, tensor=name) from None
+
+    def recipe(self) -> str:
+        """All that decides the values of the tensors beside the files' own bytes."""
+        return ""
+
+    def read(self, name: str) -> Floats:
+        """The whole tensor in its own shape."""
+        info = self.info(name)
+        _, rows = matrix_shape(info)
+        return self.read_rows(name, 0, rows).reshape(info.shape)
+
+    def read_rows(self, name: str, start: int, stop: int) -> Floats:
+        """Rows `start` to `stop` of the tensor seen as a matrix, leading axes flattened.
+
+        Returns
+        -------
+        (stop - start, columns) float32, the caller's own
+
+        Raises
+        ------
+        TensorError
+            if the tensor is missing, or its elements cannot be decoded or do not lie in order.
+        NotFinite
+            if an element is NaN or infinite; the message names its row and column.
+        """
+        from ckptforensics.tensors.dtypes import decoder
+
+        info = self.info(name)
+        columns, rows = matrix_shape(info)
+        if not 0 <= start <= stop <= rows:
+            raise TensorError(
+                f"rows {start} to {stop} of {rows} asked for", path=info.path, tensor=name
+            )
+        if info.unreadable:
+            raise TensorError(info.unreadable, path=info.path, tensor=name)
+        out = buffers.empty((stop - start, columns))
+        if out.size == 0:
+            return out
+        decode = decoder(info.dtype, path=info.path, tensor=name)
+        row_bytes = info.nbytes // rows
+        step = max(1, BLOCK_ELEMENTS // columns)
+        self.prefetch_rows(name, [(start, stop)])
+        mapped = start
+        for first in range(start, stop, step):
+            last = min(first + step, stop)
+            raw = self._bytes(info, first * row_bytes, (last - first) * row_bytes)
+            block = out[first - start : last - start]
+            decode(raw, block.reshape(-1))
+            require_finite(block, info, first)
+            if last == stop or (last - mapped) * row_bytes >= _MAPPED:
+                self._release(info, mapped * row_bytes, (last - mapped) * row_bytes)
+                mapped = last
+        return out
+
+    def kept_rows(self, name: str, start: int, stop: int) -> Bf16Matrix | None:
+        """Rows as `read_rows` counts them, left in the file in BF16.
+
+        None where that cannot be: another element type, a row of an odd number of elements, no
+        numba. The file's pages are given back when the last view of the matrix is gone.
+
+        Raises
+        ------
+        NotFinite
+            as `read_rows`.
+        """
+        info = self.info(name)
+        columns, rows = matrix_shape(info)
+        first = info.offset + start * columns * 2
+        odd = columns % 2 or first % 4
+        if info.dtype != "BF16" or info.unreadable or odd or self._remote is not None:
+            return None
+        from ckptforensics.compute.bf16 import Bf16Matrix
+        from ckptforensics.compute.products import compiled_loops
+
+        if compiled_loops() is None or not 0 <= start < stop <= rows:
+            return None
+        import numpy as np
+
+        count = (stop - start) * columns * 2
+        words = self._bytes(info, first - info.offset, count).view(np.uint32)
+        matrix = Bf16Matrix(words.reshape(stop - start, -1))
+        release = weakref.finalize(matrix, self._release, info, first - info.offset, count)
+        release.atexit = False
+        if (name, start, stop) not in self._finite:  # experts are read again and again
+            with np.errstate(over="ignore", invalid="ignore"):
+                finite = np.isfinite(matrix.column_squares.sum())
+            step = max(1, BLOCK_ELEMENTS // columns)
+            for begin in () if finite else range(0, len(matrix), step):
+                require_finite(matrix[begin : begin + step], info, start + begin)
+            self._finite.add((name, start, stop))
+        return matrix
+
+    def prefetch(self, names: Iterable[str]) -> None:
+        """Fetch whole tensors of remote files together, or read local ones ahead.
+
+        Reading ahead only fills the operating system's cache, in a file's order: nothing is kept.
+        """
+        ranges: dict[Path, list[tuple[int, int]]] = {}
+        for name in names:
+            info = self.info(name)
+            ranges.setdefault(info.path, []).append((info.offset, info.nbytes))
+        if self._remote is not None:
+            self._remote.fetch(ranges)
+            return
+        for path, wanted in ranges.items():
+            _read_ahead(path, sorted(wanted))
+
+    def prefetch_rows(self, name: str, rows: Iterable[tuple[int, int]]) -> None:
+        """Fetch row ranges (start, stop) of one tensor of a remote file together."""
+        info = self.info(name)
+        count = matrix_shape(info)[1]
+        if self._remote is None or info.unreadable or count == 0:
+            return
+        width = info.nbytes // count
+        wanted = [(info.offset + a * width, (b - a) * width) for a, b in rows]
+        self._remote.fetch({info.path: wanted})
+
+    def parts(self, name: str) -> tuple[TensorInfo, ...]:
+        """The stored tensors that `read` takes the tensor from: itself, or the parts it has."""
+        return (self.info(name),)
+
+    def stored_bytes(self, name: str) -> Bytes:
+        """All bytes of a stored tensor, not decoded: a view of the file, see `release`."""
+        info = self.info(name)
+        if info.unreadable:
+            raise TensorError(info.unreadable, path=info.path, tensor=name)
+        self.prefetch([name])
+        return self._bytes(info, 0, info.nbytes)
+
+    def release(self, name: str) -> None:
+        """Give the memory of a stored tensor's bytes back; views of them stay valid."""
+        info = self.info(name)
+        self._release(info, 0, info.nbytes)
+
+    def _bytes(self, info: TensorInfo, begin: int, count: int) -> Bytes:
+        import numpy as np
+
+        return np.frombuffer(self._map(info.path), np.uint8, count, info.offset + begin)
+
+    def _map(self, path: Path) -> mmap.mmap:
+        with self._lock:
+            if path not in self._maps:
+                try:
+                    with path.open("rb") as file:
+                        self._maps[path] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+                except OSError as problem:
+                    reason = f"cannot read the file: {problem.strerror}"
+                    raise FormatError(reason, path=path) from None
+            return self._maps[path]
+
+    def _release(self, info: TensorInfo, begin: int, count: int) -> None:
+        """Give mapped pages back, so that the resident set does not grow with the file."""
+        if not hasattr(mmap, "MADV_DONTNEED"):  # not on this operating system
+            return
+        first = (info.offset + begin) // mmap.PAGESIZE * mmap.PAGESIZE
+        last = info.offset + begin + count
+        self._map(info.path).madvise(mmap.MADV_DONTNEED, first, last - first)
+
+
+def _read_ahead(path: Path, ranges: list[tuple[int, int]]) -> None:
+    # A file that cannot be read is reported by whoever needs its bytes.
+    with contextlib.suppress(OSError), path.open("rb", buffering=0) as file:
+        for begin, count in ranges:
+            for at in range(begin, begin + count, _READ_AHEAD):
+                _into_cache(file, at, min(_READ_AHEAD, begin + count - at))
+
+
+def _into_cache(file: FileIO, begin: int, count: int) -> None:
+    if hasattr(os, "posix_fadvise"):  # not on macOS and Windows
+        # Unlike reading, this neither copies nor waits.
+        os.posix_fadvise(file.fileno(), begin, count, os.POSIX_FADV_WILLNEED)
+    else:
+        file.seek(begin)
+        file.read(count)
+
+
+def _read_headers(source: Source, remote: Fetcher) -> list[Container]:
+    """The headers of remote files, several at a time: each takes a few requests in turn."""
+    read = _REMOTE_READERS[source.container]
+
+    def read_one(path: Path) -> Container:
+        return read(path, lambda ranges: remote.fetch({path: ranges}))
+
+    with ThreadPoolExecutor(_HEADERS_AT_ONCE, thread_name_prefix="header") as pool:
+        try:
+            return list(pool.map(read_one, source.files))
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            remote.cancel()
+            raise
+
+
+def _read_remote_safetensors(path: Path, fetch: Fetch) -> Container:
+    fetch([(0, 8)])
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+    if length <= LARGEST_HEADER:  # the reader refuses a longer one
+        fetch([(8, length)])
+    return read_safetensors(path)
+
+
+def _read_remote_gguf(path: Path, fetch: Fetch) -> Container:
+    """A GGUF header does not say how long it is: read on until it parses."""
+    size = path.stat().st_size
+    step = min(_GGUF_HEADER_STEP, max(size // _GGUF_HEADER_SHARE, _GGUF_SHORTEST_STEP))
+    reach, begin = 0, size
+    while reach < min(begin, size):
+        reach += step
+        fetch([(0, reach)])
+        with contextlib.suppress(FormatError):
+            # What was not fetched reads as zeros, which may parse: then data begin too late.
+            begin = min((t.offset for t in read_gguf(path).tensors.values()), default=size)
+    return read_gguf(path)  # where the header is wrong, this reports it
+
+
+_READERS: Mapping[str, Callable[[Path], Container]] = MappingProxyType(
+    {"safetensors": read_safetensors, "torch": read_torch, "gguf": read_gguf}
+)
+_REMOTE_READERS: Mapping[str, Callable[[Path, Fetch], Container]] = MappingProxyType(
+    {
+        "safetensors": _read_remote_safetensors,
+        "torch": read_torch,
+        "gguf": _read_remote_gguf,
+    }
+)
+
+
+def require_finite(block: Floats, info: TensorInfo, first_row: int) -> None:
+    """NotFinite naming the first NaN or infinity; `first_row` is the block's place."""
+    import numpy as np
+
+    # One pass decides for nearly every block: NaN and infinity survive a sum of squares, and a
+    # finite one that overflows only costs the exact test.
+    flat = block.reshape(-1)
+    with np.errstate(over="ignore", invalid="ignore"):
+        if np.isfinite(np.einsum("i,i->", flat, flat)):
+            return
+    bad = np.argwhere(~np.isfinite(block))
+    if bad.size:
+        row, column = (int(n) for n in bad[0])
+        raise NotFinite(
+            f"the weight at row {first_row + row}, column {column} is {block[row, column]}",
+            path=info.path,
+            tensor=info.name,
+            hint="the checkpoint is damaged",
+        )
