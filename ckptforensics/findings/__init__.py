@@ -2,12 +2,13 @@
 
 from ckptforensics.findings.accumulated import Accumulated, accumulate
 from ckptforensics.findings.cache.store import SignatureCache, cache_info
+from ckptforensics.findings.explosion import find_layers
 from ckptforensics.findings.families import list_families
 from ckptforensics.findings.fingerprint import fingerprint, fingerprint_distance
 from ckptforensics.findings.inspection import inspect
 from ckptforensics.findings.norms import Rollout, rollout
 from ckptforensics.findings.scope import Scope, layer_numbers, needed_memory
-from ckptforensics.findings.sign import find_layers, sign
+from ckptforensics.findings.sign import sign
 
 __all__ = [
     "Accumulated",

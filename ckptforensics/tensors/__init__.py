@@ -13,4 +13,4 @@ if TYPE_CHECKING:
 
 __all__ = ["Container", "TensorInfo", "TensorStore", "matrix_shape", "open_store"]
 
-__getattr__ = on_first_use(__name__, {"TensorStore": "store", "open_store": "store"})
+__getattr__ = on_first_use(__name__, {"TensorStore": "files", "open_store": "files"})

@@ -1,0 +1,142 @@
+"""Explosion and decay layers, each with its evidence, and the super weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from ckptforensics.checkpoint import Checkpoint
+from ckptforensics.findings.accumulated import Accumulated, accumulate
+from ckptforensics.findings.bos_token import begin_token
+from ckptforensics.findings.labels import Label, label
+from ckptforensics.findings.measure import LayerMeasurement, Measurements, measure
+from ckptforensics.findings.model import model_record
+from ckptforensics.findings.scope import Scope
+from ckptforensics.findings.summary import (
+    fit_options,
+    labelled,
+    opened,
+    shared_direction,
+    top_components,
+)
+from ckptforensics.linear import Fit
+from ckptforensics.progress import Progress
+from ckptforensics.results import (
+    AccumulatedRecord,
+    ExpertRecord,
+    LayerEvidence,
+    LayersDocument,
+    ResponseRecord,
+    SuperWeightRecord,
+)
+from ckptforensics.version import __version__
+
+
+def find_layers(
+    model: Checkpoint | str | Path,
+    *,
+    fit: Fit | None = None,
+    accumulated: bool = False,
+    progress: Progress | None = None,
+    scope: Scope | None = None,
+) -> LayersDocument:
+    """Explosion and decay layers, each with its evidence, and the super weights.
+
+    Parameters
+    ----------
+    model : an opened checkpoint or what `open_checkpoint` takes
+    fit : of the FFN, `canonical` by default
+    accumulated : also the directions of the products L_i ... L_1, in a second pass
+    progress : told of each layer
+    scope : what is measured, by default everything; `accumulated` takes all layers
+
+    Raises
+    ------
+    CkptError
+        if the checkpoint cannot be opened, decoded or analysed; see `open_checkpoint`.
+    """
+    checkpoint = opened(model)
+    fit = fit or Fit()
+    measured = measure(checkpoint, fit, with_eigenvalues=True, progress=progress, scope=scope)
+    products = accumulate(checkpoint, fit=fit, progress=progress) if accumulated else ()
+    labels = [label(m) for m in measured.layers]
+    return LayersDocument(
+        tool_version=__version__,
+        model=model_record(checkpoint),
+        fit=fit.kind,
+        fit_options=fit_options(fit),
+        direction=shared_direction(measured),
+        explosion=labelled(measured, labels, "explosion"),
+        decay=labelled(measured, labels, "decay"),
+        layers=tuple(_evidence(m, x) for m, x in zip(measured.layers, labels, strict=True)),
+        begin_token=begin_token(measured, checkpoint.architecture.bos_token_id),
+        super_weights=_super_weights(measured),
+        accumulated=tuple(_accumulated(a) for a in products),
+        skipped=measured.skipped,
+    )
+
+
+def _evidence(m: LayerMeasurement, found: Label) -> LayerEvidence:
+    ratio = None
+    if m.before is not None and m.after is not None and m.before.median > 0:
+        ratio = m.after.median / m.before.median
+    return LayerEvidence(
+        layer=m.layer,
+        prefix=m.prefix,
+        sigma=m.sigma,
+        gap=m.gap,
+        trigger_norm=m.trigger.norm,
+        rollout_ratio=ratio,
+        response=_response(m),
+        experts=tuple(
+            ExpertRecord(name=e.name, weight=e.weight, sigma=e.sigma, trigger_norm=e.trigger.norm)
+            for e in m.experts
+        ),
+        eigenvalue=m.eigenvalue,
+        label=found.name,
+        strength=found.strength,
+        evidence=found.evidence,
+    )
+
+
+def _accumulated(a: Accumulated) -> AccumulatedRecord:
+    return AccumulatedRecord(
+        layer=a.layer,
+        prefix=a.prefix,
+        log10_sigma=a.log10_sigma,
+        gap=a.gap,
+        residual=a.residual,
+        angle_deg=float(np.degrees(np.arccos(a.layer_cosine))),
+        direction_top=top_components(a.direction),
+    )
+
+
+def _response(m: LayerMeasurement) -> ResponseRecord | None:
+    if m.response is None:
+        return None
+    return ResponseRecord(
+        direction="tokens" if m.probed_tokens else "u1",
+        size=m.probe_size,
+        plus=m.response.plus,
+        minus=m.response.minus,
+    )
+
+
+def _super_weights(measured: Measurements) -> tuple[SuperWeightRecord, ...]:
+    records = []
+    for m in measured.layers:
+        # In a layer of experts, each also answers its own trigger.
+        answers = [m.trigger, *(e.trigger for e in m.experts)]
+        best = max((t.super_weight for t in answers), key=lambda w: abs(w.amplitude))
+        records.append(
+            SuperWeightRecord(
+                layer=m.layer,
+                tensor=best.tensor,
+                row=best.row,
+                column=best.column,
+                value=best.value,
+                amplitude=best.amplitude,
+            )
+        )
+    return tuple(sorted(records, key=lambda r: -abs(r.amplitude)))
