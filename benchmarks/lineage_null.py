@@ -27,11 +27,12 @@ from ckptforensics.checkpoint import open_checkpoint
 from ckptforensics.compute.products import one_blas_thread
 from ckptforensics.errors import NothingAnalysable
 from ckptforensics.lineage.criteria import assignments, directions
+from ckptforensics.lineage.criteria.criterion import Outcome
 from ckptforensics.lineage.models import Side
-from ckptforensics.lineage.pair import Level, Outcome, Pair
+from ckptforensics.lineage.pair import Level, Pair
 from tests.support.models import save, tiny_llama
 
-TESTS = (*directions.TESTS, *assignments.TESTS)
+TESTS = (*directions.CRITERIA, *assignments.CRITERIA)
 LOW = 1e-3
 
 
@@ -73,7 +74,7 @@ def row(name: str, found: Sequence[tuple[Outcome, int]]) -> str:
     low = int((p <= LOW).sum())
     chance = stats.binomtest(low, len(p), LOW, alternative="greater").pvalue
     uniform = points = "-"
-    if name in {test.name for test in assignments.TESTS}:
+    if name in {test.name for test in assignments.CRITERIA}:
         counts = np.array([(outcome.statistic or 0) / n for outcome, n in found])
         spread = counts.var() * found[0][1]
         points = f"{counts.mean():.2f}, {spread:.2f}"

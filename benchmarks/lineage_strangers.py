@@ -26,8 +26,9 @@ from benchmarks.common import machine
 from benchmarks.lineage_zoo import DOCS, fill
 from ckptforensics.compute.products import one_blas_thread
 from ckptforensics.lineage.criteria import directions, neurons
+from ckptforensics.lineage.criteria.criterion import Outcome
 from ckptforensics.lineage.models import Side
-from ckptforensics.lineage.pair import Outcome, Pair
+from ckptforensics.lineage.pair import Pair
 from tests.support.signatures import signature, unit
 
 SIZES = ("small", "large")
@@ -70,7 +71,7 @@ def one_coordinate(
         # Half of the layers follow the massive coordinate, as in SmolLM2.
         u[: layers // 2, generator.integers(width)] += 1
         made.append(Side("made up", None, signature=signature(unit(u))))
-    tests = {test.name: test for test in directions.TESTS}
+    tests = {test.name: test for test in directions.CRITERIA}
     near, low = [], defaultdict(list)
     for a, b in list(combinations(made, 2))[:pairs]:
         pair = Pair(a, b, "fast", seed=len(near))

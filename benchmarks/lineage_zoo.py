@@ -70,7 +70,7 @@ def statistic(record: PairRecord, name: str) -> float | None:
 
 def strongest(record: PairRecord) -> float | None:
     """The smallest log10 p of the exact tests."""
-    values = [t.log10_p for t in record.tests if t.group == 1 and t.log10_p is not None]
+    values = [t.log10_p for t in record.tests if t.group == "exact" and t.log10_p is not None]
     return min(values, default=None)
 
 

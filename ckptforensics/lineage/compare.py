@@ -14,9 +14,10 @@ from ckptforensics.errors import NothingAnalysable, UsageError
 from ckptforensics.findings.cache.store import SignatureCache
 from ckptforensics.lineage.changes import merges, relations
 from ckptforensics.lineage.criteria import assignments, description, directions, neurons
+from ckptforensics.lineage.criteria.criterion import Criterion, Outcome, skip
 from ckptforensics.lineage.criteria.equivalence import same_function
 from ckptforensics.lineage.models import Side
-from ckptforensics.lineage.pair import Level, Outcome, Pair, Test, skip
+from ckptforensics.lineage.pair import Level, Pair
 from ckptforensics.lineage.tree import (
     RELATIVES,
     clusters_of,
@@ -31,20 +32,20 @@ from ckptforensics.results import (
     AlignmentRecord,
     ChangeRecord,
     ComparisonDocument,
+    CriterionRecord,
     MergeRecord,
     PairRecord,
     Signature,
-    TestRecord,
     holds_signature,
     load_result,
 )
 from ckptforensics.version import __version__
 
-TESTS: tuple[Test, ...] = (
-    *directions.TESTS,
-    *assignments.TESTS,
-    *neurons.TESTS,
-    *description.TESTS,
+CRITERIA: tuple[Criterion, ...] = (
+    *directions.CRITERIA,
+    *assignments.CRITERIA,
+    *neurons.CRITERIA,
+    *description.CRITERIA,
 )
 # Candidates among which the parents of a merged model are looked for.
 _MOST_PARENTS = 5
@@ -103,7 +104,7 @@ def compare(
     lengths: dict[tuple[str, str], float] = {}
     left: list[str] = []
     with one_blas_thread():
-        steps = 1 + sum(level in test.levels for test in TESTS)
+        steps = 1 + sum(level in test.levels for test in CRITERIA)
         progress.start("tests", steps * len(chosen))
         try:
             for a, b in chosen:
@@ -139,13 +140,13 @@ def compare(
 def compare_pair(pair: Pair) -> PairRecord:
     """All tests of one pair at its level, and what follows from them."""
     records, outcomes = [], []
-    for test in TESTS:
+    for test in CRITERIA:
         if pair.level in test.levels:
             record, outcome = _run(test, pair)
             records.append(record)
             outcomes.append((test, outcome))
             pair.progress.step(test.name)
-    exact = assignments.combined([o for test, o in outcomes if test.group == 1])
+    exact = assignments.combined([o for test, o in outcomes if test.group == "exact"])
     agreement, name = neurons.agreement([(test.name, o) for test, o in outcomes])
     looked = _Looked.at(pair) if _weighed(pair) else _Looked()
     evidence = Evidence(
@@ -205,7 +206,7 @@ def _weighed(pair: Pair) -> bool:
     return pair.level != "fast" and all(side.checkpoint is not None for side in pair.sides)
 
 
-def _run(test: Test, pair: Pair) -> tuple[TestRecord, Outcome]:
+def _run(test: Criterion, pair: Pair) -> tuple[CriterionRecord, Outcome]:
     before = sum(side.bytes_read for side in pair.sides)
     begun = time.perf_counter()
     if test.needs == "weights" and any(side.checkpoint is None for side in pair.sides):
@@ -215,7 +216,7 @@ def _run(test: Test, pair: Pair) -> tuple[TestRecord, Outcome]:
             outcome = test.run(pair)
         except NothingAnalysable as problem:
             outcome = skip(problem.message)
-    record = TestRecord(
+    record = CriterionRecord(
         name=test.name,
         group=test.group,
         statistic=outcome.statistic,
@@ -236,7 +237,7 @@ def _record(
     pair: Pair,
     decision: Decision,
     alignment: AlignmentRecord,
-    tests: Sequence[TestRecord],
+    tests: Sequence[CriterionRecord],
     changes: tuple[ChangeRecord, ...],
 ) -> PairRecord:
     angles = directions.angles(pair)
@@ -360,7 +361,7 @@ def _left_out(level: Level) -> tuple[str, ...]:
         f"'{test.name}' runs with --thorough"
         if "thorough" in test.levels and level == "default"
         else f"'{test.name}' is left out by --fast"
-        for test in TESTS
+        for test in CRITERIA
         if level not in test.levels
     ]
     if level == "fast":

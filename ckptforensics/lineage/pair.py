@@ -1,8 +1,7 @@
-"""Two models side by side, and what a test returns."""
+"""Two models side by side."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal
@@ -20,56 +19,6 @@ if TYPE_CHECKING:
     from ckptforensics.lineage.correspondence.matched_layers import LayerFacts
 
 Level = Literal["fast", "default", "thorough"]
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a test found.
-
-    Attributes
-    ----------
-    statistic : None where the test could not be run
-    log10_p : None where the test has no p-value
-    floor : p is the smallest that the test's permutations can give
-    profile : the statistic layer by layer of A, None where there is none
-    skipped : why the test was not run
-    note : limits of what was found
-    """
-
-    statistic: float | None
-    log10_p: float | None = None
-    floor: bool = False
-    profile: tuple[float | None, ...] = ()
-    skipped: str | None = None
-    note: str | None = None
-
-
-def skip(reason: str) -> Outcome:
-    """A test that was not run."""
-    return Outcome(None, skipped=reason)
-
-
-@dataclass(frozen=True)
-class Test:
-    """One test of a pair.
-
-    Attributes
-    ----------
-    name, group, invariant_to, null : as in `TestRecord`
-    run : what it does; a NothingAnalysable that it raises is the reason why it was skipped
-    needs : `signatures`, or `weights` of both
-    levels : of the comparisons that run it
-    """
-
-    __test__ = False  # not a test of pytest
-
-    name: str
-    group: Literal[1, 2, 3, 4]
-    invariant_to: tuple[str, ...]
-    run: Callable[[Pair], Outcome]
-    null: str | None = None
-    needs: Literal["signatures", "weights"] = "weights"
-    levels: tuple[Level, ...] = ("default", "thorough")
 
 
 @dataclass(frozen=True)

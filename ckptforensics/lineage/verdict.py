@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ckptforensics.lineage.changes.finding import Finding
-from ckptforensics.results import TestRecord
-from ckptforensics.results.comparison import Arrow, Level, Relation, Verdict
+from ckptforensics.results import CriterionRecord
+from ckptforensics.results.comparison import Arrow, Group, Level, Relation, Verdict
 
 # Exact tests: one independent pair in a million is called related. Between this and the weaker
 # limit the answer is 'inconclusive'.
@@ -43,7 +43,7 @@ class Evidence:
     """
 
     level: Level
-    tests: Sequence[TestRecord]
+    tests: Sequence[CriterionRecord]
     exact_log10_p: float | None
     agreement: float | None
     agreement_name: str
@@ -82,7 +82,7 @@ def _positive(evidence: Evidence) -> list[str]:
     reasons = []
     p = evidence.exact_log10_p
     if p is not None and p <= EXACT_LOG10_P:
-        carried = min(_with_p(evidence.tests, 1), key=lambda t: t.log10_p or 0.0)
+        carried = min(_with_p(evidence.tests, "exact"), key=lambda t: t.log10_p or 0.0)
         reasons.append(
             f"exact tests in {_STORED} have p <= {_power(p)} together; the strongest is "
             f"'{carried.name}'"
@@ -93,7 +93,7 @@ def _positive(evidence: Evidence) -> list[str]:
             f"{f:.0%} of the neurons agree ('{evidence.agreement_name}', median over layers); "
             f"{RELATED_AGREEMENT:.0%} show a shared training run"
         )
-    for witness in _with_p(evidence.tests, 3):
+    for witness in _with_p(evidence.tests, "correspondence"):
         assert witness.log10_p is not None
         if witness.log10_p <= EXACT_LOG10_P:
             reasons.append(f"'{witness.name}' has p <= {_power(witness.log10_p)}")
@@ -170,7 +170,7 @@ def _what_else(evidence: Evidence, unclear: list[str]) -> tuple[str, ...]:
     words += [
         f"'{test.name}' was skipped: {test.skipped}"
         for test in evidence.tests
-        if test.group == 2 and test.skipped is not None
+        if test.group == "agreement" and test.skipped is not None
     ]
     return tuple(words)
 
@@ -180,5 +180,5 @@ def _power(log10_p: float) -> str:
     return f"10^{math.ceil(10 * log10_p) / 10:.1f}" if log10_p > -10 else f"10^{math.ceil(log10_p)}"
 
 
-def _with_p(tests: Sequence[TestRecord], group: int) -> list[TestRecord]:
+def _with_p(tests: Sequence[CriterionRecord], group: Group) -> list[CriterionRecord]:
     return [test for test in tests if test.group == group and test.log10_p is not None]

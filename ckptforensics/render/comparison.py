@@ -36,7 +36,7 @@ from ckptforensics.render.wording import (
     test_row,
     verdict_line,
 )
-from ckptforensics.results import ComparisonDocument, PairRecord, TestRecord
+from ckptforensics.results import ComparisonDocument, CriterionRecord, PairRecord
 
 _CHANGES_SHOWN = 5
 _NAME_WIDTH = 12
@@ -184,14 +184,14 @@ def _tree(console: Console, document: ComparisonDocument, called: Mapping[str, s
     _list(console, "mixtures", [merge_line(merge, called) for merge in document.merges])
 
 
-def _common_invariances(tests: Sequence[TestRecord]) -> list[str]:
+def _common_invariances(tests: Sequence[CriterionRecord]) -> list[str]:
     """What changes the statistic of no test of a group: a line for each group."""
     lines = []
-    for group in GROUPS:
+    for group, title in GROUPS.items():
         each = [test.invariant_to for test in tests if test.group == group]
         common = [name for name in each[0] if all(name in one for one in each)] if each else []
         if common:
-            lines.append(f"all of group {group}: {', '.join(common)}")
+            lines.append(f"all {title}: {', '.join(common)}")
     return lines
 
 

@@ -40,7 +40,7 @@ from ckptforensics.render.wording import (
     verdict_line,
     width_of,
 )
-from ckptforensics.results import ComparisonDocument, PairRecord, TestRecord
+from ckptforensics.results import ComparisonDocument, CriterionRecord, PairRecord
 
 _LONGEST_NAME = 40
 _TEST_COLUMNS = ("test", "statistic", "p", "time", "read")
@@ -149,7 +149,7 @@ def _profile(document: ComparisonDocument, pair: PairRecord) -> str:
     return f"<figure>{drawing}<figcaption>{_text(caption)}</figcaption></figure>"
 
 
-def _tests(tests: Sequence[TestRecord]) -> str:
+def _tests(tests: Sequence[CriterionRecord]) -> str:
     ran = [test for test in tests if test.skipped is None]
     rows = []
     for group, title in GROUPS.items():

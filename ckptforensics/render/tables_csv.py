@@ -6,7 +6,7 @@ import csv
 from io import StringIO
 
 from ckptforensics.errors import one_line
-from ckptforensics.results import ComparisonDocument, PairRecord, TestRecord
+from ckptforensics.results import ComparisonDocument, CriterionRecord, PairRecord
 
 COLUMNS = (
     *("a", "b", "verdict", "relation", "direction", "distance_deg", "layer"),
@@ -40,7 +40,7 @@ def _pair(pair: PairRecord) -> tuple[object, ...]:
     )
 
 
-def _test(test: TestRecord | None) -> tuple[object, ...]:
+def _test(test: CriterionRecord | None) -> tuple[object, ...]:
     if test is None:
         return (None,) * 11
     return (

@@ -12,19 +12,19 @@ from ckptforensics.render.console import number
 from ckptforensics.results import (
     ChangeRecord,
     ComparisonDocument,
+    CriterionRecord,
     MergeRecord,
     ModelRecord,
     PairRecord,
-    TestRecord,
     TreeEdge,
 )
 
-GROUPS: Mapping[int, str] = MappingProxyType(
+GROUPS: Mapping[str, str] = MappingProxyType(
     {
-        1: "1 exact in the stored basis",
-        2: "2 neuron agreement",
-        3: "3 the recovered map",
-        4: "4 what changed",
+        "exact": "exact in the stored basis",
+        "agreement": "agreement of neurons",
+        "correspondence": "after the recovered map",
+        "change": "what changed",
     }
 )
 # Verdicts that decide nothing: no number may stand beside them as if it did.
@@ -165,7 +165,7 @@ def layers_line(pair: PairRecord) -> str | None:
     )
 
 
-def p_text(test: TestRecord) -> str:
+def p_text(test: CriterionRecord) -> str:
     """p of a test: a number, a power of ten, a floor marked as one, or 'none'."""
     if test.log10_p is None:
         return "none"
@@ -208,7 +208,7 @@ def cost(document: ComparisonDocument) -> str:
     return f"level {document.level}; the tests took {duration(seconds)} and read {size(read)}"
 
 
-def test_row(test: TestRecord) -> tuple[str, ...]:
+def test_row(test: CriterionRecord) -> tuple[str, ...]:
     """A test that was run: its name, statistic, p, time and bytes read."""
     return (
         one_line(test.name),
@@ -219,27 +219,29 @@ def test_row(test: TestRecord) -> tuple[str, ...]:
     )
 
 
-def nulls(tests: Iterable[TestRecord]) -> list[str]:
+def nulls(tests: Iterable[CriterionRecord]) -> list[str]:
     """Under which hypotheses the p-values of tests hold."""
     return _by_text(tests, lambda test: None if test.log10_p is None else test.null)
 
 
-def invariances(tests: Iterable[TestRecord]) -> list[str]:
+def invariances(tests: Iterable[CriterionRecord]) -> list[str]:
     """What does not change the statistics of tests."""
     return _by_text(tests, lambda test: ", ".join(test.invariant_to))
 
 
-def skipped(tests: Iterable[TestRecord]) -> list[str]:
+def skipped(tests: Iterable[CriterionRecord]) -> list[str]:
     """Why tests were not run."""
     return _by_text(tests, lambda test: test.skipped)
 
 
-def test_notes(tests: Iterable[TestRecord]) -> list[str]:
+def test_notes(tests: Iterable[CriterionRecord]) -> list[str]:
     """Limits of what tests found."""
     return _by_text(tests, lambda test: test.note)
 
 
-def _by_text(tests: Iterable[TestRecord], text: Callable[[TestRecord], str | None]) -> list[str]:
+def _by_text(
+    tests: Iterable[CriterionRecord], text: Callable[[CriterionRecord], str | None]
+) -> list[str]:
     """What `text` says of tests, each once, with the names of the tests it holds for."""
     found: dict[str, list[str]] = {}
     for test in tests:

@@ -44,9 +44,9 @@ if TYPE_CHECKING:
         AlignmentRecord,
         ChangeRecord,
         ComparisonDocument,
+        CriterionRecord,
         MergeRecord,
         PairRecord,
-        TestRecord,
         TreeEdge,
     )
     from ckptforensics.results.kinds import DOCUMENTS
@@ -59,6 +59,7 @@ __all__ = [
     "CacheDocument",
     "ChangeRecord",
     "ComparisonDocument",
+    "CriterionRecord",
     "Direction",
     "Document",
     "Eigenvalue",
@@ -81,7 +82,6 @@ __all__ = [
     "Skipped",
     "SuperWeightRecord",
     "TensorRecord",
-    "TestRecord",
     "TreeEdge",
     "holds_signature",
     "load_document",
@@ -102,7 +102,7 @@ __getattr__ = on_first_use(
         "ComparisonDocument": "comparison",
         "MergeRecord": "comparison",
         "PairRecord": "comparison",
-        "TestRecord": "comparison",
+        "CriterionRecord": "comparison",
         "TreeEdge": "comparison",
     },
 )

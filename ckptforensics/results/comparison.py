@@ -30,22 +30,21 @@ Relation = Literal[
 Arrow = Literal["a->b", "b->a", "unknown"]
 AlignmentKind = Literal["identity", "signed-permutation", "rotation", "none"]
 Level = Literal["fast", "default", "thorough"]
+Group = Literal["exact", "agreement", "correspondence", "change"]
 
 
-class TestRecord(Frozen):
-    """One test of one pair.
+class CriterionRecord(Frozen):
+    """One criterion applied to one pair.
 
-    `group` says what it proves: 1 exact in the stored basis, 2 neuron agreement, 3 the recovered
-    map and what is described after it, 4 what changed. `log10_p` is null where a test has no
-    p-value, and `floor` says that it is the smallest its permutations can give. `null` says in
-    words under which hypothesis p holds. `profile` has the statistic layer by layer, null where
-    there is none. `skipped` says why a test was not run.
+    `group` says what it shows: `exact` in the stored basis, `agreement` of neurons,
+    `correspondence` after the recovered map, `change` of the weights. `log10_p` is null where a
+    criterion has no p-value, and `floor` says that it is the smallest its permutations can give.
+    `null` says in words under which hypothesis p holds. `profile` has the statistic layer by layer,
+    null where there is none. `skipped` says why a criterion was not applied.
     """
 
-    __test__ = False  # not a test of pytest
-
     name: str
-    group: Literal[1, 2, 3, 4]
+    group: Group
     statistic: Finite | None
     log10_p: Finite | None
     floor: bool
@@ -106,7 +105,7 @@ class PairRecord(Frozen):
     angles_deg: tuple[Finite | None, ...]
     layer_map: tuple[tuple[int | None, int | None], ...]
     alignment: AlignmentRecord
-    tests: tuple[TestRecord, ...]
+    tests: tuple[CriterionRecord, ...]
     changes: tuple[ChangeRecord, ...] = ()
     reasons: tuple[str, ...]
     otherwise: tuple[str, ...] = ()

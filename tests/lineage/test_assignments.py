@@ -15,15 +15,16 @@ from transformers import LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralFo
 from ckptforensics.checkpoint import open_checkpoint
 from ckptforensics.errors import NothingAnalysable
 from ckptforensics.lineage.criteria import assignments, directions
+from ckptforensics.lineage.criteria.criterion import Outcome, skip
 from ckptforensics.lineage.models import Side
-from ckptforensics.lineage.pair import Level, Outcome, Pair, skip
+from ckptforensics.lineage.pair import Level, Pair
 from tests.support.models import save, tiny_gpt2, tiny_llama
 from tests.support.signatures import exchangeable, signature, signed_pair, unit
 from tools import launder
 from tools.transforms import read, stack, write
 
-TESTS = {test.name: test for test in (*directions.TESTS, *assignments.TESTS)}
-BY_ASSIGNMENT = [test.name for test in assignments.TESTS]
+TESTS = {test.name: test for test in (*directions.CRITERIA, *assignments.CRITERIA)}
+BY_ASSIGNMENT = [test.name for test in assignments.CRITERIA]
 
 
 def sides(*paths: Path) -> list[Side]:

@@ -12,15 +12,16 @@ from scipy import stats
 
 from ckptforensics.errors import NothingAnalysable
 from ckptforensics.lineage.correspondence.alignment import Alignment
+from ckptforensics.lineage.criteria.criterion import Outcome, skip
 from ckptforensics.lineage.criteria.description import (
-    TESTS,
+    CRITERIA,
     log10_binomial,
     log10_fixed_points,
     same_function,
     undone,
 )
 from ckptforensics.lineage.models import Side
-from ckptforensics.lineage.pair import Outcome, Pair, skip
+from ckptforensics.lineage.pair import Pair
 from tests.support.lineage import SIZES, adapted, llama, pair_of, rounded, tuned
 from tests.support.models import save, tiny_llama
 from tools import launder, transforms
@@ -64,7 +65,7 @@ def pair(folder, a, b, dtypes=("F32", "F32"), **options) -> Pair:
 
 def outcomes(of: Pair) -> Mapping[str, Outcome]:
     found = {}
-    for test in TESTS:
+    for test in CRITERIA:
         if of.level in test.levels:
             try:
                 found[test.name] = test.run(of)
@@ -86,7 +87,7 @@ def test_invariances_that_are_claimed_hold(model, relative, plain, tmp_path, kin
     other = laundered(relative, kind)
     dtype = "BF16" if kind == "dtype" else "F32"
     found = outcomes(pair(tmp_path, model, other, ("F32", dtype), level="thorough"))
-    for test in TESTS:
+    for test in CRITERIA:
         if CHANGED[kind] - set(test.invariant_to):
             continue
         before, after = plain[test.name], found[test.name]
@@ -185,7 +186,7 @@ def test_leading_singular_values_are_those_of_a_dense_decomposition(model, relat
     from ckptforensics.linear import Fit, block_map
 
     both = pair(tmp_path, model, relative, level="thorough")
-    test = next(test for test in TESTS if test.name == "20 singular values")
+    test = next(test for test in CRITERIA if test.name == "20 singular values")
     values = [
         np.linalg.svd(block_map(s.block(2), Fit()).matmat(np.eye(128, dtype=np.float32)))[1][:20]
         for s in both.sides

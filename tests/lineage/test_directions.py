@@ -13,12 +13,13 @@ from scipy import stats
 from ckptforensics.checkpoint import open_checkpoint
 from ckptforensics.errors import NothingAnalysable
 from ckptforensics.lineage.criteria import directions
+from ckptforensics.lineage.criteria.criterion import Outcome
 from ckptforensics.lineage.models import Side
-from ckptforensics.lineage.pair import Outcome, Pair
+from ckptforensics.lineage.pair import Pair
 from tests.support.models import save, tiny_llama
 from tests.support.signatures import exchangeable, signature, signed_pair, unit
 
-RUN = {test.name: test.run for test in directions.TESTS}
+RUN = {test.name: test.run for test in directions.CRITERIA}
 OF_SIGNATURES = ("direction max", "direction sum", "trigger sum")
 
 

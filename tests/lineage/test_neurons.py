@@ -12,13 +12,14 @@ import pytest
 from ckptforensics.checkpoint import open_checkpoint
 from ckptforensics.errors import NothingAnalysable
 from ckptforensics.lineage.criteria import neurons
+from ckptforensics.lineage.criteria.criterion import Outcome, skip
 from ckptforensics.lineage.criteria.neurons import Named, agreeing, agreement, expert_agreement
 from ckptforensics.lineage.models import Side
-from ckptforensics.lineage.pair import Level, Outcome, Pair, skip
+from ckptforensics.lineage.pair import Level, Pair
 from tests.support.models import save, tiny_gpt2, tiny_llama, write_gguf
 
 ZOO = Path(__file__).resolve().parents[2] / "fixtures" / "zoo"
-TOKENS, DIRECTIONS = neurons.TESTS
+TOKENS, DIRECTIONS = neurons.CRITERIA
 
 
 @cache

@@ -8,11 +8,11 @@ import pytest
 
 from ckptforensics.lineage.changes.finding import Finding
 from ckptforensics.lineage.verdict import Evidence, decide
-from ckptforensics.results import TestRecord
+from ckptforensics.results import CriterionRecord
 
 
-def record(name="gate rows", group=1, statistic=1.0, log10_p=None, skipped=None):
-    return TestRecord(
+def record(name="gate rows", group="exact", statistic=1.0, log10_p=None, skipped=None):
+    return CriterionRecord(
         name=name,
         group=group,
         statistic=None if skipped else statistic,
@@ -27,7 +27,7 @@ def record(name="gate rows", group=1, statistic=1.0, log10_p=None, skipped=None)
 
 STRANGERS = Evidence(
     level="default",
-    tests=(record(log10_p=-0.2), record("neuron agreement on tokens", 2, 0.01)),
+    tests=(record(log10_p=-0.2), record("neuron agreement on tokens", "agreement", 0.01)),
     exact_log10_p=0.0,
     agreement=0.01,
     agreement_name="neuron agreement on tokens",
@@ -71,9 +71,9 @@ def test_a_change_without_a_kind_of_its_own_is_derived_too():
 
 
 def test_a_witness_behind_a_map_counts():
-    witness = record("neuron order", 3, 1500.0, -4000.0)
+    witness = record("neuron order", "correspondence", 1500.0, -4000.0)
     assert given(tests=(*STRANGERS.tests, witness)).verdict == "related"
-    described = record("aligned angles", 3, 1.0)
+    described = record("aligned angles", "correspondence", 1.0)
     assert given(tests=(*STRANGERS.tests, described)).verdict == "independent"
 
 
@@ -103,7 +103,7 @@ def test_the_limits_of_exact_tests(log10_p, verdict):
 
 def test_without_neuron_agreement_nothing_is_called_independent():
     """A copy in another basis would look the same, and --fast does not look."""
-    unseen = record("neuron agreement on tokens", 2, skipped="no shared tokens")
+    unseen = record("neuron agreement on tokens", "agreement", skipped="no shared tokens")
     found = given(agreement=None, agreement_name="", tests=(STRANGERS.tests[0], unseen))
     assert found.verdict == "inconclusive"
     assert any("no shared tokens" in words for words in found.otherwise)

@@ -30,7 +30,7 @@ def test_one_row_a_pair_and_test_with_the_values_of_the_document():
         assert tuple(row) == COLUMNS
         assert (row["a"], row["b"], row["verdict"]) == (pair.a, pair.b, pair.verdict)
         assert row["relation"] == (pair.relation or "")
-        assert (row["group"], row["test"]) == (str(test.group), test.name)
+        assert (row["group"], row["test"]) == (test.group, test.name)
         for name, value in (
             ("distance_deg", pair.distance_deg),
             ("statistic", test.statistic),

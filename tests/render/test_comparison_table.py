@@ -99,7 +99,9 @@ def test_no_number_stands_beside_an_abstention_as_if_it_decided(verdict):
 
 def test_what_moves_one_test_of_a_group_is_not_said_of_the_group():
     tests = (a_test("x", invariant_to=("order", "sign")), a_test("y", invariant_to=("sign",)))
-    assert line_of(render(two(tests=tests)), "unmoved by") == "- all of group 1: sign"
+    assert (
+        line_of(render(two(tests=tests)), "unmoved by") == "- all exact in the stored basis: sign"
+    )
     tests = (tests[1], a_test("z", invariant_to=("basis",)))
     assert "unmoved by" not in render(two(tests=tests))
 
@@ -108,14 +110,14 @@ def test_tests_stand_in_their_groups_with_p_floors_and_costs():
     text = render(two(), width=80)
     rows = [re.split(r" {2,}", line.strip()) for line in text.splitlines()]
     for row in (
-        ["1 exact in the stored basis"],
+        ["exact in the stored basis"],
         ["- direction max", "0.9981", "<= 10^-4 (floor)", "0.81 s", "0 B"],
         ["- direction sum", "0.9981", "<= 10^-3.6 (floor)", "0.81 s", "0 B"],
         ["- gate rows", "18,432", "10^-4229.6", "0.81 s", "12.3 MB"],
         ["- gain rank", "0.0123", "0.5", "0.81 s", "12.3 MB"],
-        ["2 neuron agreement"],
+        ["agreement of neurons"],
         ["- neuron agreement", "0.9981", "none", "0.81 s", "12.3 MB"],
-        ["3 the recovered map"],
+        ["after the recovered map"],
         ["- spectra", "-", "none", "0.81 s", "12.3 MB"],
     ):
         assert row in rows, row
@@ -126,8 +128,9 @@ def test_tests_stand_in_their_groups_with_p_floors_and_costs():
     assert "(direction max, direction sum, gate rows)" in null
     common = "order of neurons, factors between up and down"
     assert line_of(text, "unmoved by") == (
-        f"- all of group 1: {common} - all of group 2: {common}, rotation of the residual basis "
-        f"- all of group 3: {common}"
+        f"- all exact in the stored basis: {common} - all agreement of neurons: "
+        f"{common}, rotation of the residual basis "
+        f"- all after the recovered map: {common}"
     )
     each = line_of(render(two(), verbose=True), "unmoved by")
     assert f"- {common}, rotation of the residual basis (neuron agreement)" in each

@@ -13,10 +13,10 @@ from ckptforensics.results import (
     AlignmentRecord,
     ChangeRecord,
     ComparisonDocument,
+    CriterionRecord,
     MergeRecord,
     ModelRecord,
     PairRecord,
-    TestRecord,
     TreeEdge,
 )
 
@@ -36,7 +36,7 @@ def model(path: str, width: int = 576, layers: int = 4) -> ModelRecord:
     )
 
 
-def a_test(name: str, group: int = 1, **more: Any) -> TestRecord:
+def a_test(name: str, group: str = "exact", **more: Any) -> CriterionRecord:
     fields: dict[str, Any] = {
         "statistic": 0.9981,
         "log10_p": None,
@@ -46,7 +46,7 @@ def a_test(name: str, group: int = 1, **more: Any) -> TestRecord:
         "bytes_read": 12_300_000,
         "skipped": None,
     }
-    return TestRecord(name=name, group=group, **{**fields, **more})
+    return CriterionRecord(name=name, group=group, **{**fields, **more})
 
 
 TESTS = (
@@ -55,9 +55,9 @@ TESTS = (
     a_test("gate rows", statistic=18432.0, log10_p=-4229.6, null=INITIALISED),
     a_test("gain rank", statistic=0.0123, log10_p=-0.3, null="gains are exchangeable"),
     a_test("embedding columns", statistic=None, skipped="no token is shared by its string"),
-    a_test("neuron agreement", 2, invariant_to=ROTATION, note="512 neurons were sampled"),
-    a_test("spectra", 3, statistic=None),
-    a_test("gate-up-down agreement", 3, statistic=1.0),
+    a_test("neuron agreement", "agreement", invariant_to=ROTATION, note="512 neurons were sampled"),
+    a_test("spectra", "correspondence", statistic=None),
+    a_test("gate-up-down agreement", "correspondence", statistic=1.0),
 )
 CHANGES = tuple(
     ChangeRecord(

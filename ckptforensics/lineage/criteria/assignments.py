@@ -20,6 +20,7 @@ from ckptforensics.compute.products import multiply
 from ckptforensics.errors import NothingAnalysable
 from ckptforensics.forward.norms import fold_norm
 from ckptforensics.layers import Ffn
+from ckptforensics.lineage.criteria.criterion import Criterion, Outcome
 from ckptforensics.lineage.criteria.directions import (
     NO_DIRECTION,
     NULL,
@@ -31,7 +32,7 @@ from ckptforensics.lineage.criteria.directions import (
 )
 from ckptforensics.lineage.models import Side
 from ckptforensics.lineage.numeric import assign, log10_fixed_points, unit_rows
-from ckptforensics.lineage.pair import Outcome, Pair, Test
+from ckptforensics.lineage.pair import Pair
 
 NEURON_NULL = (
     "the models were initialised independently of each other, and nothing in how they were made "
@@ -222,18 +223,20 @@ def _outcome(
     )
 
 
-TESTS: tuple[Test, ...] = (
-    Test(
+CRITERIA: tuple[Criterion, ...] = (
+    Criterion(
         "gate rows",
-        1,
+        "exact",
         tuple(kept for kept in UNFOLDED if kept != "neuron order"),
         _gate_rows,
         NEURON_NULL,
     ),
-    Test("embedding columns", 1, ("residual signs", *UNFOLDED), _embedding_columns, NULL),
-    Test(
+    Criterion(
+        "embedding columns", "exact", ("residual signs", *UNFOLDED), _embedding_columns, NULL
+    ),
+    Criterion(
         "coordinate features",
-        1,
+        "exact",
         ("residual signs", *OF_L),
         _coordinate_features,
         NULL,

@@ -18,15 +18,16 @@ import numpy as np
 from ckptforensics.arrays import Doubles, Floats
 from ckptforensics.lineage.correspondence.alignment import column_signs, token_stream
 from ckptforensics.lineage.correspondence.matched_layers import sampled_facts, undone
+from ckptforensics.lineage.criteria.criterion import Criterion, Outcome, skip
 from ckptforensics.lineage.criteria.directions import INSIDE
 from ckptforensics.lineage.criteria.equivalence import same_function
 from ckptforensics.lineage.models import Side
 from ckptforensics.lineage.numeric import log10_fixed_points
-from ckptforensics.lineage.pair import Outcome, Pair, Test, skip
+from ckptforensics.lineage.pair import Pair
 from ckptforensics.linear import Fit, block_map
 from ckptforensics.spectra import singular_triplets
 
-__all__ = ["TESTS", "same_function", "undone"]
+__all__ = ["CRITERIA", "same_function", "undone"]
 
 
 _TOKENS = 1_024
@@ -244,58 +245,62 @@ def _median(found: Mapping[int, float], pair: Pair, note: str | None = None) -> 
 _BASIS = ("residual basis", "residual signs", "gains moved into matrices")
 _NO_SCALE = tuple(what for what in INSIDE if what != "residual scale")
 
-TESTS: tuple[Test, ...] = (
-    Test(
+CRITERIA: tuple[Criterion, ...] = (
+    Criterion(
         "singular values",
-        3,
+        "correspondence",
         (*_BASIS, *_NO_SCALE),
         _singular_values,
         _NONE,
         needs="signatures",
         levels=("fast", "default", "thorough"),
     ),
-    Test(
+    Criterion(
         "20 singular values",
-        3,
+        "correspondence",
         (*_BASIS, *_NO_SCALE),
         _singular_values_20,
         _NONE,
         levels=("thorough",),
     ),
-    Test(
+    Criterion(
         "angles between layers",
-        3,
+        "correspondence",
         (*_BASIS, *_NO_SCALE),
         _gram,
         _NONE,
         needs="signatures",
         levels=("fast", "default", "thorough"),
     ),
-    Test("vocabulary profile", 3, (*_BASIS, *_NO_SCALE), _vocabulary_profile, _NONE),
-    Test("trigger profile", 3, (*_BASIS, *_NO_SCALE), _trigger_profile, _NONE),
-    Test("aligned angles", 3, (*_BASIS, *_NO_SCALE), _aligned_angles, _NONE),
-    Test("embedding fit", 3, (*_BASIS, *INSIDE), _embedding_fit, _NONE),
-    Test("gate-up-down agreement", 3, (*_BASIS, *INSIDE), _unit_agreement, _NONE),
-    Test("recovered layers", 3, (*_BASIS, *INSIDE), _recovered, _NONE),
-    Test(
+    Criterion(
+        "vocabulary profile", "correspondence", (*_BASIS, *_NO_SCALE), _vocabulary_profile, _NONE
+    ),
+    Criterion("trigger profile", "correspondence", (*_BASIS, *_NO_SCALE), _trigger_profile, _NONE),
+    Criterion("aligned angles", "correspondence", (*_BASIS, *_NO_SCALE), _aligned_angles, _NONE),
+    Criterion("embedding fit", "correspondence", (*_BASIS, *INSIDE), _embedding_fit, _NONE),
+    Criterion(
+        "gate-up-down agreement", "correspondence", (*_BASIS, *INSIDE), _unit_agreement, _NONE
+    ),
+    Criterion("recovered layers", "correspondence", (*_BASIS, *INSIDE), _recovered, _NONE),
+    Criterion(
         "neuron order",
-        3,
+        "correspondence",
         (*_BASIS, *(what for what in INSIDE if what != "neuron order")),
         _neuron_order,
         f"{_INDEPENDENT}nothing in how they were made tells one neuron of a layer from another; "
         "the map does not depend on the order of neurons",
     ),
-    Test(
+    Criterion(
         "signs of input rows",
-        3,
+        "correspondence",
         (*_BASIS, *(what for what in INSIDE if what != "neuron scale and sign")),
         _row_signs,
         f"{_INDEPENDENT}a neuron's input row and what it writes are as likely with the other sign; "
         "neurons are matched by their gates",
     ),
-    Test(
+    Criterion(
         "signs of embedding columns",
-        3,
+        "correspondence",
         ("coordinate order", "gains moved into matrices", *INSIDE),
         _column_signs,
         f"{_INDEPENDENT}a residual coordinate is as likely with the other sign; coordinates are "

@@ -16,8 +16,9 @@ import numpy as np
 
 from ckptforensics.arrays import Bools, Doubles, Floats, Ints
 from ckptforensics.errors import NothingAnalysable
+from ckptforensics.lineage.criteria.criterion import Criterion, Outcome
 from ckptforensics.lineage.models import Side
-from ckptforensics.lineage.pair import Level, Outcome, Pair, Test
+from ckptforensics.lineage.pair import Level, Pair
 from ckptforensics.linear import Fit, block_map
 from ckptforensics.results import Signature
 from ckptforensics.spectra import singular_triplets
@@ -288,41 +289,41 @@ def _acute(u: Floats, v: Floats) -> float:
 
 _ALL_LEVELS: tuple[Level, ...] = ("fast", "default", "thorough")
 
-TESTS: tuple[Test, ...] = (
-    Test(
+CRITERIA: tuple[Criterion, ...] = (
+    Criterion(
         "direction max",
-        1,
+        "exact",
         OF_L,
         lambda pair: _permutation_test(pair, _frames(pair, "u"), _largest),
         NULL,
         "signatures",
         _ALL_LEVELS,
     ),
-    Test(
+    Criterion(
         "direction sum",
-        1,
+        "exact",
         OF_L,
         lambda pair: _permutation_test(pair, _frames(pair, "u"), _squares),
         NULL,
         "signatures",
         _ALL_LEVELS,
     ),
-    Test(
+    Criterion(
         "trigger sum",
-        1,
+        "exact",
         UNFOLDED,
         lambda pair: _permutation_test(pair, _frames(pair, "v"), _squares),
         NULL,
         "signatures",
         _ALL_LEVELS,
     ),
-    Test(
+    Criterion(
         "top-8 subspaces",
-        1,
+        "exact",
         OF_L,
         lambda pair: _permutation_test(pair, _subspaces(pair), _squares),
         NULL,
         levels=("thorough",),
     ),
-    Test("gain rank", 1, ("residual signs", *INSIDE), _gain_rank, NULL),
+    Criterion("gain rank", "exact", ("residual signs", *INSIDE), _gain_rank, NULL),
 )

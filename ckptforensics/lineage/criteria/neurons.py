@@ -22,9 +22,9 @@ from ckptforensics.forward.branches import attention_forward, ffn_forward
 from ckptforensics.forward.embedding import finish_embedding
 from ckptforensics.forward.norms import fold_norm, normalise
 from ckptforensics.layers import Ffn
+from ckptforensics.lineage.criteria.criterion import Criterion, Outcome
 from ckptforensics.lineage.criteria.directions import UNFOLDED
 from ckptforensics.lineage.numeric import assign, unit_rows
-from ckptforensics.lineage.pair import Outcome, Test
 
 if TYPE_CHECKING:
     from ckptforensics.lineage.models import Side
@@ -321,7 +321,7 @@ def agreement(outcomes: Sequence[tuple[str, Outcome]]) -> tuple[float | None, st
     -------
     None and no name if none ran
     """
-    names = {test.name for test in TESTS}
+    names = {test.name for test in CRITERIA}
     found = [(o.statistic, n) for n, o in outcomes if n in names and o.statistic is not None]
     return max(found, default=(None, ""))
 
@@ -356,7 +356,9 @@ def _has_experts(pair: Pair) -> bool:
 
 
 _INVARIANT = ("residual basis", "residual signs", *UNFOLDED)
-TESTS: tuple[Test, ...] = (
-    Test("neuron agreement on tokens", 2, _INVARIANT, _by_tokens),
-    Test("neuron agreement on directions", 2, (*_INVARIANT, "embeddings"), _by_directions),
+CRITERIA: tuple[Criterion, ...] = (
+    Criterion("neuron agreement on tokens", "agreement", _INVARIANT, _by_tokens),
+    Criterion(
+        "neuron agreement on directions", "agreement", (*_INVARIANT, "embeddings"), _by_directions
+    ),
 )
