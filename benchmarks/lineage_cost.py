@@ -5,8 +5,8 @@
 `signatures`: two saved signatures of 7B shape, `ckpt compare --fast` as a process. `smollm2`: the
 criteria of the groups `exact` and `agreement` on SmolLM2 and a version with noise of 2%. `7b`: two
 checkpoints of 7B shape (27 GB of disk; one built before with `python -m benchmarks.shapes
-DIR/7b` is used and kept), every test at the default level. Seconds are printed as they are, for the bars are in seconds; they
-are evidence, not a test.
+DIR/7b` is used and kept), every criterion at the default level. Seconds are printed as they are,
+for the bars are in seconds; they are evidence, not a test.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from benchmarks import shapes
 from benchmarks.common import ckpt, machine, run
 from benchmarks.lineage_zoo import fill
 from ckptforensics.compute.products import one_blas_thread
-from ckptforensics.lineage.compare import compare_pair, open_side
+from ckptforensics.lineage.compare import compare_pair, open_model
 from ckptforensics.lineage.pair import Pair
 from ckptforensics.results import Signature, load_result
 from tools import launder, transforms
@@ -66,15 +66,15 @@ def bench_signatures(folder: Path) -> Iterator[Row]:
 def bench_smollm2(folder: Path) -> Iterator[Row]:
     """Groups 1 and 2 on SmolLM2 and a relative, and on a stranger of the same configuration."""
     base = transforms.read(cached_hf_layout())
-    side = open_side(cached_hf_layout())
-    side.sign()
+    model = open_model(cached_hf_layout())
+    model.sign()
     for name, other in (
         ("2% noise", launder.noise(base, 0.02)),
         ("random", transforms.random(base)),
     ):
-        made = open_side(transforms.write(other, folder / name.replace("% ", "-"), "BF16"))
+        made = open_model(transforms.write(other, folder / name.replace("% ", "-"), "BF16"))
         made.sign()
-        yield _groups(Pair(side, made), f"SmolLM2 and {name}", "under 3 s", _FIRST)
+        yield _groups(Pair(model, made), f"SmolLM2 and {name}", "under 3 s", _FIRST)
 
 
 def bench_7b(folder: Path) -> Iterator[Row]:
@@ -85,11 +85,11 @@ def bench_7b(folder: Path) -> Iterator[Row]:
     second = folder / "7b-noise"
     if not second.is_dir():
         _with_noise(first, second)
-    sides = [open_side(path) for path in (first, second)]
-    for side in sides:
-        side.sign(progress=None)
-    yield _groups(Pair(*sides), "two 7B-shaped checkpoints", "under 60 s", _FIRST)
-    yield _groups(Pair(*sides), "the same, all that the default looks at", "-", _EVERY)
+    models = [open_model(path) for path in (first, second)]
+    for model in models:
+        model.sign(progress=None)
+    yield _groups(Pair(*models), "two 7B-shaped checkpoints", "under 60 s", _FIRST)
+    yield _groups(Pair(*models), "the same, all that the default looks at", "-", _EVERY)
 
 
 def _groups(pair: Pair, what: str, bar: str, groups: tuple[str, ...]) -> Row:

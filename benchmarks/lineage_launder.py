@@ -21,8 +21,8 @@ import numpy as np
 from benchmarks.common import machine
 from benchmarks.lineage_zoo import fill, statistic
 from ckptforensics.compute.products import one_blas_thread
-from ckptforensics.lineage.compare import compare_pair, open_side
-from ckptforensics.lineage.models import Side
+from ckptforensics.lineage.compare import compare_pair, open_model
+from ckptforensics.lineage.models import Model
 from ckptforensics.lineage.pair import Pair
 from tools import launder, transforms
 from tools.smollm2 import cached_hf_layout
@@ -47,10 +47,10 @@ DAMAGE: dict[str, Damage] = {
 }
 
 
-def cell(base: Side, path: Path) -> str:
+def cell(base: Model, path: Path) -> str:
     """The verdict on a laundered copy, with neuron agreement on tokens and on directions."""
     with one_blas_thread():
-        found = compare_pair(Pair(base, open_side(path)))
+        found = compare_pair(Pair(base, open_model(path)))
     values = [statistic(found, f"neuron agreement on {on}") for on in ("tokens", "directions")]
     words = ", ".join("-" if f is None else f"{f:.2f}" for f in values)
     return f"{found.verdict} ({words})"
@@ -68,7 +68,7 @@ def main(real: bool, write: bool) -> None:
         "|---|" + "---|" * len(damages),
     ]
     click.echo("\n".join(lines))
-    base = open_side(source)
+    base = open_model(source)
     base.sign()
     for number, kind in enumerate(launder.EXACT):
         with tempfile.TemporaryDirectory() as temporary:

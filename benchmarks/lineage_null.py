@@ -16,6 +16,7 @@ from __future__ import annotations
 import tempfile
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 
@@ -25,10 +26,11 @@ from scipy import stats
 
 from ckptforensics.checkpoint import open_checkpoint
 from ckptforensics.compute.products import one_blas_thread
-from ckptforensics.errors import NothingAnalysable
+from ckptforensics.errors import NotApplicable
 from ckptforensics.lineage.criteria import assignments, directions
 from ckptforensics.lineage.criteria.criterion import Outcome
-from ckptforensics.lineage.models import Side
+from ckptforensics.lineage.effort import EFFORTS
+from ckptforensics.lineage.models import Model
 from ckptforensics.lineage.pair import Level, Pair
 from tests.support.models import save, tiny_llama
 
@@ -36,22 +38,25 @@ TESTS = (*directions.CRITERIA, *assignments.CRITERIA)
 LOW = 1e-3
 
 
-def random_models(folder: Path, count: int) -> list[Side]:
+def random_models(folder: Path, count: int) -> list[Model]:
     """Random models of width 36 and 3 layers."""
     return [opened(save(tiny_llama(seed), folder / str(seed))) for seed in range(count)]
 
 
-def opened(path: Path) -> Side:
-    side = Side(path.name, open_checkpoint(path))
-    side.sign()
-    return side
+def opened(path: Path) -> Model:
+    model = Model(path.name, open_checkpoint(path))
+    model.sign()
+    return model
 
 
-def outcomes(sides: Sequence[Side], level: Level) -> dict[str, list[tuple[Outcome, int]]]:
+def outcomes(
+    models: Sequence[Model], level: Level, orders: int
+) -> dict[str, list[tuple[Outcome, int]]]:
     """What each test finds on every pair of one width and depth, and on how many layers."""
     found = defaultdict(list)
-    for seed, (a, b) in enumerate(combinations(sides, 2)):
-        pair = Pair(a, b, level, seed=seed)
+    for seed, (a, b) in enumerate(combinations(models, 2)):
+        effort = replace(EFFORTS[level], orders=(orders, min(orders, 999)))
+        pair = Pair(a, b, level, seed=seed, effort=effort)
         if not (pair.same_width and pair.same_depth):
             continue
         ps = []
@@ -60,7 +65,7 @@ def outcomes(sides: Sequence[Side], level: Level) -> dict[str, list[tuple[Outcom
                 continue
             try:
                 outcome = test.run(pair)
-            except NothingAnalysable:
+            except NotApplicable:
                 continue
             layers = sum(value is not None for value in outcome.profile)
             found[test.name].append((outcome, max(1, layers)))
@@ -94,17 +99,16 @@ def row(name: str, found: Sequence[tuple[Outcome, int]]) -> str:
 @click.option("--pattern", default="*", help="of the models' names in the folders")
 def main(folders: tuple[Path, ...], count: int, level: Level, orders: int, pattern: str) -> None:
     """Print the table."""
-    directions._MOST_ORDERS = orders
     with tempfile.TemporaryDirectory() as temporary, one_blas_thread():
-        sides = [
+        models = [
             opened(path)
             for folder in folders
             for path in sorted(folder.glob(pattern))
             if (path / "config.json").exists() and not path.name.endswith("-half")
         ] or random_models(Path(temporary), count)
-        found = outcomes(sides, level)
+        found = outcomes(models, level, orders)
     click.echo(
-        f"{len(sides)} models, level {level}\n\n"
+        f"{len(models)} models, level {level}\n\n"
         "| test | pairs | uniform (KS p) | fixed points: mean, variance | p <= 0.001 (chance) | "
         "share p <= 0.05 | smallest p |\n|---|---|---|---|---|---|---|"
     )

@@ -25,9 +25,10 @@ from benchmarks import lineage_null
 from benchmarks.common import machine
 from benchmarks.lineage_zoo import DOCS, fill
 from ckptforensics.compute.products import one_blas_thread
-from ckptforensics.lineage.criteria import directions, neurons
+from ckptforensics.lineage.correspondence.neurons import layer_agreement, token_states
+from ckptforensics.lineage.criteria import directions
 from ckptforensics.lineage.criteria.criterion import Outcome
-from ckptforensics.lineage.models import Side
+from ckptforensics.lineage.models import Model
 from ckptforensics.lineage.pair import Pair
 from tests.support.signatures import signature, unit
 
@@ -36,20 +37,20 @@ SIZES = ("small", "large")
 SMALL_ANGLE = 10.0
 
 
-def models(folder: Path, size: str, *, half: bool = False) -> list[Side]:
+def models(folder: Path, size: str, *, half: bool = False) -> list[Model]:
     """The trained models of one size, at the end of their training or half-way."""
     paths = sorted(folder.glob(f"{size}-*"))
     return [lineage_null.opened(path) for path in paths if path.name.endswith("-half") == half]
 
 
-def agreements(sides: list[Side]) -> dict[int, list[float]]:
+def agreements(models: list[Model]) -> dict[int, list[float]]:
     """f of every pair by layer, of all neurons on 2,048 shared tokens."""
     found = defaultdict(list)
-    for a, b in combinations(sides, 2):
+    for a, b in combinations(models, 2):
         pair = Pair(a, b, "thorough")
-        states, _ = neurons.token_states(pair, neurons.ALL_TOKENS)
+        states, _ = token_states(pair, pair.effort.tokens)
         for layer in a.layers:
-            f = neurons.layer_agreement(pair, (layer, layer), states, units=neurons.ALL_UNITS)
+            f = layer_agreement(pair, (layer, layer), states, units=pair.effort.neurons)
             found[layer].append(f)
     return found
 
@@ -70,7 +71,7 @@ def one_coordinate(
         u = 0.07 * generator.standard_normal((layers, width)) / width**0.5
         # Half of the layers follow the massive coordinate, as in SmolLM2.
         u[: layers // 2, generator.integers(width)] += 1
-        made.append(Side("made up", None, signature=signature(unit(u))))
+        made.append(Model("made up", None, signature=signature(unit(u))))
     tests = {test.name: test for test in directions.CRITERIA}
     near, low = [], defaultdict(list)
     for a, b in list(combinations(made, 2))[:pairs]:
@@ -108,11 +109,11 @@ def draw(found: dict[tuple[str, bool], dict[int, list[float]]], path: Path) -> N
     plt.close(figure)
 
 
-def exact_table(sizes: dict[str, list[Side]]) -> list[str]:
+def exact_table(sizes: dict[str, list[Model]], orders: int) -> list[str]:
     """P-values and fixed points of the exact tests, over the pairs of all sizes."""
     whole: dict[str, list[tuple[Outcome, int]]] = defaultdict(list)
-    for sides in sizes.values():
-        for name, outcomes in lineage_null.outcomes(sides, "default").items():
+    for models in sizes.values():
+        for name, outcomes in lineage_null.outcomes(models, "default", orders).items():
             whole[name] += outcomes
     counts = [f"{len(s)} {size} ({len(s) * (len(s) - 1) // 2} pairs)" for size, s in sizes.items()]
     return [
@@ -127,12 +128,12 @@ def exact_table(sizes: dict[str, list[Side]]) -> list[str]:
     ]
 
 
-def agreement_table(folder: Path, sizes: dict[str, list[Side]], drawing: Path | None) -> list[str]:
+def agreement_table(folder: Path, sizes: dict[str, list[Model]], drawing: Path | None) -> list[str]:
     """Neuron agreement by size, length of training and layer."""
     found: dict[tuple[str, bool], dict[int, list[float]]] = {}
-    for size, sides in sizes.items():
+    for size, models in sizes.items():
         found[size, True] = agreements(models(folder, size, half=True))
-        found[size, False] = agreements(sides)
+        found[size, False] = agreements(models)
     table = [
         "| size | training | layer | pairs | mean f | 99 % | largest f |",
         "|---|---|---|---|---|---|---|",
@@ -179,12 +180,11 @@ PARTS = ("calibration", "agreement", "angle")
 @click.option("--orders", default=999, help="random orders of a test, 4,999 in a comparison")
 def main(folder: Path, parts: tuple[str, ...], write: bool, orders: int) -> None:
     """Print the tables."""
-    directions._MOST_ORDERS = orders
     drawing = DOCS.parent / "lineage-agreement.svg" if write else None
     with one_blas_thread():
         sizes = {} if parts == ("angle",) else {size: models(folder, size) for size in SIZES}
         tables: dict[str, Callable[[], list[str]]] = {
-            "calibration": lambda: exact_table(sizes),
+            "calibration": lambda: exact_table(sizes, orders),
             "agreement": lambda: agreement_table(folder, sizes, drawing),
             "angle": angle_table,
         }

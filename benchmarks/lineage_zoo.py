@@ -24,8 +24,8 @@ from scipy import stats
 
 from benchmarks.common import machine
 from ckptforensics.compute.products import one_blas_thread
-from ckptforensics.lineage.compare import compare, compare_pair, open_side
-from ckptforensics.lineage.models import Side
+from ckptforensics.lineage.compare import compare, compare_pair, open_model
+from ckptforensics.lineage.models import Model
 from ckptforensics.lineage.pair import Pair
 from ckptforensics.results import PairRecord
 from tools import launder, transforms
@@ -44,12 +44,12 @@ def fill(name: str, text: str) -> None:
     DOCS.write_text(f"{head}{begin}\n{text.strip()}\n{end}{rest.split(end)[1]}", encoding="utf-8")
 
 
-def verdict_of(expected: Relation, sides: dict[str, Side]) -> PairRecord:
+def verdict_of(expected: Relation, models: dict[str, Model]) -> PairRecord:
     """What a comparison of the two says, together with the models it needs to see."""
-    a, b = sides[expected.a], sides[expected.b]
+    a, b = models[expected.a], models[expected.b]
     if not expected.given:
         return compare_pair(Pair(a, b))
-    others = [sides[name] for name in expected.given if name not in (expected.a, expected.b)]
+    others = [models[name] for name in expected.given if name not in (expected.a, expected.b)]
     document = compare([a, b, *others])
     return next(p for p in document.pairs if {p.a, p.b} == {a.name, b.name})
 
@@ -107,13 +107,13 @@ def zoo_rows(
     folder: Path, wanted: Callable[[Relation], bool]
 ) -> Iterator[tuple[Relation, PairRecord, float]]:
     """Every relation of the zoo that is wanted, with what is found and the seconds it takes."""
-    sides = {name: open_side(path) for name, path in zoo(folder).items()}
-    for name, side in sides.items():
-        side.name = name
+    models = {name: open_model(path) for name, path in zoo(folder).items()}
+    for name, model in models.items():
+        model.name = name
     with one_blas_thread():
         for expected in filter(wanted, RELATIONS):
             begun = time.perf_counter()
-            found = verdict_of(expected, sides)
+            found = verdict_of(expected, models)
             yield expected, found, time.perf_counter() - begun
 
 
@@ -231,7 +231,7 @@ def real_rows(
 ) -> Iterator[tuple[Relation, PairRecord, float]]:
     """SmolLM2 against each of its versions, which are made one at a time."""
     source = cached_hf_layout()
-    base = open_side(source)
+    base = open_model(source)
     base.name = "SmolLM2"
     base.sign()
     for number, (name, version) in enumerate(REAL.items()):
@@ -240,12 +240,12 @@ def real_rows(
         model = version.make(transforms.read(source))
         path = transforms.write(model, folder / f"version-{number}", version.dtype)
         del model
-        side = open_side(path)
-        side.name = name
-        side.sign()
+        model = open_model(path)
+        model.name = name
+        model.sign()
         with one_blas_thread():
             begun = time.perf_counter()
-            found = compare_pair(Pair(base, side))
+            found = compare_pair(Pair(base, model))
         seconds = time.perf_counter() - begun
         shutil.rmtree(path)
         expected = Relation("SmolLM2", name, version.verdict, version.kind, version.direction)

@@ -65,7 +65,11 @@ class UsageError(CkptError):
 
 
 class NothingAnalysable(CkptError):
-    """The input holds no language model that can be analysed."""
+    """The input holds no language model, or none that can be analysed."""
+
+
+class NotApplicable(CkptError):
+    """A criterion cannot judge this pair of models; the message is the reason why it is skipped."""
 
 
 class UnknownFamily(NothingAnalysable):

@@ -10,14 +10,19 @@ from pathlib import Path
 
 from ckptforensics.checkpoint import open_checkpoint
 from ckptforensics.compute.products import one_blas_thread
-from ckptforensics.errors import NothingAnalysable, UsageError
+from ckptforensics.errors import NotApplicable, UsageError
 from ckptforensics.findings.cache.store import SignatureCache
 from ckptforensics.lineage.changes import merges, relations
+from ckptforensics.lineage.correspondence.alignment import find_alignment
+from ckptforensics.lineage.correspondence.layer_map import map_layers
+from ckptforensics.lineage.correspondence.matched_layers import undone
+from ckptforensics.lineage.correspondence.neurons import expert_count, unit_width
 from ckptforensics.lineage.criteria import assignments, description, directions, neurons
 from ckptforensics.lineage.criteria.criterion import Criterion, Outcome, skip
 from ckptforensics.lineage.criteria.equivalence import same_function
-from ckptforensics.lineage.models import Side
-from ckptforensics.lineage.pair import Level, Pair
+from ckptforensics.lineage.effort import EFFORTS, Effort
+from ckptforensics.lineage.models import Model
+from ckptforensics.lineage.pair import Pair
 from ckptforensics.lineage.tree import (
     RELATIVES,
     clusters_of,
@@ -39,6 +44,7 @@ from ckptforensics.results import (
     holds_signature,
     load_result,
 )
+from ckptforensics.results.comparison import Level
 from ckptforensics.version import __version__
 
 CRITERIA: tuple[Criterion, ...] = (
@@ -51,7 +57,7 @@ CRITERIA: tuple[Criterion, ...] = (
 _MOST_PARENTS = 5
 
 
-def open_side(model: str | Path, *, offline: bool = False, strict: bool = False) -> Side:
+def open_model(model: str | Path, *, offline: bool = False, strict: bool = False) -> Model:
     """A model of a comparison: what `open_checkpoint` takes, or a saved signature.
 
     Raises
@@ -62,13 +68,13 @@ def open_side(model: str | Path, *, offline: bool = False, strict: bool = False)
     if holds_signature(model):
         signature = load_result(model)
         assert isinstance(signature, Signature)
-        return Side(str(model), None, signature=signature)
+        return Model(str(model), None, signature=signature)
     checkpoint = open_checkpoint(model, offline=offline, strict=strict)
-    return Side(str(model), checkpoint)
+    return Model(str(model), checkpoint)
 
 
 def compare(
-    models: Sequence[Side | str | Path],
+    models: Sequence[Model | str | Path],
     *,
     level: Level = "default",
     cache: SignatureCache | None = None,
@@ -78,7 +84,7 @@ def compare(
 
     Parameters
     ----------
-    models : two or more, opened or what `open_side` takes
+    models : two or more, opened or what `open_model` takes
     level : `fast` reads signatures alone, `default` samples neurons and layers of large models,
         `thorough` samples nothing
     cache : of signatures
@@ -94,12 +100,12 @@ def compare(
     if len(models) < 2:
         raise UsageError("a comparison needs two models", hint="give another one")
     progress = progress or Silent()
-    sides = [m if isinstance(m, Side) else open_side(m) for m in models]
-    _name_apart(sides)
-    for side in sides:
-        side.sign(cache, progress)
-    _require_one_fit(sides)
-    chosen = list(combinations(sides, 2))
+    opened = [m if isinstance(m, Model) else open_model(m) for m in models]
+    _name_apart(opened)
+    for model in opened:
+        model.sign(cache, progress)
+    _require_one_fit(opened)
+    chosen = list(combinations(opened, 2))
     pairs: list[PairRecord] = []
     lengths: dict[tuple[str, str], float] = {}
     left: list[str] = []
@@ -118,15 +124,15 @@ def compare(
                 progress.step("what changed")
         finally:
             progress.finish()
-        found = _merges(sides, pairs, lengths) if level != "fast" else ()
+        found = _merges(opened, pairs, lengths, EFFORTS[level]) if level != "fast" else ()
     pairs = through_others(pairs, lengths, [merge.model for merge in found])
     pairs = _with_merges(pairs, found)
-    names = [side.name for side in sides]
+    names = [model.name for model in opened]
     matrix = distance_matrix(names, pairs)
     return ComparisonDocument(
         tool_version=__version__,
         level=level,
-        models=tuple(side.record for side in sides),
+        models=tuple(model.record for model in opened),
         pairs=tuple(pairs),
         merges=found,
         matrix_deg=matrix,
@@ -148,7 +154,7 @@ def compare_pair(pair: Pair) -> PairRecord:
             pair.progress.step(test.name)
     exact = assignments.combined([o for test, o in outcomes if test.group == "exact"])
     agreement, name = neurons.agreement([(test.name, o) for test, o in outcomes])
-    looked = _Looked.at(pair) if _weighed(pair) else _Looked()
+    looked = _Looked.at(pair) if pair.reads_weights else _Looked()
     evidence = Evidence(
         level=pair.level,
         tests=records,
@@ -163,8 +169,8 @@ def compare_pair(pair: Pair) -> PairRecord:
     decision = decide(evidence)
     changes: tuple[ChangeRecord, ...] = ()
     alignment = AlignmentRecord(kind="none", held_out_fit=None)
-    if decision.verdict in RELATIVES and _weighed(pair):
-        found = pair.alignment
+    if decision.verdict in RELATIVES and pair.reads_weights:
+        found = pair.once(find_alignment)
         undone = () if decision.verdict == "identical" else _undone(pair)
         alignment = AlignmentRecord(kind=found.kind, held_out_fit=found.held_out_fit, found=undone)
         if decision.verdict != "identical":
@@ -189,32 +195,27 @@ class _Looked:
             return cls(identical=True)
         try:
             return cls(same_function=same_function(pair))
-        except NothingAnalysable as problem:
+        except NotApplicable as problem:
             return cls(same_function=(False, problem.message))
 
 
 def _undone(pair: Pair) -> tuple[str, ...]:
     """What was undone to bring A into B's basis, as far as the layers can be compared."""
     try:
-        return description.undone(pair)
-    except NothingAnalysable:
-        return pair.alignment.found
-
-
-def _weighed(pair: Pair) -> bool:
-    """Whether the weights of both models are looked at."""
-    return pair.level != "fast" and all(side.checkpoint is not None for side in pair.sides)
+        return undone(pair)
+    except NotApplicable:
+        return pair.once(find_alignment).found
 
 
 def _run(test: Criterion, pair: Pair) -> tuple[CriterionRecord, Outcome]:
-    before = sum(side.bytes_read for side in pair.sides)
+    before = sum(model.bytes_read for model in pair.models)
     begun = time.perf_counter()
-    if test.needs == "weights" and any(side.checkpoint is None for side in pair.sides):
+    if test.needs == "weights" and not pair.has_weights:
         outcome = skip("a saved signature has no weights")
     else:
         try:
             outcome = test.run(pair)
-        except NothingAnalysable as problem:
+        except NotApplicable as problem:
             outcome = skip(problem.message)
     record = CriterionRecord(
         name=test.name,
@@ -224,7 +225,7 @@ def _run(test: Criterion, pair: Pair) -> tuple[CriterionRecord, Outcome]:
         floor=outcome.floor,
         invariant_to=test.invariant_to,
         seconds=time.perf_counter() - begun,
-        bytes_read=sum(side.bytes_read for side in pair.sides) - before,
+        bytes_read=sum(model.bytes_read for model in pair.models) - before,
         skipped=outcome.skipped,
         null=test.null,
         profile=outcome.profile,
@@ -251,7 +252,7 @@ def _record(
         distance_deg=None if nearest is None else nearest[0],
         layer=None if nearest is None else nearest[1],
         angles_deg=angles,
-        layer_map=pair.layer_map,
+        layer_map=pair.once(map_layers),
         alignment=alignment,
         tests=tuple(tests),
         changes=changes,
@@ -260,9 +261,9 @@ def _record(
     )
 
 
-def _require_one_fit(sides: Sequence[Side]) -> None:
+def _require_one_fit(models: Sequence[Model]) -> None:
     """UsageError where saved signatures were made in different ways."""
-    made = {(s.signature.document.fit, str(s.signature.document.fit_options)): s for s in sides}
+    made = {(s.signature.document.fit, str(s.signature.document.fit_options)): s for s in models}
     if len(made) > 1:
         one, other = list(made.values())[:2]
         raise UsageError(
@@ -272,13 +273,13 @@ def _require_one_fit(sides: Sequence[Side]) -> None:
         )
 
 
-def _name_apart(sides: Sequence[Side]) -> None:
+def _name_apart(models: Sequence[Model]) -> None:
     """Give a model that is there twice a name of its own."""
     seen: dict[str, int] = {}
-    for side in sides:
-        seen[side.name] = seen.get(side.name, 0) + 1
-        if seen[side.name] > 1:
-            side.name = f"{side.name} ({seen[side.name]})"
+    for model in models:
+        seen[model.name] = seen.get(model.name, 0) + 1
+        if seen[model.name] > 1:
+            model.name = f"{model.name} ({seen[model.name]})"
 
 
 def _length(pair: Pair, record: PairRecord) -> float:
@@ -291,32 +292,35 @@ def _length(pair: Pair, record: PairRecord) -> float:
 
 def _structure(pair: Pair, record: PairRecord) -> int:
     """In how many ways the tensors of two models do not correspond: depth, width, experts."""
-    if not _weighed(pair):
+    if not pair.reads_weights:
         return 0
     depth = record.relation == "depth-changed" or not pair.same_depth
     experts, units = (
-        [count(side, side.layers[0]) for side in pair.sides]
-        for count in (neurons.expert_count, neurons.unit_width)
+        [count(model, model.layers[0]) for model in pair.models]
+        for count in (expert_count, unit_width)
     )
     return depth + (not pair.same_width or units[0] != units[1]) + (experts[0] != experts[1])
 
 
 def _merges(
-    sides: Sequence[Side], pairs: Sequence[PairRecord], lengths: dict[tuple[str, str], float]
+    models: Sequence[Model],
+    pairs: Sequence[PairRecord],
+    lengths: dict[tuple[str, str], float],
+    effort: Effort,
 ) -> tuple[MergeRecord, ...]:
     """Models that are mixtures of others of the same comparison."""
     found = []
-    for side in sides:
+    for model in models:
         near = sorted(
-            (lengths[pair.a, pair.b], pair.b if pair.a == side.name else pair.a)
+            (lengths[pair.a, pair.b], pair.b if pair.a == model.name else pair.a)
             for pair in pairs
-            if side.name in (pair.a, pair.b) and pair.verdict in ("derived", "related")
+            if model.name in (pair.a, pair.b) and pair.verdict in ("derived", "related")
         )
         names = [name for _, name in near[:_MOST_PARENTS]]
         if len(names) < 2:
             continue
-        candidates = [other for other in sides if other.name in names]
-        merge = merges.find_merge(side, candidates)
+        candidates = [other for other in models if other.name in names]
+        merge = merges.find_merge(model, candidates, effort)
         if merge is not None:
             found.append(merge)
     return tuple(found)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 from ckptforensics.architectures import WeightRef
 from ckptforensics.arrays import Floats, Ints
 from ckptforensics.checkpoint import Checkpoint
-from ckptforensics.errors import NothingAnalysable
+from ckptforensics.errors import NotApplicable, NothingAnalysable
 from ckptforensics.findings.cache.store import SignatureCache
 from ckptforensics.findings.model import model_record
 from ckptforensics.findings.sign import sign
@@ -21,6 +22,7 @@ from ckptforensics.forward.norms import fold_norm
 from ckptforensics.layers import Block, Ffn, Norm, load_block
 from ckptforensics.progress import Progress
 from ckptforensics.results import ModelRecord, Signature
+from ckptforensics.tokens import read_vocabulary
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ class Units:
         return self.up if self.gate is None else self.gate
 
 
-class Side:
+class Model:
     """One model of a comparison: its checkpoint, or a saved signature alone.
 
     Nothing is read before a test asks for it. Of blocks, the last one used is kept.
@@ -74,9 +76,9 @@ class Side:
 
     @property
     def weights(self) -> Checkpoint:
-        """The checkpoint; NothingAnalysable for a saved signature."""
+        """The checkpoint; NotApplicable for a saved signature."""
         if self.checkpoint is None:
-            raise NothingAnalysable(f"{self.name} is a saved signature, without weights")
+            raise NotApplicable(f"{self.name} is a saved signature, without weights")
         return self.checkpoint
 
     @property
@@ -119,10 +121,12 @@ class Side:
         return self.checkpoint.architecture.sizes.hidden_size
 
     def block(self, layer: int) -> Block:
-        """Block `layer`, from 1; errors as `load_block`."""
+        """Block `layer`, from 1; errors as `load_block`, NotApplicable
+        where nothing of it is analysed."""
         if self._block is None or self._block.layer != layer:
             self._block = None  # before the next one is read
-            self._block = load_block(self.weights, layer)
+            with _applicable():
+                self._block = load_block(self.weights, layer)
             plan = self.weights.architecture.layers[layer - 1]
             self._count({name for name, _ in plan.names()})
         return self._block
@@ -139,17 +143,17 @@ class Side:
         return tuple(_folded(expert, ffn.norm) for expert in ffn.experts)
 
     def units(self, layer: int) -> Units:
-        """The folded units of a layer's FFN; NothingAnalysable for a layer of experts."""
+        """The folded units of a layer's FFN; NotApplicable for a layer of experts."""
         every = self.ffns(layer)
         if len(every) > 1:
-            raise NothingAnalysable(f"layer {layer} of {self.name} has {len(every)} experts")
+            raise NotApplicable(f"layer {layer} of {self.name} has {len(every)} experts")
         return every[0]
 
     def rows(self, layer: int, start: int, stop: int) -> tuple[Floats, Floats]:
         """Units `start` to `stop`: rows that name them (gate's, or input rows), and input rows.
 
         Both are (stop - start, hidden_size), folded as in `Units` (without a gate they are the same
-        array). Only these rows are read where the file has them as rows. NothingAnalysable for a
+        array). Only these rows are read where the file has them as rows. NotApplicable for a
         layer of experts.
         """
         checkpoint = self.weights
@@ -183,11 +187,12 @@ class Side:
 
         Raises
         ------
-        NothingAnalysable
+        NotApplicable
             if the files hold no token embeddings.
         """
         checkpoint = self.weights
-        name = embedding_name(checkpoint)
+        with _applicable():
+            name = embedding_name(checkpoint)
         info = checkpoint.store.info(name)
         ids = np.asarray(tokens, np.int64)
         order = np.argsort(ids, kind="stable")
@@ -206,14 +211,13 @@ class Side:
 
     @property
     def vocabulary_size(self) -> int:
-        """Number of token embeddings; NothingAnalysable if the files hold none."""
-        return vocabulary_size(self.weights)
+        """Number of token embeddings; NotApplicable if the files hold none."""
+        with _applicable():
+            return vocabulary_size(self.weights)
 
     @cached_property
     def vocabulary(self) -> Mapping[str, int] | None:
         """Token strings to ids, None where no tokenizer lies beside the weights."""
-        from ckptforensics.lineage.correspondence.shared_tokens import read_vocabulary
-
         return read_vocabulary(self.weights)
 
     def gains(self) -> Floats | None:
@@ -249,6 +253,15 @@ class Side:
 
     def _count(self, names: Sequence[str] | set[str]) -> None:
         self.bytes_read += sum(self.weights.store.info(name).nbytes for name in names)
+
+
+@contextmanager
+def _applicable() -> Iterator[None]:
+    """What a model does not have is the reason why a criterion does not apply to it."""
+    try:
+        yield
+    except NothingAnalysable as problem:
+        raise NotApplicable(problem.message) from None
 
 
 def _plain(ref: WeightRef) -> bool:

@@ -59,3 +59,17 @@ def log10_fixed_points(count: int, expected: float = 1.0) -> float:
     if count <= expected:
         return 0.0
     return min(0.0, (count * math.log(expected) - math.lgamma(count + 1)) / math.log(10))
+
+
+def log10_binomial(positive: int, count: int) -> float:
+    """log10 of P(at least so many heads in `count` tosses of a fair coin).
+
+    scipy's `binom.logsf` is -inf below the smallest float.
+    """
+    heads = range(positive, count + 1)
+    terms = [
+        math.lgamma(count + 1) - math.lgamma(k + 1) - math.lgamma(count - k + 1) for k in heads
+    ]
+    largest = max(terms)
+    total = largest + math.log(sum(math.exp(t - largest) for t in terms)) - count * math.log(2)
+    return min(0.0, total / math.log(10))

@@ -1,40 +1,23 @@
-"""Two models side by side."""
+"""Two models and what was found of them so far."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
-from typing import TYPE_CHECKING, Literal
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import numpy as np
 
-from ckptforensics.arrays import Ints
-from ckptforensics.errors import NothingAnalysable
-from ckptforensics.lineage.models import Side
+from ckptforensics.errors import NotApplicable
+from ckptforensics.lineage.effort import EFFORTS, Effort
+from ckptforensics.lineage.models import Model
+from ckptforensics.lineage.randomness import Stream, generator
 from ckptforensics.progress import Progress, Silent
+from ckptforensics.results.comparison import Level
 
-if TYPE_CHECKING:
-    from ckptforensics.lineage.changes.changes import Change
-    from ckptforensics.lineage.correspondence.alignment import Alignment
-    from ckptforensics.lineage.correspondence.matched_layers import LayerFacts
-
-Level = Literal["fast", "default", "thorough"]
-
-
-@dataclass(frozen=True)
-class SharedTokens:
-    """Tokens that both models have.
-
-    Attributes
-    ----------
-    a, b : their ids in A and in B, in one order that depends on neither model's weights
-    by_string : whether they were matched by their strings; else by their ids, which is assumed of
-        vocabularies of one size
-    """
-
-    a: Ints
-    b: Ints
-    by_string: bool
+Item = TypeVar("Item")
+Found = TypeVar("Found")
+Key = ParamSpec("Key")
 
 
 @dataclass
@@ -45,27 +28,37 @@ class Pair:
     ----------
     a, b : the models
     level : `fast` reads signatures alone, `thorough` samples nothing
-    progress : told of each test
+    progress : told of each criterion
     seed : of every random choice
-    facts : what was noted of matched layers, by their numbers (see `recovered`)
+    effort : what the level samples; by default that of `level`
     """
 
-    a: Side
-    b: Side
+    a: Model
+    b: Model
     level: Level = "default"
     progress: Progress = field(default_factory=Silent)
     seed: int = 0
-    facts: dict[tuple[int, int], LayerFacts] = field(default_factory=dict, repr=False)
+    effort: Effort = field(default=None, kw_only=True)  # type: ignore[assignment]
+    _found: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.effort is None:
+            self.effort = EFFORTS[self.level]
 
     @property
-    def sides(self) -> tuple[Side, Side]:
+    def models(self) -> tuple[Model, Model]:
         """Both models."""
         return self.a, self.b
 
     @property
-    def thorough(self) -> bool:
-        """Whether nothing is sampled."""
-        return self.level == "thorough"
+    def has_weights(self) -> bool:
+        """Whether neither model is a saved signature."""
+        return all(model.checkpoint is not None for model in self.models)
+
+    @property
+    def reads_weights(self) -> bool:
+        """Whether the weights of both models are there and looked at."""
+        return self.effort.reads_weights and self.has_weights
 
     @property
     def same_width(self) -> bool:
@@ -77,64 +70,45 @@ class Pair:
         """Whether as many layers are analysed."""
         return len(self.a.layers) == len(self.b.layers)
 
-    @cached_property
-    def layer_map(self) -> tuple[tuple[int | None, int | None], ...]:
-        """Corresponding layers, by their numbers from 1, in order; None where one has no partner.
+    def once(
+        self,
+        find: Callable[Concatenate[Pair, Key], Found],
+        *args: Key.args,
+        **kwargs: Key.kwargs,
+    ) -> Found:
+        """What `find` returns of this pair, found when it is first asked for.
 
-        Layers correspond by their order where both models have as many, unless the weights say
-        otherwise (see `layermap`).
+        An exception is not kept: `find` is then run again.
         """
-        from ckptforensics.lineage.correspondence.layer_map import map_layers
+        key = (find, args, tuple(sorted(kwargs.items())))
+        if key not in self._found:
+            self._found[key] = find(self, *args, **kwargs)
+        found: Found = self._found[key]
+        return found
 
-        return map_layers(self)
+    def assume(self, find: Callable[[Pair], Found], found: Found) -> None:
+        """Take something for found already, such as a layer map that is known."""
+        self._found[find, (), ()] = found
 
-    @property
-    def matched(self) -> tuple[tuple[int, int], ...]:
-        """The layers that have a partner, with it."""
-        return tuple((a, b) for a, b in self.layer_map if a is not None and b is not None)
+    def reversed(self) -> Pair:
+        """The same pair with A and B exchanged, of which nothing was found yet."""
+        return Pair(self.b, self.a, self.level, self.progress, self.seed, effort=self.effort)
 
-    def sampled_layers(self, most: int) -> tuple[tuple[int, int], ...]:
-        """At most so many of the matched layers, evenly spread; all of them if thorough."""
-        matched = self.matched
-        if self.thorough or len(matched) <= most:
-            return matched
-        at = np.linspace(0, len(matched) - 1, most).round().astype(int)
-        return tuple(matched[i] for i in at)
-
-    @cached_property
-    def tokens(self) -> SharedTokens:
-        """Tokens of both models.
-
-        Raises
-        ------
-        NothingAnalysable
-            if they share none, or whether they do is not known.
-        """
-        from ckptforensics.lineage.correspondence.shared_tokens import shared_tokens
-
-        return shared_tokens(self)
-
-    @cached_property
-    def alignment(self) -> Alignment:
-        """The map from A's residual coordinates to B's."""
-        from ckptforensics.lineage.correspondence.alignment import find_alignment
-
-        return find_alignment(self)
-
-    @cached_property
-    def changes(self) -> tuple[Change, ...]:
-        """How the tensors that correspond differ; errors as `measure_changes`."""
-        from ckptforensics.lineage.changes.changes import measure_changes
-
-        return measure_changes(self)
-
-    def generator(self, *key: int) -> np.random.Generator:
-        """Random numbers of one purpose: the same key gives the same ones."""
-        return np.random.default_rng([self.seed, *key])
+    def generator(self, stream: Stream, *key: int) -> np.random.Generator:
+        """Random numbers of one stream; see `randomness.generator`."""
+        return generator(self.seed, stream, *key)
 
     def need_same_width(self) -> None:
-        """NothingAnalysable where the residual streams differ in width."""
+        """NotApplicable where the residual streams differ in width."""
         if not self.same_width:
-            raise NothingAnalysable(
+            raise NotApplicable(
                 f"the widths differ: {self.a.hidden_size:,} and {self.b.hidden_size:,}"
             )
+
+
+def spread(items: Sequence[Item], most: int | None) -> tuple[Item, ...]:
+    """At most so many items, evenly spread from the first to the last; all of them for None."""
+    if most is None or len(items) <= most:
+        return tuple(items)
+    at = np.linspace(0, len(items) - 1, most).round().astype(int)
+    return tuple(items[i] for i in at)

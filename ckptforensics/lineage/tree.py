@@ -145,14 +145,14 @@ def _between(
     ends = (pair.a, pair.b)
     found = []
     for name in names:
-        sides = [frozenset((pair.a, name)), frozenset((name, pair.b))]
-        if name in (pair.a, pair.b) or any(side not in known for side in sides):
+        models = [frozenset((pair.a, name)), frozenset((name, pair.b))]
+        if name in (pair.a, pair.b) or any(model not in known for model in models):
             continue
-        first, second = (squares[side] for side in sides)
+        first, second = (squares[model] for model in models)
         if max(first, second) > _EQUAL * whole or whole < _ADDS_UP * (first + second):
             continue
         # What came from one of the two does not lie between them.
-        joined = [(known[side], end) for side, end in zip(sides, ends, strict=True)]
+        joined = [(known[model], end) for model, end in zip(models, ends, strict=True)]
         if any(_led(edge, end, name) for edge, end in joined):
             continue
         if pair.direction == "unknown" or all(_led(edge, name, end) for edge, end in joined):

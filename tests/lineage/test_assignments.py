@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from itertools import pairwise, permutations
 from pathlib import Path
 
@@ -13,10 +14,12 @@ from scipy import stats
 from transformers import LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
 
 from ckptforensics.checkpoint import open_checkpoint
-from ckptforensics.errors import NothingAnalysable
+from ckptforensics.errors import NotApplicable
+from ckptforensics.lineage.correspondence.layer_map import map_layers
 from ckptforensics.lineage.criteria import assignments, directions
 from ckptforensics.lineage.criteria.criterion import Outcome, skip
-from ckptforensics.lineage.models import Side
+from ckptforensics.lineage.effort import EFFORTS
+from ckptforensics.lineage.models import Model
 from ckptforensics.lineage.pair import Level, Pair
 from tests.support.models import save, tiny_gpt2, tiny_llama
 from tests.support.signatures import exchangeable, signature, signed_pair, unit
@@ -27,19 +30,19 @@ TESTS = {test.name: test for test in (*directions.CRITERIA, *assignments.CRITERI
 BY_ASSIGNMENT = [test.name for test in assignments.CRITERIA]
 
 
-def sides(*paths: Path) -> list[Side]:
-    return [Side(path.name, open_checkpoint(path)) for path in paths]
+def models(*paths: Path) -> list[Model]:
+    return [Model(path.name, open_checkpoint(path)) for path in paths]
 
 
-def compared(a: Side, b: Side, level: Level = "default", seed: int = 0) -> Pair:
+def compared(a: Model, b: Model, level: Level = "default", seed: int = 0) -> Pair:
     """A pair whose layers correspond by their order."""
     pair = Pair(a, b, level, seed=seed)
-    pair.layer_map = tuple(zip(a.layers, b.layers, strict=False))
+    pair.assume(map_layers, tuple(zip(a.layers, b.layers, strict=False)))
     return pair
 
 
-def strangers(folder: Path, seeds: range, **changes: object) -> list[Side]:
-    return sides(*(save(tiny_llama(seed, **changes), folder / str(seed)) for seed in seeds))
+def strangers(folder: Path, seeds: range, **changes: object) -> list[Model]:
+    return models(*(save(tiny_llama(seed, **changes), folder / str(seed)) for seed in seeds))
 
 
 # The bound
@@ -101,7 +104,7 @@ def test_combined_is_the_smallest_p_times_the_tests_that_ran():
 
 
 @pytest.fixture(scope="module")
-def forty(tmp_path_factory) -> list[Side]:
+def forty(tmp_path_factory) -> list[Model]:
     return strangers(tmp_path_factory.mktemp("strangers"), range(40))
 
 
@@ -183,10 +186,10 @@ def test_invariances_that_are_claimed_hold(name, laundered):
     """The floor of permutations, or nine in ten of the most digits that fixed points can give."""
     original, make = laundered
     assert set(TESTS[name].invariant_to) <= set(KINDS)
-    before = TESTS[name].run(compared(*sides(original, original), "thorough")).log10_p
+    before = TESTS[name].run(compared(*models(original, original), "thorough")).log10_p
     assert before < -3.6
     for kind in TESTS[name].invariant_to:
-        after = TESTS[name].run(compared(*sides(original, make(kind)), "thorough")).log10_p
+        after = TESTS[name].run(compared(*models(original, make(kind)), "thorough")).log10_p
         assert after < 0.9 * before, kind
 
 
@@ -196,20 +199,25 @@ def test_other_launderings_leave_no_evidence(name, kind, laundered):
     if kind in TESTS[name].invariant_to:
         return
     original, make = laundered
-    pair = compared(*sides(original, make(kind)), "thorough")
+    pair = compared(*models(original, make(kind)), "thorough")
     if name == "gain rank" and kind == "rotation":
-        with pytest.raises(NothingAnalysable, match="the same: folded"):
+        with pytest.raises(NotApplicable, match="the same: folded"):
             TESTS[name].run(pair)
     else:
         assert TESTS[name].run(pair).log10_p > -3
 
 
-def test_gate_rows_of_runs_of_units(tmp_path, monkeypatch):
+def test_gate_rows_of_runs_of_units(tmp_path):
     """A sample is one run at the same place, or the beginning if units were taken out."""
-    monkeypatch.setattr(assignments, "_UNITS", 20)
+
+    def few(a: Model, b: Model) -> Pair:
+        pair = compared(a, b)
+        pair.effort = replace(EFFORTS["default"], gate_row_units=20)
+        return pair
+
     path = save(tiny_llama(), tmp_path / "a")
-    whole = sides(path)[0]
-    outcome = TESTS["gate rows"].run(compared(whole, sides(path)[0]))
+    whole = models(path)[0]
+    outcome = TESTS["gate rows"].run(few(whole, models(path)[0]))
     assert outcome.profile == (20, 20, 20)
     assert outcome.log10_p == assignments.log10_fixed_points(60, 3)
     model = read(save(tiny_llama(attention_bias=False, mlp_bias=False), tmp_path / "b"))
@@ -220,13 +228,13 @@ def test_gate_rows_of_runs_of_units(tmp_path, monkeypatch):
         elif "mlp" in name:
             fewer[name] = tensor[:40]
     cut = write(model.change(fewer, intermediate_size=40), tmp_path / "c", "F32")
-    outcome = TESTS["gate rows"].run(compared(*sides(tmp_path / "b", cut)))
+    outcome = TESTS["gate rows"].run(few(*models(tmp_path / "b", cut)))
     assert outcome.profile == (20, 20, 20)
 
 
 def test_plain_ffns_are_compared_by_their_input_rows(tmp_path):
-    same = sides(*(save(tiny_gpt2(0), tmp_path / name) for name in "ab"))
-    other = sides(save(tiny_gpt2(1), tmp_path / "c"))[0]
+    same = models(*(save(tiny_gpt2(0), tmp_path / name) for name in "ab"))
+    other = models(save(tiny_gpt2(1), tmp_path / "c"))[0]
     assert TESTS["gate rows"].run(compared(*same)).profile == (53, 53, 53)
     assert TESTS["gate rows"].run(compared(same[0], other)).log10_p > -3
 
@@ -243,13 +251,13 @@ def test_models_of_experts_and_of_other_widths_are_skipped(tmp_path, forty):
             vocab_size=97,
         )
     )
-    side = sides(save(experts, tmp_path / "experts"))[0]
-    with pytest.raises(NothingAnalysable, match="without experts"):
-        TESTS["gate rows"].run(compared(side, forty[0]))
-    assert TESTS["coordinate features"].run(compared(side, side, "thorough")).statistic == 36
-    wide = sides(save(tiny_llama(hidden_size=48), tmp_path / "wide"))[0]
+    model = models(save(experts, tmp_path / "experts"))[0]
+    with pytest.raises(NotApplicable, match="without experts"):
+        TESTS["gate rows"].run(compared(model, forty[0]))
+    assert TESTS["coordinate features"].run(compared(model, model, "thorough")).statistic == 36
+    wide = models(save(tiny_llama(hidden_size=48), tmp_path / "wide"))[0]
     for name in BY_ASSIGNMENT:
-        with pytest.raises(NothingAnalysable, match="36 and 48"):
+        with pytest.raises(NotApplicable, match="36 and 48"):
             TESTS[name].run(compared(forty[0], wide))
 
 
@@ -264,7 +272,7 @@ def test_saved_signatures_have_features_at_every_level():
 
 
 @pytest.fixture(scope="module")
-def real(smollm2_f32, tmp_path_factory) -> dict[str, Side]:
+def real(smollm2_f32, tmp_path_factory) -> dict[str, Model]:
     """The first 8 layers of SmolLM2, the same with noise half as large, and a random model."""
     folder = tmp_path_factory.mktemp("real")
     model = read(smollm2_f32)
@@ -281,7 +289,7 @@ def real(smollm2_f32, tmp_path_factory) -> dict[str, Side]:
         write(launder.noise(first, 0.5), folder / "noise"),
         save(random.bfloat16(), folder / "random"),
     )
-    return {side.name: side for side in sides(*paths)}
+    return {model.name: model for model in models(*paths)}
 
 
 @pytest.mark.parametrize("name", TESTS)
@@ -294,7 +302,7 @@ def test_real_model_with_noise_is_found_and_a_random_one_is_not(name, real):
 
 
 def test_quantized_real_model_keeps_every_unit_in_place(smollm2_gguf, smollm2_bf16):
-    pair = compared(*sides(smollm2_bf16, smollm2_gguf))
+    pair = compared(*models(smollm2_bf16, smollm2_gguf))
     outcomes = {name: TESTS[name].run(pair) for name in TESTS if name != "top-8 subspaces"}
     assert outcomes["gate rows"].statistic == 12 * 256
     assert outcomes["embedding columns"].statistic == 512

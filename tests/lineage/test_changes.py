@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from ckptforensics.lineage.changes import lattices, tensor_pairs
+from ckptforensics.lineage.changes import lattices
 from ckptforensics.lineage.changes.relations import (
     find_changes,
     find_relation,
@@ -289,12 +291,11 @@ def test_fast_comparisons_look_at_no_weights(model, tmp_path):
     assert pair.a.bytes_read == pair.b.bytes_read == 0
 
 
-def test_large_models_are_sampled_and_that_is_said(model, tmp_path, monkeypatch):
+def test_large_models_are_sampled_and_that_is_said(model, tmp_path):
     pair = pair_of(tmp_path, model, tuned(model))
     assert left_out(pair) is None
-    monkeypatch.setattr(tensor_pairs, "LARGE_MODEL", 0)
-    monkeypatch.setattr(tensor_pairs, "SAMPLED_LAYERS", 1)
-    sampled = Pair(pair.a, pair.b)
+    effort = replace(pair.effort, entry_bytes=0, entry_layers=1)
+    sampled = Pair(pair.a, pair.b, effort=effort)
     assert {c.layer for c in find_changes(sampled)} == {None, 1}
     assert left_out(sampled) == "what changed was looked for in layers 1 of 2 alone"
     assert find_relation(sampled)[0].relation == "finetune"

@@ -10,17 +10,17 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from ckptforensics.errors import NothingAnalysable
-from ckptforensics.lineage.correspondence.alignment import Alignment
+from ckptforensics.errors import NotApplicable
+from ckptforensics.lineage.correspondence.alignment import Alignment, find_alignment
+from ckptforensics.lineage.correspondence.layer_map import map_layers
+from ckptforensics.lineage.correspondence.matched_layers import sampled_facts, undone
 from ckptforensics.lineage.criteria.criterion import Outcome, skip
 from ckptforensics.lineage.criteria.description import (
     CRITERIA,
-    log10_binomial,
-    log10_fixed_points,
-    same_function,
-    undone,
 )
-from ckptforensics.lineage.models import Side
+from ckptforensics.lineage.criteria.equivalence import same_function
+from ckptforensics.lineage.models import Model
+from ckptforensics.lineage.numeric import log10_binomial, log10_fixed_points
 from ckptforensics.lineage.pair import Pair
 from tests.support.lineage import SIZES, adapted, llama, pair_of, rounded, tuned
 from tests.support.models import save, tiny_llama
@@ -69,7 +69,7 @@ def outcomes(of: Pair) -> Mapping[str, Outcome]:
         if of.level in test.levels:
             try:
                 found[test.name] = test.run(of)
-            except NothingAnalysable as problem:
+            except NotApplicable as problem:
                 found[test.name] = skip(problem.message)
     return found
 
@@ -134,7 +134,7 @@ def test_a_copy_in_disguise(model, tmp_path):
     assert all(found[name].log10_p is None or found[name].log10_p > -3 for name in WITNESSES)
     assert undone(both)[:2] == (
         "another basis, rotated",
-        f"the residual stream is {both.alignment.scale:.4g} times as large",
+        f"the residual stream is {both.once(find_alignment).scale:.4g} times as large",
     )
     told = " ".join(undone(both))
     for words in ("neurons in", "up and down scaled", "gains moved", "heads in", "values in"):
@@ -175,7 +175,7 @@ def test_levels(model, relative, tmp_path):
 def test_profiles_are_by_layer_of_a(model, tmp_path):
     shorter = transforms.drop_layer(model, 1)
     both = pair(tmp_path, model, shorter)
-    both.__dict__["layer_map"] = ((1, 1), (2, None), (3, 2), (4, 3))
+    both.assume(map_layers, ((1, 1), (2, None), (3, 2), (4, 3)))
     found = outcomes(both)
     for name in ("singular values", "vocabulary profile", "recovered layers", "neuron order"):
         assert [value is None for value in found[name].profile] == [False, True, False, False]
@@ -189,7 +189,7 @@ def test_leading_singular_values_are_those_of_a_dense_decomposition(model, relat
     test = next(test for test in CRITERIA if test.name == "20 singular values")
     values = [
         np.linalg.svd(block_map(s.block(2), Fit()).matmat(np.eye(128, dtype=np.float32)))[1][:20]
-        for s in both.sides
+        for s in both.models
     ]
     wanted = np.abs(np.log(values[0]) - np.log(values[1])).mean()
     assert test.run(both).profile[1] == pytest.approx(wanted, rel=0.02)
@@ -227,17 +227,17 @@ def test_bound_on_fixed_points(sampled, units, layers):
 def test_witnesses_of_independent_models_are_exact(tmp_path):
     """With a map that says nothing, neurons keep no order and rows and columns no sign."""
     sizes = {**SIZES, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
-    sides = []
+    models = []
     for seed in range(60):
         path = save(tiny_llama(seed, **{**sizes, "head_dim": 8}), tmp_path / str(seed))
         from ckptforensics.checkpoint import open_checkpoint
 
-        sides.append(Side(str(seed), open_checkpoint(path)))
+        models.append(Model(str(seed), open_checkpoint(path)))
     fixed, shares = [], []
-    for a, b in zip(sides[::2], sides[1::2], strict=True):
+    for a, b in zip(models[::2], models[1::2], strict=True):
         both = Pair(a, b)
-        both.__dict__["alignment"] = Alignment("identity")
-        both.__dict__["layer_map"] = ((1, 1), (2, 2))
+        both.assume(find_alignment, Alignment("identity"))
+        both.assume(map_layers, ((1, 1), (2, 2)))
         found = outcomes(both)
         fixed.append(found["neuron order"].statistic * 128)
         assert all(found[name].log10_p > -3 for name in WITNESSES)
@@ -273,7 +273,7 @@ def test_smollm2_in_disguise(smollm2_f32, tmp_path):
         both = pair(tmp_path / dtype, few, laundered(few, "all"), ("F32", dtype))
         same, told = same_function(both)
         assert same, told
-        assert max(fact.error for fact in both.facts.values()) < (1e-4 if dtype == "F32" else 1e-2)
+        assert max(fact.error for fact in sampled_facts(both)) < (1e-4 if dtype == "F32" else 1e-2)
     noisy = launder.noise(laundered(few, "all"), 0.02)
     assert not same_function(pair(tmp_path / "noisy", few, noisy))[0]
 
@@ -333,5 +333,5 @@ def test_other_functions(model, tmp_path, change):
 
 def test_experts_are_not_compared(model, tmp_path):
     both = pair(tmp_path, transforms.upcycle(model), transforms.upcycle(model, seed=1))
-    with pytest.raises(NothingAnalysable, match="experts"):
+    with pytest.raises(NotApplicable, match="experts"):
         same_function(both)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import permutations
 from pathlib import Path
 
@@ -11,10 +12,12 @@ import torch
 from scipy import stats
 
 from ckptforensics.checkpoint import open_checkpoint
-from ckptforensics.errors import NothingAnalysable
+from ckptforensics.errors import NotApplicable
+from ckptforensics.lineage.correspondence.layer_map import map_layers
 from ckptforensics.lineage.criteria import directions
 from ckptforensics.lineage.criteria.criterion import Outcome
-from ckptforensics.lineage.models import Side
+from ckptforensics.lineage.effort import EFFORTS
+from ckptforensics.lineage.models import Model
 from ckptforensics.lineage.pair import Pair
 from tests.support.models import save, tiny_llama
 from tests.support.signatures import exchangeable, signature, signed_pair, unit
@@ -23,7 +26,7 @@ RUN = {test.name: test.run for test in directions.CRITERIA}
 OF_SIGNATURES = ("direction max", "direction sum", "trigger sum")
 
 
-class _Gains(Side):
+class _Gains(Model):
     """A model of which only the gains are known."""
 
     def __init__(self, gains: np.ndarray | None) -> None:
@@ -42,8 +45,8 @@ def _gain_pair(a: np.ndarray | None, b: np.ndarray | None, seed: int = 0) -> Pai
 @pytest.fixture
 def few_orders(monkeypatch):
     """As many random orders as a test of uniformity over hundreds of pairs can afford."""
-    monkeypatch.setattr(directions, "_MOST_ORDERS", 199)
-    monkeypatch.setattr(directions, "_LEAST_ORDERS", 199)
+    few = {level: replace(effort, orders=(199, 199)) for level, effort in EFFORTS.items()}
+    monkeypatch.setattr("ckptforensics.lineage.pair.EFFORTS", few)
 
 
 def p_of(outcome: Outcome) -> float:
@@ -139,7 +142,7 @@ def test_gains_of_relatives_and_of_another_depth():
 @pytest.mark.parametrize("gains", [np.ones((4, 8)), None])
 def test_gains_that_say_nothing_are_no_evidence(gains):
     varied = np.random.default_rng(0).standard_normal((4, 8))
-    with pytest.raises(NothingAnalysable, match="gains"):
+    with pytest.raises(NotApplicable, match="gains"):
         RUN["gain rank"](_gain_pair(varied, gains))
 
 
@@ -148,11 +151,6 @@ def test_folded_norms_are_left_out_of_the_ranks():
     half = np.concatenate([gains[:2], np.ones((2, 64))])
     alone = RUN["gain rank"](_gain_pair(gains[:2], gains[:2]))
     assert RUN["gain rank"](_gain_pair(half, gains[:2])).statistic == alone.statistic
-
-
-def test_average_ranks_are_scipys():
-    values = np.random.default_rng(0).integers(0, 9, 40).astype(np.float32)
-    np.testing.assert_array_equal(directions.average_ranks(values), stats.rankdata(values))
 
 
 def test_one_coordinate_that_coincides_is_a_small_angle_and_no_evidence():
@@ -183,11 +181,11 @@ def test_layers_whose_direction_is_the_start_vector_are_left_out():
     assert p_of(outcome) > 0.01
     assert [value is None for value in outcome.profile] == [True, True, False, True]
     nothing = signature(start, gap=1.0)
-    with pytest.raises(NothingAnalysable, match="no layer has a direction"):
+    with pytest.raises(NotApplicable, match="no layer has a direction"):
         RUN["direction sum"](signed_pair(nothing, nothing))
 
 
-def _idle(folder: Path, seed: int, *, attention: bool) -> Side:
+def _idle(folder: Path, seed: int, *, attention: bool) -> Model:
     """A random model whose FFNs write nothing, and whose attention does not either unless asked."""
     model = tiny_llama(seed, attention_bias=False, mlp_bias=False)
     with torch.no_grad():
@@ -195,17 +193,17 @@ def _idle(folder: Path, seed: int, *, attention: bool) -> Side:
             layer.mlp.down_proj.weight.zero_()
             if not attention:
                 layer.self_attn.o_proj.weight.zero_()
-    return Side(str(seed), open_checkpoint(save(model, folder / str(seed))))
+    return Model(str(seed), open_checkpoint(save(model, folder / str(seed))))
 
 
 @pytest.mark.parametrize(("attention", "name"), [(False, "direction sum"), (True, "trigger sum")])
 def test_parts_that_do_nothing_share_a_direction_and_are_no_evidence(attention, name, tmp_path):
     """Blocks added with zero weights, as when a model is made deeper, or FFNs taken out."""
-    sides = [_idle(tmp_path, seed, attention=attention) for seed in (0, 1)]
-    u, v = (side.signature.v if attention else side.signature.u for side in sides)
+    models = [_idle(tmp_path, seed, attention=attention) for seed in (0, 1)]
+    u, v = (model.signature.v if attention else model.signature.u for model in models)
     assert np.abs(np.sum(u * v, axis=1)).min() > 0.99
-    with pytest.raises(NothingAnalysable, match="no layer has a direction"):
-        RUN[name](Pair(*sides))
+    with pytest.raises(NotApplicable, match="no layer has a direction"):
+        RUN[name](Pair(*models))
 
 
 def test_widths_that_differ():
@@ -213,7 +211,7 @@ def test_widths_that_differ():
     assert directions.angles(pair) == (None, None, None)
     assert directions.distance(pair) is None
     for name in OF_SIGNATURES:
-        with pytest.raises(NothingAnalysable, match="widths differ: 8 and 9"):
+        with pytest.raises(NotApplicable, match="widths differ: 8 and 9"):
             RUN[name](pair)
 
 
@@ -222,7 +220,7 @@ def test_angles_of_corresponding_layers():
     u = unit(generator.standard_normal((3, 16)))
     v = np.stack([-u[2], unit(u[0] + 0.3 * generator.standard_normal(16))])
     pair = signed_pair(signature(u), signature(v))
-    pair.layer_map = ((1, 2), (2, None), (3, 1))
+    pair.assume(map_layers, ((1, 2), (2, None), (3, 1)))
     one, none, three = directions.angles(pair)
     cosine = abs(float(u[0].astype(float) @ v[1].astype(float)))
     assert one == pytest.approx(np.degrees(np.arccos(cosine)), abs=1e-3)

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 
 import ckptforensics
-from ckptforensics.errors import NothingAnalysable
+from ckptforensics.errors import NotApplicable
 from ckptforensics.lineage.correspondence import layer_map
-from ckptforensics.lineage.correspondence.layer_map import align, free_partners, map_layers
-from ckptforensics.lineage.models import Side
+from ckptforensics.lineage.correspondence.layer_map import align, map_layers
+from ckptforensics.lineage.correspondence.partners import free_partners
+from ckptforensics.lineage.models import Model
 from ckptforensics.lineage.pair import Level, Pair
 from ckptforensics.results import Signature
 from tests.lineage.test_neurons import ZOO, opened, pair_with, zoo
@@ -85,7 +86,7 @@ def real(smollm2_gguf: Path) -> Signature:
 
 def mapped(a: Signature, b: Signature) -> tuple[Any, ...]:
     return map_layers(
-        Pair(Side("a", None, signature=a), Side("b", None, signature=b), level="fast")
+        Pair(Model("a", None, signature=a), Model("b", None, signature=b), level="fast")
     )
 
 
@@ -212,5 +213,5 @@ def test_layers_of_experts_have_the_dense_ones_as_partners():
 def test_kinds_of_ffn_that_cannot_be_compared_are_told(tmp_path):
     a = opened(save(tiny_gpt2(0), tmp_path / "a"))
     b = opened(save(tiny_llama(0), tmp_path / "b"))
-    with pytest.raises(NothingAnalysable, match="only one of the models have gates"):
+    with pytest.raises(NotApplicable, match="only one of the models have gates"):
         free_partners(Pair(a, b))

@@ -7,8 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from ckptforensics.errors import NothingAnalysable
-from ckptforensics.lineage.correspondence import matching as module
+from ckptforensics.errors import NotApplicable
+from ckptforensics.lineage.correspondence.alignment import find_alignment
 from ckptforensics.lineage.correspondence.matched_layers import match_errors
 from ckptforensics.lineage.correspondence.matching import (
     assign,
@@ -16,6 +16,7 @@ from ckptforensics.lineage.correspondence.matching import (
     match_layer,
     match_units,
 )
+from ckptforensics.lineage.effort import EFFORTS
 from ckptforensics.lineage.models import Units
 from tests.support.lineage import llama, pair_of, tuned
 from tools import launder, transforms
@@ -169,10 +170,10 @@ def test_experts_that_were_copied_from_an_ffn(model, tmp_path):
     units = in_coordinates_of_b(pair, pair.a.units(2), pair.a.block(2).ffn)
     order = rows_in(*(m.tensors[weight(1, "mlp.gate_proj")] for m in (model, shuffled)))
     for expert in pair.b.ffns(2):
-        match = match_units(units, expert)
+        match = match_units(units, expert, np.random.default_rng(0), EFFORTS["default"])
         np.testing.assert_array_equal(match.order, order)
         assert match.cosines.min() > 0.9999
-    with pytest.raises(NothingAnalysable, match="experts"):
+    with pytest.raises(NotApplicable, match="experts"):
         match_layer(pair, 2, 2)
 
 
@@ -203,16 +204,16 @@ def test_residual_scale_behind_a_norm_is_taken_out(model, tmp_path):
     ffn = pair.a.block(1).ffn
     scaled = in_coordinates_of_b(pair, pair.a.units(1), ffn)
     kept = in_coordinates_of_b(pair, pair.a.units(1), replace(ffn, post_norm=ffn.norm))
-    assert pair.alignment.scale > 2
-    np.testing.assert_allclose(scaled.down, pair.alignment.scale * kept.down, rtol=1e-6)
+    assert pair.once(find_alignment).scale > 2
+    np.testing.assert_allclose(scaled.down, pair.once(find_alignment).scale * kept.down, rtol=1e-6)
 
 
-def test_large_ffns_are_matched_in_a_subspace(model, tmp_path, monkeypatch):
+def test_large_ffns_are_matched_in_a_subspace(model, tmp_path):
     other = launder.noise(laundered(model, "all"), 0.01)
     exact = matched(tmp_path / "exact", model, other)
-    monkeypatch.setattr(module, "_MOST_PRODUCTS", 0)
-    monkeypatch.setattr(module, "_SKETCH", 64)
-    sketched = matched(tmp_path / "sketched", model, other)
+    pair = pair_of(tmp_path / "sketched", model, other, dtypes=("F32", "F32"))
+    pair.effort = replace(pair.effort, unit_products=0, unit_sketch=64)
+    sketched = match_layer(pair, 2, 2)
     np.testing.assert_array_equal(sketched.order, exact.order)
     np.testing.assert_allclose(sketched.cosines, exact.cosines, atol=1e-6)
 
@@ -226,7 +227,8 @@ def test_a_tie_is_no_order():
     assert 0.7 < np.mean(fixed) < 1.4  # one by chance
     constant = Units(np.ones((50, 8), np.float32), np.ones((50, 8), np.float32), np.ones((8, 50)))
     other = replace(constant, gate=-constant.gate)
-    assert match_units(constant, other).order.tolist() != list(range(50))
+    match = match_units(constant, other, generator, EFFORTS["default"])
+    assert match.order.tolist() != list(range(50))
 
 
 @pytest.mark.parametrize("shape", [(30, 20), (20, 30), (25, 25)])
@@ -244,5 +246,10 @@ def test_assignment_is_the_best_one(shape):
 
 def test_gated_and_plain_ffns_do_not_match():
     rows = np.eye(4, dtype=np.float32)
-    with pytest.raises(NothingAnalysable, match="gate"):
-        match_units(Units(rows, rows, rows), Units(None, rows, rows))
+    with pytest.raises(NotApplicable, match="gate"):
+        match_units(
+            Units(rows, rows, rows),
+            Units(None, rows, rows),
+            np.random.default_rng(0),
+            EFFORTS["default"],
+        )

@@ -7,7 +7,8 @@ import pytest
 
 from ckptforensics.checkpoint import open_checkpoint
 from ckptforensics.lineage.changes.merges import find_merge
-from ckptforensics.lineage.models import Side
+from ckptforensics.lineage.effort import EFFORTS
+from ckptforensics.lineage.models import Model
 from tests.support.lineage import llama, rounded, tuned
 
 
@@ -31,13 +32,13 @@ def models(tmp_path_factory):
         "dare": transforms.dare(base, (one, other)),
     }
     return {
-        name: Side(name, open_checkpoint(transforms.write(model, folder / name)))
+        name: Model(name, open_checkpoint(transforms.write(model, folder / name)))
         for name, model in made.items()
     }
 
 
 def search(models, name, *candidates):
-    return find_merge(models[name], [models[c] for c in candidates])
+    return find_merge(models[name], [models[c] for c in candidates], EFFORTS["default"])
 
 
 def test_an_average(models):

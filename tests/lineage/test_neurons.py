@@ -10,11 +10,20 @@ import numpy as np
 import pytest
 
 from ckptforensics.checkpoint import open_checkpoint
-from ckptforensics.errors import NothingAnalysable
+from ckptforensics.errors import NotApplicable
+from ckptforensics.lineage.correspondence.layer_map import map_layers
+from ckptforensics.lineage.correspondence.neurons import (
+    Named,
+    agreeing,
+    expert_agreement,
+    token_states,
+)
 from ckptforensics.lineage.criteria import neurons
 from ckptforensics.lineage.criteria.criterion import Outcome, skip
-from ckptforensics.lineage.criteria.neurons import Named, agreeing, agreement, expert_agreement
-from ckptforensics.lineage.models import Side
+from ckptforensics.lineage.criteria.neurons import agreement
+from ckptforensics.lineage.effort import EFFORTS
+from ckptforensics.lineage.models import Model
+from ckptforensics.lineage.numeric import unit_rows
 from ckptforensics.lineage.pair import Level, Pair
 from tests.support.models import save, tiny_gpt2, tiny_llama, write_gguf
 
@@ -29,8 +38,8 @@ def zoo(name: str) -> Any:
     return transforms.read(ZOO / name)
 
 
-def opened(path: Path) -> Side:
-    return Side(path.name, open_checkpoint(path))
+def opened(path: Path) -> Model:
+    return Model(path.name, open_checkpoint(path))
 
 
 def pair_with(folder: Path, model: Any, other: str = "seed0", level: Level = "default") -> Pair:
@@ -53,8 +62,7 @@ def shares(pair: Pair) -> tuple[float, float]:
 def named(rows: int, features: int = 64, *, seed: int = 0, signed: bool = False) -> Named:
     generator = np.random.default_rng(seed)
     first, second = (
-        neurons.unit_rows(generator.standard_normal((rows, features), dtype=np.float32))
-        for _ in range(2)
+        unit_rows(generator.standard_normal((rows, features), dtype=np.float32)) for _ in range(2)
     )
     return Named(first, second, signed)
 
@@ -188,7 +196,7 @@ def test_changed_strangers_do_not_agree_either(tmp_path, change):
 
 def test_real_strangers_that_share_tokens_do_not_agree(smollm2_gguf, gemma3):
     pair = Pair(opened(smollm2_gguf), opened(gemma3))
-    pair.__dict__["layer_map"] = tuple((n + 6, n) for n in range(1, 19))  # no need to sign them
+    pair.assume(map_layers, tuple((n + 6, n) for n in range(1, 19)))  # no need to sign them
     found = TOKENS.run(pair)
     assert found.statistic < 0.02
     assert max(f for f in found.profile if f is not None) < 0.05
@@ -197,12 +205,12 @@ def test_real_strangers_that_share_tokens_do_not_agree(smollm2_gguf, gemma3):
 
 def test_a_quantized_file_agrees_with_the_original(smollm2_gguf, smollm2_bf16):
     pair = Pair(opened(smollm2_gguf), opened(smollm2_bf16))
-    pair.__dict__["layer_map"] = tuple((n, n) for n in range(1, 31))
+    pair.assume(map_layers, tuple((n, n) for n in range(1, 31)))
     found = TOKENS.run(pair)
     assert found.statistic > 0.99
     assert "by id, since a vocabulary is missing" in found.note
     # Some layers, of which the first and the last are none.
-    assert sum(f is not None for f in found.profile) == neurons.LAYERS
+    assert sum(f is not None for f in found.profile) == EFFORTS["default"].neuron_layers
     assert found.profile[0] is None
     assert found.profile[-1] is None
 
@@ -240,13 +248,13 @@ def test_the_same_model_in_another_container(tmp_path):
 def test_a_gated_and_a_plain_ffn_are_not_compared(tmp_path):
     a = opened(save(tiny_gpt2(0), tmp_path / "a"))
     b = opened(save(tiny_llama(0), tmp_path / "b"))
-    with pytest.raises(NothingAnalysable, match="only one of the models have gates"):
+    with pytest.raises(NotApplicable, match="only one of the models have gates"):
         TOKENS.run(Pair(a, b))
 
 
 def test_a_handful_of_neurons_tells_nothing(tmp_path):
     a = opened(save(tiny_llama(0, intermediate_size=20), tmp_path / "a"))
-    with pytest.raises(NothingAnalysable, match="20 neurons is too narrow"):
+    with pytest.raises(NotApplicable, match="20 neurons is too narrow"):
         TOKENS.run(Pair(a, a))
 
 
@@ -258,13 +266,13 @@ def test_each_expert_is_matched(tmp_path):
     stranger = transforms.upcycle(zoo("seed1"))
     replaced = {n: t for n, t in stranger.tensors.items() if ".experts.2." in n}
     pair = pair_with(tmp_path, model.change(replaced))
-    states, _ = neurons.token_states(pair, 512)
-    table = expert_agreement(pair, (2, 2), states)
+    states, _ = token_states(pair, 512)
+    table = expert_agreement(pair, (2, 2), states, units=256)
     assert table.shape == (1, 4)
     assert np.all(table[0, [0, 1, 3]] == 1)
     assert table[0, 2] < 0.1
     turned = Pair(pair.b, pair.a)
-    other = expert_agreement(turned, (2, 2), states[::-1])
+    other = expert_agreement(turned, (2, 2), states[::-1], units=256)
     assert other.shape == (4, 1)
     assert np.all(other[[0, 1, 3], 0] == 1)
 
@@ -295,6 +303,6 @@ def test_a_run_gives_the_same_twice(tmp_path):
 def test_without_shared_tokens_the_reason_is_told(tmp_path):
     a = opened(save(tiny_llama(0), tmp_path / "a"))
     b = opened(save(tiny_llama(0, vocab_size=111), tmp_path / "b"))
-    with pytest.raises(NothingAnalysable, match="which tokens are shared is not known"):
+    with pytest.raises(NotApplicable, match="which tokens are shared is not known"):
         TOKENS.run(Pair(a, b))
     assert DIRECTIONS.run(Pair(a, a)).statistic > 0.9

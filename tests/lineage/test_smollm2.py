@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ckptforensics.lineage.compare import compare_pair, open_side
+from ckptforensics.lineage.compare import compare_pair, open_model
 from ckptforensics.lineage.pair import Pair
 from tools import launder, transforms
 
@@ -21,14 +21,14 @@ VERSIONS = {
 
 @pytest.fixture(scope="module")
 def base(smollm2_bf16):
-    side = open_side(smollm2_bf16)
-    side.sign()
-    return side
+    model = open_model(smollm2_bf16)
+    model.sign()
+    return model
 
 
 @pytest.mark.parametrize("name", VERSIONS)
 def test_a_version_of_a_real_model(name, base, smollm2_bf16, tmp_path):
     change, expected = VERSIONS[name]
     path = transforms.write(change(transforms.read(smollm2_bf16)), tmp_path / name, "F32")
-    found = compare_pair(Pair(base, open_side(path)))
+    found = compare_pair(Pair(base, open_model(path)))
     assert (found.verdict, found.relation) == expected, found.reasons

@@ -13,11 +13,12 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from ckptforensics.checkpoint import open_checkpoint
-from ckptforensics.errors import FormatError, NothingAnalysable
-from ckptforensics.lineage.correspondence.shared_tokens import LEAST_SHARED, read_vocabulary
-from ckptforensics.lineage.models import Side
+from ckptforensics.errors import FormatError, NotApplicable
+from ckptforensics.lineage import models as opened
+from ckptforensics.lineage.correspondence.shared_tokens import LEAST_SHARED, shared_tokens
 from ckptforensics.lineage.pair import Pair
 from ckptforensics.tensors.containers.gguf import read_gguf, read_strings
+from ckptforensics.tokens import read_vocabulary
 from tests.support.containers import LLAMA_CONFIG, Model, llama_arrays
 from tests.support.hub import REPO, loopback_hub
 
@@ -73,7 +74,8 @@ def vocabulary_of(folder: Path) -> Any:
 
 
 def pair_of(a: Path, b: Path, seed: int = 0) -> Pair:
-    return Pair(Side("a", open_checkpoint(a)), Side("b", open_checkpoint(b)), seed=seed)
+    one, other = (opened.Model(str(path), open_checkpoint(path)) for path in (a, b))
+    return Pair(one, other, seed=seed)
 
 
 def test_byte_level_tokens_are_what_their_decoder_says(tmp_path):
@@ -114,7 +116,7 @@ def test_other_kinds_share_words_with_byte_level(tmp_path, make):
     assert tokenizer.id_to_token(of_a[" the"]) == "Ġthe"
     mark = {"unigram": "▁the", "word_piece": "the"}[make.__name__]
     assert other.id_to_token(of_b[" the"]) == mark
-    shared = pair_of(a, b).tokens
+    shared = pair_of(a, b).once(shared_tokens)
     assert shared.by_string
     plain = str.maketrans({"Ġ": " ", "▁": " "})
     for one, another in zip(shared.a.tolist(), shared.b.tolist(), strict=True):
@@ -196,27 +198,27 @@ def test_the_order_of_shared_tokens_depends_on_strings_and_seed_alone(tmp_path):
     moved = {text: 599 - number for text, number in vocabulary.items()}
     a = model(tmp_path / "a", vocab=vocabulary)
     b = model(tmp_path / "b", vocab=moved)
-    shared = pair_of(a, b).tokens
+    shared = pair_of(a, b).once(shared_tokens)
     assert np.array_equal(shared.b, 599 - shared.a)
     assert sorted(shared.a.tolist()) == list(range(300))
     # A third model, with other weights and ids, meets the same words in the same order.
     c = model(tmp_path / "c", vocab={text: (7 * n) % 599 for text, n in vocabulary.items()})
-    assert np.array_equal(pair_of(a, c).tokens.a, shared.a)
-    assert not np.array_equal(pair_of(a, b, seed=1).tokens.a, shared.a)
+    assert np.array_equal(pair_of(a, c).once(shared_tokens).a, shared.a)
+    assert not np.array_equal(pair_of(a, b, seed=1).once(shared_tokens).a, shared.a)
 
 
 def test_ids_beyond_the_embeddings_are_left_out(tmp_path):
     vocabulary = {f"Ġword{i}": i for i in range(300)}
     a = model(tmp_path / "a", vocabulary=100, vocab=vocabulary)
     b = model(tmp_path / "b", vocabulary=600, vocab=vocabulary)
-    shared = pair_of(a, b).tokens
+    shared = pair_of(a, b).once(shared_tokens)
     assert sorted(shared.a.tolist()) == list(range(100))
 
 
 def test_without_strings_equal_ids_are_taken_and_it_is_said(tmp_path):
     a = model(tmp_path / "a", vocab={"Ġa": 0})
     b = model(tmp_path / "b")
-    shared = pair_of(a, b).tokens
+    shared = pair_of(a, b).once(shared_tokens)
     assert not shared.by_string
     assert np.array_equal(shared.a, shared.b)
     assert sorted(shared.a.tolist()) == list(range(600))
@@ -224,13 +226,13 @@ def test_without_strings_equal_ids_are_taken_and_it_is_said(tmp_path):
 
 def test_what_is_not_known_to_be_shared_is_not_guessed(tmp_path):
     a, b = model(tmp_path / "a"), model(tmp_path / "b", vocabulary=700)
-    with pytest.raises(NothingAnalysable, match=r"both have no vocabulary.*600 and 700"):
-        pair_of(a, b).tokens  # noqa: B018
+    with pytest.raises(NotApplicable, match=r"both have no vocabulary.*600 and 700"):
+        pair_of(a, b).once(shared_tokens)
     words = {f"Ġword{i}": i for i in range(300)}
     others = {f"Ġother{i}": i for i in range(300)}
     few = pair_of(model(tmp_path / "c", vocab=words), model(tmp_path / "d", vocab=others))
-    with pytest.raises(NothingAnalysable, match="share 0 strings"):
-        few.tokens  # noqa: B018
+    with pytest.raises(NotApplicable, match="share 0 strings"):
+        few.once(shared_tokens)
 
 
 def test_on_the_hub_the_tokenizer_is_fetched_when_it_is_asked_for(monkeypatch, tmp_path):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import pytest
 
-from ckptforensics.lineage.compare import compare, compare_pair, open_side
+from ckptforensics.lineage.compare import compare, compare_pair, open_model
 from ckptforensics.lineage.pair import Pair
 from tools.zoo import ORIGINS, RELATIONS, zoo
 
@@ -17,24 +17,24 @@ STRANGERS = ("seed1", "seed2", "random")
 
 
 @pytest.fixture(scope="module")
-def sides(tmp_path_factory):
-    opened = {name: open_side(path) for name, path in zoo(tmp_path_factory.mktemp("zoo")).items()}
-    for name, side in opened.items():
-        side.name = name
+def models(tmp_path_factory):
+    opened = {name: open_model(path) for name, path in zoo(tmp_path_factory.mktemp("zoo")).items()}
+    for name, model in opened.items():
+        model.name = name
     return opened
 
 
-def found(expected, sides):
-    a, b = sides[expected.a], sides[expected.b]
-    others = [sides[name] for name in expected.given if name not in (expected.a, expected.b)]
+def found(expected, models):
+    a, b = models[expected.a], models[expected.b]
+    others = [models[name] for name in expected.given if name not in (expected.a, expected.b)]
     if not others:
         return compare_pair(Pair(a, b))
     document = compare([a, b, *others])
     return next(pair for pair in document.pairs if (pair.a, pair.b) == (a.name, b.name))
 
 
-def check(expected, sides):
-    record = found(expected, sides)
+def check(expected, models):
+    record = found(expected, models)
     told = (record.verdict, record.relation, record.direction, record.reasons)
     assert record.verdict == expected.verdict, told
     if expected.kind is not None:
@@ -70,8 +70,8 @@ def with_parent():
 
 
 @pytest.mark.parametrize("expected", with_parent(), ids=lambda r: f"{r.a}-{r.b}")
-def test_what_was_made_from_a_model_is_found_with_kind_and_direction(expected, sides):
-    check(expected, sides)
+def test_what_was_made_from_a_model_is_found_with_kind_and_direction(expected, models):
+    check(expected, models)
 
 
 def laundered():
@@ -79,8 +79,8 @@ def laundered():
 
 
 @pytest.mark.parametrize("expected", laundered(), ids=lambda r: f"{r.a}-{r.b}")
-def test_hidden_copies_are_found(expected, sides):
-    check(expected, sides)
+def test_hidden_copies_are_found(expected, models):
+    check(expected, models)
 
 
 def strangers():
@@ -90,16 +90,16 @@ def strangers():
 
 
 @pytest.mark.parametrize("expected", strangers(), ids=lambda r: f"{r.a}-{r.b}")
-def test_models_of_other_seeds_are_independent(expected, sides):
-    record = found(expected, sides)
+def test_models_of_other_seeds_are_independent(expected, models):
+    record = found(expected, models)
     assert record.verdict == "independent", record.reasons
     assert record.relation is None
     assert record.direction == "unknown"
 
 
-def test_a_family_makes_one_cluster_and_a_tree_through_its_base(sides):
+def test_a_family_makes_one_cluster_and_a_tree_through_its_base(models):
     names = ["finetune", "seed1", "seed0", "finetune-long", "int8", "seed2"]
-    document = compare([sides[name] for name in names])
+    document = compare([models[name] for name in names])
     assert set(document.clusters) == {
         ("finetune", "seed0", "finetune-long", "int8"),
         ("seed1",),
@@ -115,11 +115,11 @@ def test_a_family_makes_one_cluster_and_a_tree_through_its_base(sides):
 
 
 @pytest.mark.parametrize("merged", ["average", "ties", "dare"])
-def test_a_merge_is_found_among_its_relatives(merged, sides):
+def test_a_merge_is_found_among_its_relatives(merged, models):
     names = [merged, *ORIGINS[merged].parents, "seed1"]
     if "seed0" not in names:
         names.append("seed0")
-    document = compare([sides[name] for name in names])
+    document = compare([models[name] for name in names])
     (found,) = document.merges
     assert found.model == merged
     assert {"finetune", "finetune-long"} <= set(found.parents) | {"seed0"}

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ckptforensics.checkpoint import open_checkpoint
-from ckptforensics.lineage.models import Side
+from ckptforensics.lineage.models import Model
 from ckptforensics.lineage.pair import Level, Pair
 from tests.support.models import save, tiny_llama
 
@@ -100,8 +100,8 @@ def pair_of(
     """Both models written and opened."""
     from tools import transforms
 
-    sides = []
+    models = []
     for name, model, dtype in (("a", a, dtypes[0]), ("b", b, dtypes[1])):
         path = transforms.write(model, folder / name, dtype)
-        sides.append(Side(name, open_checkpoint(path)))
-    return Pair(sides[0], sides[1], level)
+        models.append(Model(name, open_checkpoint(path)))
+    return Pair(models[0], models[1], level)

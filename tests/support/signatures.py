@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from ckptforensics.lineage.models import Side
+from ckptforensics.lineage.correspondence.layer_map import map_layers
+from ckptforensics.lineage.models import Model
 from ckptforensics.lineage.pair import Level, Pair
 from ckptforensics.results import (
     Direction,
@@ -70,6 +71,7 @@ def signature(
 
 def signed_pair(a: Signature, b: Signature, level: Level = "fast", seed: int = 0) -> Pair:
     """A pair of signatures whose layers correspond by their order as far as both have them."""
-    pair = Pair(Side("a", None, signature=a), Side("b", None, signature=b), level, seed=seed)
-    pair.layer_map = tuple((i + 1, i + 1) for i in range(min(len(a.u), len(b.u))))
+    pair = Pair(Model("a", None, signature=a), Model("b", None, signature=b), level, seed=seed)
+    layers = tuple((i + 1, i + 1) for i in range(min(len(a.u), len(b.u))))
+    pair.assume(map_layers, layers)
     return pair

@@ -59,14 +59,14 @@ def command(
     verdict is 'inconclusive' where the evidence is.
     """
     from ckptforensics.findings import SignatureCache
-    from ckptforensics.lineage.compare import compare, open_side
+    from ckptforensics.lineage.compare import compare, open_model
     from ckptforensics.render import check_plot_path, plot_comparison
 
     out = Output(form, output, quiet, verbose, not no_progress)
     if plot is not None:
         check_plot_path(plot)
     cache = None if no_cache else SignatureCache.of_user(out.hint)
-    sides = [open_side(model, offline=offline, strict=strict) for model in models]
+    sides = [open_model(model, offline=offline, strict=strict) for model in models]
     checkpoints = [side.checkpoint for side in sides if side.checkpoint is not None]
     for model, side in zip(models, sides, strict=True):
         for written in (output, plot):

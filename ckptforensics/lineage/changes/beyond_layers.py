@@ -22,7 +22,7 @@ _ROWS = 512
 
 def only_outside(changed: Sequence[Change]) -> Finding:
     """Nothing but tensors outside the layers changed: embeddings, head or the last norm."""
-    names = ", ".join(change.piece.tensor for change in changed)
+    names = ", ".join(change.tensors.tensor for change in changed)
     most = max(change.relative for change in changed)
     reason = f"only {names} changed, by {most:.2g} of its norm"
     return Finding("finetune", "unknown", reason, 50)
@@ -34,13 +34,13 @@ def drawn_anew(changed: Sequence[Change]) -> Finding | None:
     The other way round, training would have made the same layers of other embeddings.
     """
     for change in changed:
-        if change.piece.part != "embedding" or change.cosine >= _DRAWN_ANEW:
+        if change.tensors.part != "embedding" or change.cosine >= _DRAWN_ANEW:
             continue
-        rows = sample_rows(min(change.piece.rows), _ROWS)
-        parts = [np.concatenate([read(i, i + 1) for i in rows]) for read in change.piece.read]
+        rows = sample_rows(min(change.tensors.rows), _ROWS)
+        parts = [np.concatenate([read(i, i + 1) for i in rows]) for read in change.tensors.read]
         drawn = [_isotropic(part) for part in parts]
         direction: Arrow = "unknown"
-        reason = f"{change.piece.tensor} has nothing in common (cosine {change.cosine:.2f})"
+        reason = f"{change.tensors.tensor} has nothing in common (cosine {change.cosine:.2f})"
         if drawn[0] != drawn[1]:
             direction = "a->b" if drawn[1] else "b->a"
             reason += f"; that of {'B' if drawn[1] else 'A'} is as random numbers are"
@@ -55,18 +55,18 @@ def appended_rows(changes: Sequence[Change]) -> Finding | None:
     mean.
     """
     for change in changes:
-        rows = change.piece.rows
-        if change.piece.part != "embedding" or rows[0] == rows[1]:
+        rows = change.tensors.rows
+        if change.tensors.part != "embedding" or rows[0] == rows[1]:
             continue
         longer = int(rows[1] > rows[0])
-        read = change.piece.read[longer]
+        read = change.tensors.read[longer]
         new = read(min(rows), min(max(rows), min(rows) + _ROWS))
         old = np.concatenate([read(i, i + 1) for i in sample_rows(min(rows), _ROWS)])
         how = _initialised(new, old)
         arrow: Arrow = "unknown" if how is None else "a->b" if longer else "b->a"
         reason = (
             f"{'B' if longer else 'A'} has {max(rows) - min(rows):,} more rows in "
-            f"{change.piece.tensor}" + (f", {how}" if how else ", not as initialised ones are")
+            f"{change.tensors.tensor}" + (f", {how}" if how else ", not as initialised ones are")
         )
         return Finding(None, arrow, reason, 70, "vocabulary")
     return None

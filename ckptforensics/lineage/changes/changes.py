@@ -1,4 +1,4 @@
-"""What changed between two models in one basis, tensor by tensor (group 4 of the tests).
+"""What changed between two models in one basis, tensor by tensor.
 
 Tensors are read in blocks of rows, both models' at once, and nothing larger is kept.
 """
@@ -21,8 +21,8 @@ from ckptforensics.lineage.changes.lattices import (
 )
 from ckptforensics.lineage.changes.low_rank import RoundedSum, look_for_rank
 from ckptforensics.lineage.changes.masks import LEAST_MASK, Mask, find_mask, square
-from ckptforensics.lineage.changes.tensor_pairs import Piece, is_sampled, pieces
-from ckptforensics.lineage.pair import Pair
+from ckptforensics.lineage.changes.tensor_pairs import TensorPair, is_sampled, tensor_pairs
+from ckptforensics.lineage.pair import Pair, spread
 from ckptforensics.results.comparison import Arrow, ChangeRecord
 
 # Entries read at once, and of one tensor of a sampled model.
@@ -30,8 +30,6 @@ _BLOCK = 1 << 18
 _SAMPLED_ENTRIES = 1 << 24
 # Runs of rows in which a quantizer's grid is looked for, evenly spread, and rows of each.
 _LATTICE_RUNS, _LATTICE_RUN = 4, 8
-# Changed matrices in which a low rank is looked for, unless all are.
-_RANKED = 16
 # Types that a wider one is rounded to when a model is stored anew.
 _NARROW = ("BF16", "F16")
 # See `is_rounding`.
@@ -61,7 +59,7 @@ class Change:
     order : which of the two is the rounded sum of the other and a difference of low rank
     """
 
-    piece: Piece
+    tensors: TensorPair
     entries: int
     equal: float
     relative: float
@@ -79,8 +77,8 @@ class Change:
     def record(self) -> ChangeRecord:
         """As it stands in the document."""
         return ChangeRecord(
-            tensor=self.piece.tensor,
-            layer=self.piece.layer,
+            tensor=self.tensors.tensor,
+            layer=self.tensors.layer,
             equal=self.equal,
             relative=self.relative,
             rank=self.rank,
@@ -94,21 +92,20 @@ def measure_changes(pair: Pair) -> tuple[Change, ...]:
 
     Raises
     ------
-    NothingAnalysable
+    NotApplicable
         if a model has no weights.
     CkptError
         if a tensor cannot be decoded.
     """
     sampled = is_sampled(pair)
-    found = [_measure(piece, sampled) for piece in pieces(pair)]
+    found = [_measure(tensors, sampled) for tensors in tensor_pairs(pair)]
     changed = [
-        i for i, c in enumerate(found) if c.equal < 1 and c.piece.matrix and c.piece.part == "layer"
+        i
+        for i, c in enumerate(found)
+        if c.equal < 1 and c.tensors.matrix and c.tensors.part == "layer"
     ]
-    if not pair.thorough and len(changed) > _RANKED:
-        at = np.linspace(0, len(changed) - 1, _RANKED).round().astype(int)
-        changed = [changed[i] for i in at]
-    for i in changed:
-        rank, order = look_for_rank(found[i].piece, thorough=pair.thorough)
+    for i in spread(changed, pair.effort.ranked_matrices):
+        rank, order = look_for_rank(found[i].tensors, rows=pair.effort.rank_rows)
         found[i] = replace(found[i], looked=True, rank=rank, order=order)
     return tuple(found)
 
@@ -145,23 +142,23 @@ class _Tally:
         )
 
 
-def _known(piece: Piece, error: float) -> Change:
+def _known(tensors: TensorPair, error: float) -> Change:
     """A change of which nothing but the size is known."""
     same = float(error == 0)
     near = max(0.0, 1 - error**2 / 2)
     return Change(
-        piece, 1, same, error, near, (0.0, 0.0), (None, None), (None, None), (_NOT, _NOT), None
+        tensors, 1, same, error, near, (0.0, 0.0), (None, None), (None, None), (_NOT, _NOT), None
     )
 
 
-def _measure(piece: Piece, sampled: bool) -> Change:
-    if piece.error is not None:
-        return _known(piece, piece.error)
-    blocks = _blocks(piece, sampled)
-    casts = _Casts(piece.dtypes)
+def _measure(tensors: TensorPair, sampled: bool) -> Change:
+    if tensors.error is not None:
+        return _known(tensors, tensors.error)
+    blocks = _blocks(tensors, sampled)
+    casts = _Casts(tensors.dtypes)
 
     def tally_of(block: tuple[int, int]) -> _Tally:
-        a, b = (read(*block) for read in piece.read)
+        a, b = (read(*block) for read in tensors.read)
         casts.look(a, b)
         return _Tally.of(a, b)
 
@@ -170,13 +167,13 @@ def _measure(piece: Piece, sampled: bool) -> Change:
     inner = (tally.squares[0] + tally.squares[1] - tally.squares[2]) / 2
     zeros = tally.zeros / tally.entries
     changed = tally.equal < tally.entries
-    lattices, rounded = _lattices(piece, tally.largest, changed)
+    lattices, rounded = _lattices(tensors, tally.largest, changed)
     masks = [
-        find_mask(piece, blocks, side) if changed and zeros[side] >= LEAST_MASK else None
-        for side in (0, 1)
+        find_mask(tensors, blocks, model) if changed and zeros[model] >= LEAST_MASK else None
+        for model in (0, 1)
     ]
     return Change(
-        piece=piece,
+        tensors=tensors,
         entries=tally.entries,
         equal=tally.equal / tally.entries,
         relative=float(size_d / size_a) if size_a > 0 else float(size_d > 0),
@@ -209,11 +206,11 @@ class _Casts:
         return next(iter(self.arrows), None)
 
 
-def _blocks(piece: Piece, sampled: bool) -> list[tuple[int, int]]:
-    rows = min(piece.rows)
-    step = max(1, _BLOCK // piece.columns)
+def _blocks(tensors: TensorPair, sampled: bool) -> list[tuple[int, int]]:
+    rows = min(tensors.rows)
+    step = max(1, _BLOCK // tensors.columns)
     starts = list(range(0, rows, step))
-    most = max(1, _SAMPLED_ENTRIES // (step * piece.columns))
+    most = max(1, _SAMPLED_ENTRIES // (step * tensors.columns))
     if sampled and len(starts) > most:
         at = np.linspace(0, len(starts) - 1, most).round().astype(int)
         starts = [starts[i] for i in at]
@@ -221,20 +218,20 @@ def _blocks(piece: Piece, sampled: bool) -> list[tuple[int, int]]:
 
 
 def _lattices(
-    piece: Piece, largest: Doubles, changed: bool
+    tensors: TensorPair, largest: Doubles, changed: bool
 ) -> tuple[tuple[str | None, str | None], tuple[Rounded, Rounded]]:
     """Names of the quantizers' grids of A and B, and how well each is the other's rounding."""
-    if not piece.matrix:
+    if not tensors.matrix:
         return (None, None), (_NOT, _NOT)
-    rows = min(piece.rows)
+    rows = min(tensors.rows)
     run = min(_LATTICE_RUN, rows)
     starts = sample_rows(rows - run + 1, _LATTICE_RUNS)
-    samples = [np.concatenate([read(i, i + run) for i in starts]) for read in piece.read]
+    samples = [np.concatenate([read(i, i + run) for i in starts]) for read in tensors.read]
     names: list[str | None] = []
     rounded: list[Rounded] = []
     for i, (sample, other) in enumerate(((samples[0], samples[1]), (samples[1], samples[0]))):
         found: Lattice | None = find_lattice(sample, float(largest[i])) if changed else None
-        stored = piece.dtypes[i]
+        stored = tensors.dtypes[i]
         plain = stored in ("BF16", "F16", "F32", "F64")
         names.append(_name(found, stored if not plain else None, grid(sample)))
         if not changed:

@@ -13,10 +13,8 @@ import numpy as np
 
 from ckptforensics.arrays import Doubles
 from ckptforensics.lineage.changes.lattices import grid, spacing
-from ckptforensics.lineage.changes.tensor_pairs import Piece
+from ckptforensics.lineage.changes.tensor_pairs import TensorPair
 
-# Rows of a matrix that are looked at, and those of a comparison that samples nothing.
-_ROWS, _ROWS_THOROUGH = 512, 2048
 # A rank is low up to this share of the rows and columns looked at.
 _LOW = 0.25
 # What a low rank leaves over may have this much more energy than rounding gives, and the low rank
@@ -45,19 +43,19 @@ class RoundedSum:
     as_a: float
 
 
-def look_for_rank(piece: Piece, *, thorough: bool) -> tuple[int | None, RoundedSum | None]:
+def look_for_rank(tensors: TensorPair, *, rows: int) -> tuple[int | None, RoundedSum | None]:
     """Rank of B - A, if it is low and the rest is rounding, and what the rounding says.
 
     Parameters
     ----------
-    thorough : look at more of a tall matrix
+    rows : at most so many of a tall matrix are looked at
     """
-    rows = min(piece.rows)
-    count = min(rows, _ROWS_THOROUGH if thorough else _ROWS)
+    there = min(tensors.rows)
+    count = min(there, rows)
     # One run of rows from the middle: of a matrix of low rank any rows have it.
-    start = (rows - count) // 2
-    a, b = (read(start, start + count) for read in piece.read)
-    grids = (grid(a), grid(b)) if not piece.mapped else _types(piece)
+    start = (there - count) // 2
+    a, b = (read(start, start + count) for read in tensors.read)
+    grids = (grid(a), grid(b)) if not tensors.mapped else _types(tensors)
     units = spacing(a, grids[0]), spacing(b, grids[1])
     # In float64: B - A is then exact, and small singular values can be told from rounding.
     difference = b.astype(np.float64) - a
@@ -72,14 +70,14 @@ def look_for_rank(piece: Piece, *, thorough: bool) -> tuple[int | None, RoundedS
             part = vectors[:, :rank] @ (vectors[:, :rank].T @ d)
             low = part.T if tall else part
             # What was computed lies on no grid that could tell.
-            told = None if piece.mapped else _rounding(low, difference - low, units, rank)
+            told = None if tensors.mapped else _rounding(low, difference - low, units, rank)
             return rank, told
     return None, None
 
 
-def _types(piece: Piece) -> tuple[str, str]:
+def _types(tensors: TensorPair) -> tuple[str, str]:
     """The coarser of the types that the factors of computed matrices are stored in, for both."""
-    coarser = next((kind for kind in ("BF16", "F16") if kind in piece.dtypes), "F32")
+    coarser = next((kind for kind in ("BF16", "F16") if kind in tensors.dtypes), "F32")
     return coarser, coarser
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ckptforensics.arrays import Floats
-from ckptforensics.lineage.changes.tensor_pairs import Piece
+from ckptforensics.lineage.changes.tensor_pairs import TensorPair
 
 # Share of the entries that must be 0 in one model alone to be a mask.
 LEAST_MASK = 0.01
@@ -36,7 +36,7 @@ class Mask:
     pattern: str | None = None
 
 
-def find_mask(piece: Piece, blocks: Sequence[tuple[int, int]], side: int) -> Mask | None:
+def find_mask(tensors: TensorPair, blocks: Sequence[tuple[int, int]], model: int) -> Mask | None:
     """The entries that are 0 in A (side 0) or B (1) and not in the other; None if hardly any are.
 
     Parameters
@@ -45,7 +45,7 @@ def find_mask(piece: Piece, blocks: Sequence[tuple[int, int]], side: int) -> Mas
     """
     tally = _Tally()
     for block in blocks:
-        tally.add(piece.read[side](*block), piece.read[1 - side](*block))
+        tally.add(tensors.read[model](*block), tensors.read[1 - model](*block))
     if tally.masked < LEAST_MASK * tally.entries:
         return None
     return Mask(

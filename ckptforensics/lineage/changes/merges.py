@@ -16,11 +16,13 @@ import numpy as np
 from ckptforensics.arrays import Doubles, Floats
 from ckptforensics.lineage.changes.lattices import grid, spacing
 from ckptforensics.lineage.changes.tensor_pairs import (
-    LARGE_MODEL,
-    SAMPLED_LAYERS,
     layer_names,
+    stored_bytes,
 )
-from ckptforensics.lineage.models import Side
+from ckptforensics.lineage.effort import Effort, within
+from ckptforensics.lineage.models import Model
+from ckptforensics.lineage.pair import spread
+from ckptforensics.lineage.randomness import Stream, generator
 from ckptforensics.progress import Progress
 from ckptforensics.results import MergeRecord
 from ckptforensics.tensors import matrix_shape
@@ -35,7 +37,7 @@ _GAIN = 0.8
 _LEAST_WEIGHT = 0.05
 # Entries read at once of each model, and blocks of a tensor at the most.
 _BLOCK, _BLOCKS = 1 << 18, 4
-_BOOTSTRAPS, _SEED = 400, 5
+_BOOTSTRAPS = 400
 # Share of the row blocks that equal one candidate's: a mixture has next to none, but what was put
 # together of whole layers has.
 _COPIED = 0.1
@@ -66,7 +68,10 @@ class _Block:
 
 
 def find_merge(
-    model: Side, candidates: Sequence[Side], progress: Progress | None = None
+    model: Model,
+    candidates: Sequence[Model],
+    effort: Effort,
+    progress: Progress | None = None,
 ) -> MergeRecord | None:
     """Whether a model is a mixture of two or more candidates, in the basis they are stored in.
 
@@ -76,6 +81,7 @@ def find_merge(
     Parameters
     ----------
     candidates : two to five relatives of the model
+    effort : of how many layers entries are read
     progress : told of each tensor that is read
 
     Raises
@@ -83,9 +89,9 @@ def find_merge(
     CkptError
         if a tensor cannot be decoded.
     """
-    if any(side.checkpoint is None for side in (model, *candidates)) or len(candidates) < 2:
+    if any(model.checkpoint is None for model in (model, *candidates)) or len(candidates) < 2:
         return None
-    grams, layers = _inner_products(model, candidates, progress)
+    grams, layers = _inner_products(model, candidates, effort, progress)
     copied = np.diagonal(grams, axis1=1, axis2=2).min(axis=1) == 0 if len(grams) else np.ones(1)
     if copied.mean() > _COPIED:
         return None
@@ -94,18 +100,15 @@ def find_merge(
         found = _mixture(grams, layers, chosen)
         if found is not None:
             return _record(model, candidates, chosen, found, "average")
-    return _sparse_merge(model, candidates, grams, layers, progress)
+    return _sparse_merge(model, candidates, grams, layers, effort)
 
 
-def _blocks(sides: Sequence[Side], progress: Progress | None) -> Iterator[_Block]:
+def _blocks(models: Sequence[Model], effort: Effort, progress: Progress | None) -> Iterator[_Block]:
     """The same rows of the same matrices of layers, of all models."""
-    first = sides[0]
-    stores = [side.weights.store for side in sides]
-    large = max(sum(i.nbytes for i in s.tensors.values()) for s in stores) > LARGE_MODEL
-    layers = first.layers
-    if large and len(layers) > SAMPLED_LAYERS:
-        at = np.linspace(0, len(layers) - 1, SAMPLED_LAYERS).round().astype(int)
-        layers = tuple(layers[i] for i in at)
+    first = models[0]
+    stores = [model.weights.store for model in models]
+    whole = within(max(map(stored_bytes, models)), effort.entry_bytes)
+    layers = spread(first.layers, None if whole else effort.entry_layers)
     names = [
         (layer, name) for layer in layers for name in sorted(layer_names(first, layer).values())
     ]
@@ -123,19 +126,19 @@ def _blocks(sides: Sequence[Side], progress: Progress | None) -> Iterator[_Block
         for start in range(0, rows, max(step, rows // _BLOCKS)):
             stop = min(start + step, rows)
             values = [store.read_rows(name, start, stop).reshape(-1) for store in stores]
-            for side, info in zip(sides, infos, strict=True):
-                side.bytes_read += info.nbytes * (stop - start) // rows  # type: ignore[union-attr]
+            for model, info in zip(models, infos, strict=True):
+                model.bytes_read += info.nbytes * (stop - start) // rows  # type: ignore[union-attr]
             yield _Block(layer, np.stack(values))
     if progress is not None:
         progress.finish()
 
 
 def _inner_products(
-    model: Side, candidates: Sequence[Side], progress: Progress | None
+    model: Model, candidates: Sequence[Model], effort: Effort, progress: Progress | None
 ) -> tuple[Doubles, list[int | None]]:
     """(blocks, candidates, candidates) products of the differences to the model, and the layers."""
     grams, layers = [], []
-    for block in _blocks((model, *candidates), progress):
+    for block in _blocks((model, *candidates), effort, progress):
         difference = block.values[1:] - block.values[0]
         grams.append(difference @ difference.T)
         layers.append(block.layer)
@@ -199,9 +202,9 @@ def _fit(grams: Doubles, layers: Sequence[int | None]) -> _Mixture:
         by_layer.append(_weights(gram))
         left += max(float(by_layer[-1] @ gram @ by_layer[-1]), 0.0)
     best = float(np.diag(total).min())
-    generator = np.random.default_rng(_SEED)
+    draws = generator(0, Stream.MERGE_BOOTSTRAP)
     again = [
-        _weights(grams[generator.integers(0, len(grams), len(grams))].sum(axis=0))
+        _weights(grams[draws.integers(0, len(grams), len(grams))].sum(axis=0))
         for _ in range(_BOOTSTRAPS)
     ]
     return _Mixture(
@@ -213,8 +216,8 @@ def _fit(grams: Doubles, layers: Sequence[int | None]) -> _Mixture:
 
 
 def _record(
-    model: Side,
-    candidates: Sequence[Side],
+    model: Model,
+    candidates: Sequence[Model],
     chosen: tuple[int, ...],
     found: _Mixture,
     method: Method,
@@ -234,15 +237,15 @@ def _record(
 
 
 def _sparse_merge(
-    model: Side,
-    candidates: Sequence[Side],
+    model: Model,
+    candidates: Sequence[Model],
     grams: Doubles,
     layers: Sequence[int | None],
-    progress: Progress | None,
+    effort: Effort,
 ) -> MergeRecord | None:
     """A merge whose entries are the base's, or the base's and a multiple of some changes'."""
     most = max(1, _TRACED_ENTRIES // len(grams))
-    thinned = [_thinned(b.values, most) for b in _blocks((model, *candidates), None)]
+    thinned = [_thinned(b.values, most) for b in _blocks((model, *candidates), effort, None)]
     values = np.concatenate(thinned, axis=1).astype(np.float64)
     unit = spacing(values[0], grid(thinned[0][0]))
     found = []

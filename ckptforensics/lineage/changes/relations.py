@@ -11,14 +11,13 @@ from dataclasses import replace
 import numpy as np
 
 from ckptforensics.lineage.changes.beyond_layers import appended_rows, drawn_anew, only_outside
-from ckptforensics.lineage.changes.changes import Change
+from ckptforensics.lineage.changes.changes import Change, measure_changes
 from ckptforensics.lineage.changes.finding import Finding
 from ckptforensics.lineage.changes.masks import Mask
+from ckptforensics.lineage.changes.structure import find_structure
 from ckptforensics.lineage.changes.tensor_pairs import is_sampled
 from ckptforensics.lineage.pair import Pair
 from ckptforensics.results.comparison import Arrow, ChangeRecord
-
-__all__ = ["Finding", "find_changes", "find_relation", "identical", "left_out"]
 
 # A change must be seen in this share of the layers' entries to be the kind of the relation.
 _MOST = 0.5
@@ -49,7 +48,7 @@ def identical(pair: Pair) -> bool:
 
     Reading ends at the first byte that differs.
     """
-    stores = [side.weights.store for side in pair.sides]
+    stores = [model.weights.store for model in pair.models]
     if set(stores[0]) != set(stores[1]) or stores[0].recipe() != stores[1].recipe():
         return False
     every = [[p for n in sorted(s) for p in s.parts(n)] for s in stores]
@@ -66,8 +65,8 @@ def identical(pair: Pair) -> bool:
         if info.nbytes == 0 or info.unreadable:
             continue
         a, b = (store.stored_bytes(info.name) for store in stores)
-        for side in pair.sides:
-            side.bytes_read += info.nbytes
+        for model in pair.models:
+            model.bytes_read += info.nbytes
         same = _same_bytes(a, b)
         for store in stores:
             store.release(info.name)
@@ -78,18 +77,19 @@ def identical(pair: Pair) -> bool:
 
 def find_changes(pair: Pair) -> tuple[ChangeRecord, ...]:
     """What changed, tensor by tensor; empty where only signatures are compared."""
-    if pair.level == "fast" or any(side.checkpoint is None for side in pair.sides):
+    if not pair.reads_weights:
         return ()
-    return tuple(change.record for change in pair.changes)
+    return tuple(change.record for change in pair.once(measure_changes))
 
 
 def left_out(pair: Pair) -> str | None:
     """What of the weights was not compared entry by entry, in words; None if all was."""
-    if pair.level == "fast" or any(side.checkpoint is None for side in pair.sides):
+    if not pair.reads_weights:
         return "weights were not compared entry by entry"
     if not is_sampled(pair):
         return None
-    layers = sorted({c.piece.layer for c in pair.changes if c.piece.layer is not None})
+    changes = pair.once(measure_changes)
+    layers = sorted({c.tensors.layer for c in changes if c.tensors.layer is not None})
     words = ", ".join(str(layer) for layer in layers)
     return f"what changed was looked for in layers {words} of {len(pair.a.layers)} alone"
 
@@ -102,13 +102,15 @@ def find_relation(pair: Pair) -> tuple[Finding, ...]:
     CkptError
         if a tensor cannot be decoded.
     """
-    if pair.level == "fast" or any(side.checkpoint is None for side in pair.sides):
+    if not pair.reads_weights:
         return ()
-    from ckptforensics.lineage.changes.structure import find_structure
-
-    changes = [c for c in pair.changes if c.cosine >= _ALIKE or c.piece.part != "layer"]
-    layers = [c for c in changes if c.piece.part == "layer" and c.piece.matrix]
-    alike = 2 * len(layers) >= sum(c.piece.part == "layer" and c.piece.matrix for c in pair.changes)
+    changes = [
+        c for c in pair.once(measure_changes) if c.cosine >= _ALIKE or c.tensors.part != "layer"
+    ]
+    layers = [c for c in changes if c.tensors.part == "layer" and c.tensors.matrix]
+    alike = 2 * len(layers) >= sum(
+        c.tensors.part == "layer" and c.tensors.matrix for c in pair.once(measure_changes)
+    )
     found = [f for f in find_structure(pair) if alike or f.relation != "depth-changed"]
     if layers and alike:
         found += _of_values(pair, changes, layers)
@@ -145,12 +147,12 @@ def _of_values(pair: Pair, changes: list[Change], layers: list[Change]) -> Itera
     if cast := _cast(changes, changed):
         yield cast
         return
-    if all(change.piece.mapped and change.relative <= _slack(change) for change in changed):
+    if all(change.tensors.mapped and change.relative <= _slack(change) for change in changed):
         most = max(change.relative for change in changed)
         reason = f"after the map was undone all that corresponds is equal to {most:.1g} of its norm"
         yield Finding(None, "unknown", reason, 90, "spelling")
         return
-    moved = [change for change in changed if change.piece.part == "layer"]
+    moved = [change for change in changed if change.tensors.part == "layer"]
     if drawn := drawn_anew(changed):
         yield drawn
     if not moved:
@@ -167,11 +169,11 @@ def _of_values(pair: Pair, changes: list[Change], layers: list[Change]) -> Itera
 
 def _slack(change: Change) -> float:
     """How far apart rounding to the stored types brings what is computed from them."""
-    return max(_ROUNDING.get(dtype, _ROUNDING["F32"]) for dtype in change.piece.dtypes)
+    return max(_ROUNDING.get(dtype, _ROUNDING["F32"]) for dtype in change.tensors.dtypes)
 
 
 def _same_values(changes: Sequence[Change]) -> str:
-    dtypes = sorted({f"{a} and {b}" for a, b in (c.piece.dtypes for c in changes) if a != b})
+    dtypes = sorted({f"{a} and {b}" for a, b in (c.tensors.dtypes for c in changes) if a != b})
     stored = f", stored as {', '.join(dtypes)}" if dtypes else ""
     return f"all values of the {len(changes)} tensors that correspond are equal{stored}"
 
@@ -184,7 +186,7 @@ def _cast(changes: Sequence[Change], changed: Sequence[Change]) -> Finding | Non
     arrows: tuple[Arrow, ...] = ("a->b", "b->a")
     for arrow in arrows:
         if all(change.cast == arrow for change in changed):
-            later = changed[0].piece.dtypes[1 if arrow == "a->b" else 0]
+            later = changed[0].tensors.dtypes[1 if arrow == "a->b" else 0]
             first, second = ("A", "B") if arrow == "a->b" else ("B", "A")
             reason = (
                 f"{second} is {first} rounded to {later}, entry by entry, in {len(changed)} of "
@@ -287,7 +289,7 @@ def _regrown(masked: Sequence[tuple[Change, Mask]]) -> bool:
 
 def _adapter(moved: Sequence[Change]) -> Finding | None:
     """All changed matrices that were looked at differ by a low rank."""
-    matrices = [change for change in moved if change.piece.matrix]
+    matrices = [change for change in moved if change.tensors.matrix]
     low = [change for change in matrices if change.rank is not None]
     ranked = [c for c in matrices if c.looked]
     if not low or len(low) < 0.9 * len(ranked):
@@ -329,7 +331,7 @@ def _finetune(layers: Sequence[Change], moved: Sequence[Change]) -> Finding:
         most = max((c for c in layers if c.equal < 1), key=lambda c: c.relative)
         reason += (
             f", matrices by {np.median(relative):.2g} of their norm (median; most, "
-            f"{most.relative:.2g}, in {most.piece.tensor})"
+            f"{most.relative:.2g}, in {most.tensors.tensor})"
         )
     return Finding("finetune", "unknown", reason, 50)
 

@@ -7,29 +7,32 @@ changed too, both may come from a third model.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
 from ckptforensics.arrays import Floats, Ints
 from ckptforensics.compute.products import multiply
+from ckptforensics.findings.skipped import runs
 from ckptforensics.layers import Attention, Ffn
 from ckptforensics.lineage.changes.finding import Finding
-from ckptforensics.lineage.models import Side, Units
-from ckptforensics.lineage.pair import Pair
+from ckptforensics.lineage.correspondence.alignment import find_alignment
+from ckptforensics.lineage.correspondence.layer_map import PARTNER, map_layers, matched_layers
+from ckptforensics.lineage.correspondence.partners import free_partners
+from ckptforensics.lineage.models import Model, Units
+from ckptforensics.lineage.pair import Pair, spread
+from ckptforensics.lineage.randomness import Stream
 from ckptforensics.results.comparison import Arrow
 
-# Layers, units of each, and experts that are looked at.
-_LAYERS, _UNITS, _EXPERTS = 4, 256, 8
+# Units of a layer, and experts, that are looked at.
+_UNITS, _EXPERTS = 256, 8
 # Share of the units that must agree; of strangers no more than a few in a hundred do.
 _AGREE = 0.5
 # Cosine of a unit's row and that of its copy.
 _COPY = 0.999
 # Norm of what a part adds, relative to that of others, below which it adds nothing.
 _NOTHING = 1e-3
-# Of the random choices here.
-_KEY = 41
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,7 @@ class Agreement:
 
 
 def find_structure(pair: Pair) -> tuple[Finding, ...]:
-    """Changes of depth, width and kind of FFN; DESIGN 2.10."""
+    """Changes of depth, width and kind of FFN."""
     return (*_depth(pair), *_experts(pair), *_width(pair))
 
 
@@ -78,19 +81,17 @@ def _nearest(few: Floats, many: Floats) -> Ints:
 
 def _depth(pair: Pair) -> Iterator[Finding]:
     """Layers that one model has more: repeated ones were added, others removed."""
-    missing_a = [a for a, b in pair.layer_map if b is None and a is not None]
-    missing_b = [b for a, b in pair.layer_map if a is None and b is not None]
-    if not (missing_a or missing_b) or not pair.matched:
+    missing_a = [a for a, b in pair.once(map_layers) if b is None and a is not None]
+    missing_b = [b for a, b in pair.once(map_layers) if a is None and b is not None]
+    if not (missing_a or missing_b) or not matched_layers(pair):
         return
     if missing_a and missing_b:
-        words = f"layers {_words(missing_a)} of A and {_words(missing_b)} of B have no partner"
+        words = f"layers {runs(missing_a)} of A and {runs(missing_b)} of B have no partner"
         yield Finding("depth-changed", "unknown", words, 15)
         return
-    from ckptforensics.lineage.correspondence.layer_map import PARTNER, free_partners
-
     # As if B were the deeper one.
     deep_is_b = bool(missing_b)
-    seen = pair if deep_is_b else Pair(pair.b, pair.a, pair.level, pair.progress, pair.seed)
+    seen = pair if deep_is_b else pair.reversed()
     extra = missing_b or missing_a
     deep, few = ("B", "A") if deep_is_b else ("A", "B")
     partners = {b: a for b, a, score in free_partners(seen) if a is not None and score >= PARTNER}
@@ -98,28 +99,28 @@ def _depth(pair: Pair) -> Iterator[Finding]:
     grown: Arrow = "a->b" if deep_is_b else "b->a"
     shrunk: Arrow = "b->a" if deep_is_b else "a->b"
     if len(repeated) == len(extra):
-        of = _words([partners[n] for n in extra])
-        reason = f"layers {_words(extra)} of {deep} repeat layers {of} of {few}"
+        of = runs([partners[n] for n in extra])
+        reason = f"layers {runs(extra)} of {deep} repeat layers {of} of {few}"
         yield Finding("depth-changed", grown, reason, 10)
     elif not repeated and all(_adds_nothing(seen.b, n) for n in extra):
-        reason = f"layers {_words(extra)} of {deep} add nothing to the stream"
+        reason = f"layers {runs(extra)} of {deep} add nothing to the stream"
         yield Finding("depth-changed", grown, reason, 10)
     elif not repeated:
         reason = (
-            f"layers {_words(extra)} of {deep} are missing in {few}, and unlike all of its layers"
+            f"layers {runs(extra)} of {deep} are missing in {few}, and unlike all of its layers"
         )
         yield Finding("depth-changed", shrunk, reason, 10)
     else:
         reason = (
-            f"layers {_words(extra)} of {deep} have no partner in {few}, of which "
-            f"{_words(repeated)} repeat others"
+            f"layers {runs(extra)} of {deep} have no partner in {few}, of which "
+            f"{runs(repeated)} repeat others"
         )
         yield Finding("depth-changed", "unknown", reason, 10)
 
 
-def _adds_nothing(side: Side, layer: int) -> bool:
+def _adds_nothing(model: Model, layer: int) -> bool:
     """Whether output and down projections are 0: a layer that was added to be trained."""
-    block = side.block(layer)
+    block = model.block(layer)
     parts = []
     if isinstance(block.ffn, Ffn):
         parts.append((block.ffn.down.weight, block.ffn.up.weight))
@@ -136,19 +137,19 @@ def _experts(pair: Pair) -> Iterator[Finding]:
 
     The other way round, experts that were trained apart would have the same units by chance.
     """
-    routing = [side.weights.architecture.routing is not None for side in pair.sides]
+    routing = [model.weights.architecture.routing is not None for model in pair.models]
     if routing[0] == routing[1]:
         return
     dense, moe = ("A", "B") if routing[1] else ("B", "A")
     arrow: Arrow = "a->b" if routing[1] else "b->a"
     shares: list[list[float]] = []
-    for layer_a, layer_b in pair.sampled_layers(_LAYERS):
+    for layer_a, layer_b in _layers(pair):
         units = [[_in_b(pair, u) for u in pair.a.ffns(layer_a)], [*pair.b.ffns(layer_b)]]
         if len(units[0]) == len(units[1]):
             continue
         one, experts = units if len(units[0]) < len(units[1]) else units[::-1]
         at = np.linspace(0, len(experts) - 1, min(_EXPERTS, len(experts))).round().astype(int)
-        generator = pair.generator(_KEY, layer_a)
+        generator = pair.generator(Stream.EXPERT_UNITS, layer_a)
         shares.append([_either(experts[i], one[0], generator).share for i in at])
     if not shares:
         return
@@ -179,7 +180,7 @@ def _either(few: Units, many: Units, generator: np.random.Generator) -> Agreemen
 
 def _in_b(pair: Pair, units: Units) -> Units:
     """A's units in B's residual coordinates, as they are where no map was found."""
-    alignment = pair.alignment
+    alignment = pair.once(find_alignment)
     if alignment.kind == "none":
         pair.need_same_width()
         return units
@@ -193,18 +194,18 @@ def _in_b(pair: Pair, units: Units) -> Units:
 
 def _width(pair: Pair) -> Iterator[Finding]:
     """Units or coordinates that one model has more, in the sense of `_depth`."""
-    if any(side.weights.architecture.routing is not None for side in pair.sides):
+    if any(model.weights.architecture.routing is not None for model in pair.models):
         return
-    layers = [(a, b) for a, b in pair.sampled_layers(_LAYERS) if pair.a.width(a) != pair.b.width(b)]
+    layers = [(a, b) for a, b in _layers(pair) if pair.a.width(a) != pair.b.width(b)]
     if pair.same_width and not layers:
         return
-    if not pair.same_width and pair.alignment.kind != "signed-permutation":
+    if not pair.same_width and pair.once(find_alignment).kind != "signed-permutation":
         return
     shares, made = [], []
-    for layer_a, layer_b in layers or pair.sampled_layers(_LAYERS):
+    for layer_a, layer_b in layers or _layers(pair):
         a, b = _in_b(pair, pair.a.units(layer_a)), _restricted(pair, pair.b.units(layer_b))
         few, many = (a, b) if len(a.up) <= len(b.up) else (b, a)
-        match = agreement(few, many, pair.generator(_KEY, layer_a))
+        match = agreement(few, many, pair.generator(Stream.NARROW_UNITS, layer_a))
         shares.append(match.share)
         made.append(len(few.up) < len(many.up) and _made_from_others(pair, match, few, many))
     share = float(np.median(shares)) if shares else 0.0
@@ -214,7 +215,7 @@ def _width(pair: Pair) -> Iterator[Finding]:
 
 def _narrowed(pair: Pair, share: float, made: bool) -> Finding:
     """The finding, in words."""
-    layer_a, layer_b = pair.matched[len(pair.matched) // 2]
+    layer_a, layer_b = matched_layers(pair)[len(matched_layers(pair)) // 2]
     units = pair.a.width(layer_a), pair.b.width(layer_b)
     sizes = pair.a.hidden_size, pair.b.hidden_size
     a_is_wider = units[0] + sizes[0] > units[1] + sizes[1]
@@ -238,7 +239,7 @@ def _narrowed(pair: Pair, share: float, made: bool) -> Finding:
 
 def _restricted(pair: Pair, units: Units) -> Units:
     """B's units without the coordinates that A lacks."""
-    order = pair.alignment.order
+    order = pair.once(find_alignment).order
     if order is None or (order >= 0).all():
         return units
     there = (order >= 0).astype(np.float32)
@@ -253,7 +254,7 @@ def _made_from_others(pair: Pair, match: Agreement, few: Units, many: Units) -> 
     more = len(many.up) - len(few.up)
     if np.count_nonzero(silent) >= 0.9 * more:
         return True
-    some = np.sort(pair.generator(_KEY).permutation(len(many.up))[:_UNITS])
+    some = np.sort(pair.generator(Stream.COPIED_UNITS).permutation(len(many.up))[:_UNITS])
     rows = many.rows / np.maximum(np.linalg.norm(many.rows, axis=1, keepdims=True), 1e-30)
     cosines = np.abs(multiply(rows, np.ascontiguousarray(rows[some].T)))
     cosines[some, np.arange(some.size)] = 0
@@ -262,15 +263,8 @@ def _made_from_others(pair: Pair, match: Agreement, few: Units, many: Units) -> 
     return bool(copied >= 0.9 * min(1.0, 2 * more / len(many.up)))
 
 
-def _words(layers: Sequence[int]) -> str:
-    """Numbers of layers, runs of them shortened."""
-    runs: list[list[int]] = []
-    for n in layers:
-        if runs and n == runs[-1][-1] + 1:
-            runs[-1].append(n)
-        else:
-            runs.append([n])
-    return ", ".join(str(r[0]) if len(r) == 1 else f"{r[0]} to {r[-1]}" for r in runs)
+def _layers(pair: Pair) -> tuple[tuple[int, int], ...]:
+    return spread(matched_layers(pair), pair.effort.structure_layers)
 
 
 def _norm(x: Floats) -> float:

@@ -10,12 +10,15 @@ from typing import Literal
 import numpy as np
 
 from ckptforensics.arrays import Floats
-from ckptforensics.errors import NothingAnalysable
+from ckptforensics.errors import NotApplicable
 from ckptforensics.layers import Block, Ffn
+from ckptforensics.lineage.correspondence.alignment import find_alignment
+from ckptforensics.lineage.correspondence.layer_map import matched_layers
 from ckptforensics.lineage.correspondence.matching import LayerMatch, match_layer
-from ckptforensics.lineage.models import Side
+from ckptforensics.lineage.effort import within
+from ckptforensics.lineage.models import Model
 from ckptforensics.lineage.numeric import relative_error
-from ckptforensics.lineage.pair import Pair
+from ckptforensics.lineage.pair import Pair, spread
 from ckptforensics.tensors import matrix_shape
 
 # Blocks of a tensor are read in several threads.
@@ -24,9 +27,6 @@ _COUNTING = threading.Lock()
 Reader = Callable[[int, int], Floats]
 Part = Literal["layer", "embedding", "other"]
 
-# Stored bytes of a model above which the default level samples its layers, and of how many.
-LARGE_MODEL = 2 << 30
-SAMPLED_LAYERS = 4
 # Roles that are compared where names do not say which tensors correspond.
 _ROLES = ("value", "output", "gate", "up", "down")
 _NORMS = ("attention_norm", "ffn_norm")
@@ -35,7 +35,7 @@ _EXPLAINED = 0.5
 
 
 @dataclass(frozen=True)
-class Piece:
+class TensorPair:
     """A tensor that both models have.
 
     Attributes
@@ -70,21 +70,21 @@ class Piece:
 
 def is_sampled(pair: Pair) -> bool:
     """Whether only some layers, and some rows of large tensors, are compared entry by entry."""
-    return not pair.thorough and max(_stored_bytes(side) for side in pair.sides) > LARGE_MODEL
+    return not within(max(map(stored_bytes, pair.models)), pair.effort.entry_bytes)
 
 
-def pieces(pair: Pair) -> Iterator[Piece]:
+def tensor_pairs(pair: Pair) -> Iterator[TensorPair]:
     """All tensors that correspond: by name, by role, or after the map between bases was undone.
 
     Raises
     ------
-    NothingAnalysable
+    NotApplicable
         if a model has no weights.
     """
-    matched = pair.sampled_layers(SAMPLED_LAYERS) if is_sampled(pair) else pair.matched
+    matched = spread(matched_layers(pair), pair.effort.entry_layers if is_sampled(pair) else None)
     mapped = not _same_basis(pair)
-    for side in pair.sides:
-        side.forget()
+    for model in pair.models:
+        model.forget()
     if not mapped:
         yield from _outside_layers(pair)
     for layer_a, layer_b in matched:
@@ -93,18 +93,19 @@ def pieces(pair: Pair) -> Iterator[Piece]:
             continue
         named = list(_by_name(pair, layer_a, layer_b))
         yield from named
-        yield from _by_role(pair, layer_a, layer_b, {piece.tensor for piece in named})
+        yield from _by_role(pair, layer_a, layer_b, {tensors.tensor for tensors in named})
 
 
-def layer_names(side: Side, layer: int) -> Mapping[str, str]:
+def layer_names(model: Model, layer: int) -> Mapping[str, str]:
     """Tensors of a layer, by their names without the layer's prefix."""
-    prefix = side.weights.architecture.layers[layer - 1].prefix
-    store = side.weights.store
+    prefix = model.weights.architecture.layers[layer - 1].prefix
+    store = model.weights.store
     return {name.removeprefix(prefix): name for name in store if name.startswith(prefix)}
 
 
-def _stored_bytes(side: Side) -> int:
-    return sum(info.nbytes for info in side.weights.store.tensors.values())
+def stored_bytes(model: Model) -> int:
+    """Bytes of all tensors as they are stored."""
+    return sum(info.nbytes for info in model.weights.store.tensors.values())
 
 
 def _same_basis(pair: Pair) -> bool:
@@ -113,25 +114,25 @@ def _same_basis(pair: Pair) -> bool:
     Not so where a map between the residual coordinates or an order of the units was found, or
     factors were moved between gains and the maps behind them: whatever explains the difference.
     """
-    if pair.alignment.kind != "identity":
-        if pair.alignment.kind == "none":
+    if pair.once(find_alignment).kind != "identity":
+        if pair.once(find_alignment).kind == "none":
             return pair.same_width
         return False
-    if pair.alignment.scale != 1:
+    if pair.once(find_alignment).scale != 1:
         return False
-    if not pair.matched:
+    if not matched_layers(pair):
         return True
-    layer_a, layer_b = pair.matched[len(pair.matched) // 2]
+    layer_a, layer_b = matched_layers(pair)[len(matched_layers(pair)) // 2]
     try:
         match = match_layer(pair, layer_a, layer_b)
-    except NothingAnalysable:
+    except NotApplicable:
         return True
     if match.units_a.up.shape != pair.a.units(layer_a).up.shape:
         return False
     if match.heads is not None and not (match.heads.kept and match.heads.basis_kept):
         return False
     ffns = [
-        side.block(layer).ffn for side, layer in zip(pair.sides, (layer_a, layer_b), strict=True)
+        model.block(layer).ffn for model, layer in zip(pair.models, (layer_a, layer_b), strict=True)
     ]
     assert isinstance(ffns[0], Ffn)
     assert isinstance(ffns[1], Ffn)
@@ -139,16 +140,16 @@ def _same_basis(pair: Pair) -> bool:
     return relative_error(match.units_b.up, match.units_a.up) >= _EXPLAINED * stored
 
 
-def _outside_layers(pair: Pair) -> Iterator[Piece]:
+def _outside_layers(pair: Pair) -> Iterator[TensorPair]:
     """Tensors of no layer: those of one name, and the token embeddings whatever their name."""
-    stores = [side.weights.store for side in pair.sides]
-    prefixes = [tuple(p.prefix for p in s.weights.architecture.layers) for s in pair.sides]
+    stores = [model.weights.store for model in pair.models]
+    prefixes = [tuple(p.prefix for p in s.weights.architecture.layers) for s in pair.models]
     outside = [
         [name for name in store if not name.startswith(begin)]
         for store, begin in zip(stores, prefixes, strict=True)
     ]
     names = {name: name for name in outside[0] if name in outside[1]}
-    embeddings = [side.weights.architecture.embedding for side in pair.sides]
+    embeddings = [model.weights.architecture.embedding for model in pair.models]
     tokens = [None if refs is None else refs.tokens for refs in embeddings]
     if tokens[0] is not None and tokens[1] is not None:
         names[tokens[0]] = tokens[1]
@@ -158,7 +159,7 @@ def _outside_layers(pair: Pair) -> Iterator[Piece]:
         )
 
 
-def _by_name(pair: Pair, layer_a: int, layer_b: int) -> Iterator[Piece]:
+def _by_name(pair: Pair, layer_a: int, layer_b: int) -> Iterator[TensorPair]:
     a, b = layer_names(pair.a, layer_a), layer_names(pair.b, layer_b)
     for name in a:
         if name in b:
@@ -167,7 +168,7 @@ def _by_name(pair: Pair, layer_a: int, layer_b: int) -> Iterator[Piece]:
 
 def _stored(
     pair: Pair, name_a: str, name_b: str, layer: int | None, tokens: tuple[str | None, ...]
-) -> Iterator[Piece]:
+) -> Iterator[TensorPair]:
     infos = pair.a.weights.store.info(name_a), pair.b.weights.store.info(name_b)
     if any(info.unreadable or 0 in info.shape for info in infos):
         return
@@ -175,7 +176,7 @@ def _stored(
     part: Part = "layer" if layer is not None else "embedding" if name_a in tokens else "other"
     if shapes[0][0] != shapes[1][0] or (part != "embedding" and shapes[0][1] != shapes[1][1]):
         return
-    yield Piece(
+    yield TensorPair(
         tensor=name_a,
         layer=layer,
         part=part,
@@ -186,24 +187,24 @@ def _stored(
     )
 
 
-def _reader(side: Side, name: str) -> Reader:
-    store = side.weights.store
+def _reader(model: Model, name: str) -> Reader:
+    store = model.weights.store
     info = store.info(name)
     rows = matrix_shape(info)[1]
 
     def read(start: int, stop: int) -> Floats:
         with _COUNTING:
-            side.bytes_read += info.nbytes * (stop - start) // rows
+            model.bytes_read += info.nbytes * (stop - start) // rows
         return store.read_rows(name, start, stop)
 
     return read
 
 
-def _by_role(pair: Pair, layer_a: int, layer_b: int, seen: set[str]) -> Iterator[Piece]:
+def _by_role(pair: Pair, layer_a: int, layer_b: int, seen: set[str]) -> Iterator[TensorPair]:
     """Maps and gains whose tensors have other names, or parts of tensors that are fused."""
     plans = [
-        side.weights.architecture.layers[layer - 1]
-        for side, layer in zip(pair.sides, (layer_a, layer_b), strict=True)
+        model.weights.architecture.layers[layer - 1]
+        for model, layer in zip(pair.models, (layer_a, layer_b), strict=True)
     ]
     for role in (*_ROLES, *_NORMS):
         refs = [plan.refs.get(role) for plan in plans]  # type: ignore[call-overload]
@@ -212,8 +213,8 @@ def _by_role(pair: Pair, layer_a: int, layer_b: int, seen: set[str]) -> Iterator
         a, b = _role(pair.a.block(layer_a), role), _role(pair.b.block(layer_b), role)
         if a is not None and b is not None and a.shape == b.shape:
             dtypes = tuple(
-                side.weights.store.info(ref.weight).dtype
-                for side, ref in zip(pair.sides, refs, strict=True)
+                model.weights.store.info(ref.weight).dtype
+                for model, ref in zip(pair.models, refs, strict=True)
             )
             yield _computed(f"layer {layer_a} {role.replace('_', ' ')}", layer_a, a, b, dtypes)
 
@@ -235,13 +236,13 @@ def _role(block: Block, role: str) -> Floats | None:
 
 def _computed(
     name: str, layer: int, a: Floats, b: Floats, dtypes: tuple[str, ...] = ("F32", "F32")
-) -> Piece:
+) -> TensorPair:
     """Arrays that are in memory."""
 
     def rows_of(array: Floats) -> Reader:
         return lambda start, stop: array[start:stop]
 
-    return Piece(
+    return TensorPair(
         tensor=name,
         layer=layer,
         part="layer",
@@ -252,19 +253,19 @@ def _computed(
     )
 
 
-def _mapped(pair: Pair, layer_a: int, layer_b: int) -> Iterator[Piece]:
+def _mapped(pair: Pair, layer_a: int, layer_b: int) -> Iterator[TensorPair]:
     """The folded FFN of two layers, A's brought into B's coordinates, unit order and scales."""
     try:
         match: LayerMatch = match_layer(pair, layer_a, layer_b)
-    except NothingAnalysable:
+    except NotApplicable:
         return
     dtypes = tuple(
-        side.weights.store.info(side.weights.architecture.layers[n - 1].refs["up"].weight).dtype
-        for side, n in zip(pair.sides, (layer_a, layer_b), strict=True)
+        model.weights.store.info(model.weights.architecture.layers[n - 1].refs["up"].weight).dtype
+        for model, n in zip(pair.models, (layer_a, layer_b), strict=True)
     )
     kept = match.order >= 0
     # Of B's residual coordinates those that A has too.
-    order = pair.alignment.order
+    order = pair.once(find_alignment).order
     shared = slice(None) if order is None else order >= 0
     for role in ("gate", "up", "down"):
         a, b = getattr(match.units_a, role), getattr(match.units_b, role)
@@ -274,8 +275,8 @@ def _mapped(pair: Pair, layer_a: int, layer_b: int) -> Iterator[Piece]:
             a, b = a[shared][:, kept], b[shared][:, kept]
         else:
             a, b = a[kept][:, shared], b[kept][:, shared]
-        piece = _computed(f"layer {layer_a} {role} (after the map)", layer_a, a, b, dtypes)
-        yield replace(piece, mapped=True)
+        tensors = _computed(f"layer {layer_a} {role} (after the map)", layer_a, a, b, dtypes)
+        yield replace(tensors, mapped=True)
     if match.heads is not None and np.isfinite(match.heads.errors).any():
         error = float(np.sqrt(np.nanmean(match.heads.errors**2)))
         name = f"layer {layer_a} value and output (after the map)"

@@ -16,13 +16,16 @@ import numpy as np
 
 from ckptforensics.arrays import Floats, Ints
 from ckptforensics.compute.products import multiply, multiply_adjoint
-from ckptforensics.errors import NothingAnalysable
+from ckptforensics.errors import NotApplicable
 from ckptforensics.forward.embedding import finish_embedding
+from ckptforensics.lineage.correspondence.directions import has_reliable_direction
 from ckptforensics.lineage.correspondence.neuron_map import confirmed, map_from_neurons
-from ckptforensics.lineage.criteria.directions import determined
-from ckptforensics.lineage.models import Side
+from ckptforensics.lineage.correspondence.shared_tokens import shared_tokens
+from ckptforensics.lineage.effort import within
+from ckptforensics.lineage.models import Model
 from ckptforensics.lineage.numeric import assign
 from ckptforensics.lineage.pair import Pair
+from ckptforensics.lineage.randomness import Stream
 from ckptforensics.results.comparison import AlignmentKind
 
 # Tokens that a map is fitted on (three for every two coordinates of a rotation), and held out.
@@ -36,8 +39,6 @@ _PERMUTATION = 0.6
 _IDENTITY = 0.5
 # Columns of A that are compared with all of B's to recognise an unchanged basis.
 _COLUMNS = 256
-# Widths up to which a rotation is looked for unless all is looked at: 1,536 take a few seconds.
-_WIDEST_ROTATION = 1_536
 # Median |cosine| of the same layer's directions, u1 and v1, of an unchanged basis.
 _DIRECTIONS = 0.8
 # Correlation of the coordinates' second moments within the same layers, of an unchanged basis.
@@ -54,8 +55,6 @@ _SCALE_SLACK = 1e-3
 _EXPLAINED = 0.25
 _TINY = 1e-30
 _VECTORS: tuple[Literal["u"], Literal["v"]] = ("u", "v")
-# Of the random choices here.
-_KEY = 3
 
 
 @dataclass(frozen=True)
@@ -104,11 +103,11 @@ class Alignment:
 
         Raises
         ------
-        NothingAnalysable
+        NotApplicable
             if no map was found.
         """
         if self.kind == "none":
-            raise NothingAnalysable("no map between the residual streams was found")
+            raise NotApplicable("no map between the residual streams was found")
         if self.rotation is not None:
             return multiply(np.ascontiguousarray(rows), self.rotation)
         if self.order is not None and self.signs is not None:
@@ -122,11 +121,11 @@ def find_alignment(pair: Pair) -> Alignment:
 
     Fast comparisons and saved signatures know an unchanged basis from the directions alone.
     """
-    if pair.level == "fast" or any(side.checkpoint is None for side in pair.sides):
+    if not pair.reads_weights:
         return _from_directions(pair, "only signatures were compared")
     try:
         found = _from_embeddings(pair)
-    except NothingAnalysable as problem:
+    except NotApplicable as problem:
         found = Alignment("none", reason=problem.message)
     if found.kind != "none":
         return found
@@ -137,7 +136,7 @@ def find_alignment(pair: Pair) -> Alignment:
                 known = _from_neurons(pair, found.reason or "")
             if known.kind == "none":
                 known = _from_matrices(pair, found.reason or "")
-        except NothingAnalysable:
+        except NotApplicable:
             return found
     return known if known.kind != "none" else found
 
@@ -164,39 +163,39 @@ def _from_embeddings(pair: Pair) -> Alignment:
         return Alignment(
             "none",
             reason="the embeddings are in another basis, and a rotation is looked for at widths "
-            f"up to {_WIDEST_ROTATION:,} only, or by --thorough",
+            f"up to {pair.effort.widest_rotation:,} only, or by --thorough",
         )
     found = found or _rotated(pair, tokens)
     return found if found.kind == "none" else replace(found, source="embeddings")
 
 
 def _rotatable(pair: Pair) -> bool:
-    return pair.thorough or min(s.hidden_size for s in pair.sides) <= _WIDEST_ROTATION
+    return within(min(s.hidden_size for s in pair.models), pair.effort.widest_rotation)
 
 
 def _tokens(pair: Pair, rotatable: bool) -> _Tokens:
-    shared = pair.tokens
-    widest = max(side.hidden_size for side in pair.sides)
+    shared = pair.once(shared_tokens)
+    widest = max(model.hidden_size for model in pair.models)
     fit = max(_FIT_TOKENS, 3 * widest // 2) if rotatable else _FIT_TOKENS
     count = min(fit + _HELD_OUT, shared.a.size)
     if count < 4:
-        raise NothingAnalysable(f"only {count} tokens are shared")
+        raise NotApplicable(f"only {count} tokens are shared")
     cut = max(count - _HELD_OUT, count // 2)
     a, b = token_stream(pair.a, shared.a[:count]), token_stream(pair.b, shared.b[:count])
     mean_a, mean_b = a[:cut].mean(axis=0), b[:cut].mean(axis=0)
     return _Tokens(a[:cut] - mean_a, b[:cut] - mean_b, a[cut:] - mean_a, b[cut:] - mean_b)
 
 
-def token_stream(side: Side, tokens: Ints) -> Floats:
+def token_stream(model: Model, tokens: Ints) -> Floats:
     """(tokens, hidden_size) residual stream before the first block, as the norms behind see it.
 
     Raises
     ------
-    NothingAnalysable
+    NotApplicable
         if the files hold no token embeddings.
     """
-    x = finish_embedding(side.weights, side.embedding(tokens))
-    if side.weights.architecture.family.norm.kind == "layer":
+    x = finish_embedding(model.weights, model.embedding(tokens))
+    if model.weights.architecture.family.norm.kind == "layer":
         x = x - x.mean(axis=1, keepdims=True)
     return x
 
@@ -205,7 +204,7 @@ def _same_columns(pair: Pair, tokens: _Tokens) -> Alignment | None:
     """The unchanged basis, but for signs; None where columns resemble others than their own."""
     a, b = _unit_columns(tokens.fit_a), _unit_columns(tokens.fit_b)
     width = a.shape[1]
-    some = np.sort(pair.generator(_KEY, 1).permutation(width)[:_COLUMNS])
+    some = np.sort(pair.generator(Stream.UNCHANGED_COLUMNS).permutation(width)[:_COLUMNS])
     nearest = np.abs(multiply_adjoint(b, np.ascontiguousarray(a[:, some]))).argmax(axis=0)
     if np.mean(nearest == some) < _IDENTITY:
         return None
@@ -221,7 +220,7 @@ def _same_columns(pair: Pair, tokens: _Tokens) -> Alignment | None:
 def _permuted_columns(pair: Pair, tokens: _Tokens) -> Alignment | None:
     """Other order and signs of the coordinates, of which some may be missing; None if no such."""
     correlation = multiply_adjoint(_unit_columns(tokens.fit_a), _unit_columns(tokens.fit_b))
-    order = assign(np.abs(correlation), pair.generator(_KEY, 2))
+    order = assign(np.abs(correlation), pair.generator(Stream.PERMUTED_COLUMNS))
     own = np.where(order < 0, 0, correlation[order, np.arange(order.size)])
     signs = np.where(own < 0, -1, 1).astype(np.float32)
     found = _scaled(Alignment("signed-permutation", order=order, signs=signs), tokens)
@@ -229,7 +228,7 @@ def _permuted_columns(pair: Pair, tokens: _Tokens) -> Alignment | None:
     if found.held_out_fit < _PERMUTATION:
         return None
     words = [f"coordinates in another order, {int((signs < 0).sum()):,} with the other sign"]
-    width_a, width_b = (side.hidden_size for side in pair.sides)
+    width_a, width_b = (model.hidden_size for model in pair.models)
     if width_a != width_b:
         kept, of = sorted((width_a, width_b))
         words = [f"{kept:,} of {of:,} coordinates are in both"]
@@ -257,7 +256,7 @@ def _rotated(pair: Pair, tokens: _Tokens) -> Alignment:
 def _confirmed(pair: Pair, rotation: Floats) -> bool:
     try:
         return confirmed(pair, rotation)
-    except NothingAnalysable:
+    except NotApplicable:
         return False
 
 
@@ -292,12 +291,12 @@ def column_signs(pair: Pair) -> Floats:
 
     Raises
     ------
-    NothingAnalysable
+    NotApplicable
         if coordinates do not correspond one by one, or no tokens are shared.
     """
-    alignment = pair.alignment
+    alignment = pair.once(find_alignment)
     if alignment.kind not in ("identity", "signed-permutation"):
-        raise NothingAnalysable("the residual coordinates do not correspond one by one")
+        raise NotApplicable("the residual coordinates do not correspond one by one")
     tokens = _tokens(pair, rotatable=False)
     order = alignment.order
     a, b = tokens.fit_a, tokens.fit_b
@@ -320,7 +319,7 @@ def _from_directions(pair: Pair, reason: str) -> Alignment:
     if not pair.same_width or not pair.same_depth:
         return Alignment("none", reason=reason)
     a, b = pair.a.signature, pair.b.signature
-    both_u, both_v = (np.logical_and(*determined(pair, which)) for which in _VECTORS)
+    both_u, both_v = (np.logical_and(*has_reliable_direction(pair, which)) for which in _VECTORS)
     cosines = [
         np.abs(np.einsum("ij,ij->i", a.u, b.u))[both_u],
         np.abs(np.einsum("ij,ij->i", a.v, b.v))[both_v],
@@ -356,20 +355,20 @@ def _from_matrices(pair: Pair, reason: str) -> Alignment:
     The second moments of the rows that read the stream do not depend on the neurons' order.
     """
     width = pair.a.hidden_size
-    some = np.sort(pair.generator(_KEY, 3).permutation(width)[:_COLUMNS])
+    some = np.sort(pair.generator(Stream.MOMENT_COORDINATES).permutation(width)[:_COLUMNS])
     off = ~np.eye(some.size, dtype=bool)
     found = []
     layers = list(zip(pair.a.layers, pair.b.layers, strict=True))
     for a, b in layers[len(layers) // 4 :: max(1, len(layers) // _MOMENT_LAYERS)]:
-        one, other = (_moments(s, n, some)[off] for s, n in zip(pair.sides, (a, b), strict=True))
+        one, other = (_moments(s, n, some)[off] for s, n in zip(pair.models, (a, b), strict=True))
         found.append(np.corrcoef(one, other)[0, 1])
     if np.median(found) < _MOMENTS:
         return Alignment("none", reason=reason)
     return Alignment("identity", source="matrices", reason=reason)
 
 
-def _moments(side: Side, layer: int, coordinates: Ints) -> Floats:
+def _moments(model: Model, layer: int, coordinates: Ints) -> Floats:
     """Correlations of coordinates over the rows that read them, of all experts of a layer."""
-    rows = np.concatenate([units.rows[:, coordinates] for units in side.ffns(layer)])
+    rows = np.concatenate([units.rows[:, coordinates] for units in model.ffns(layer)])
     columns = _unit_columns(rows - rows.mean(axis=0))
     return multiply_adjoint(columns, columns)

@@ -4,27 +4,26 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ckptforensics.arrays import Floats
 from ckptforensics.compute.products import multiply
-from ckptforensics.errors import NothingAnalysable
-from ckptforensics.lineage.criteria.neurons import (
+from ckptforensics.errors import NotApplicable
+from ckptforensics.lineage.correspondence.alignment import find_alignment
+from ckptforensics.lineage.correspondence.neurons import (
     agreeing,
     expert_count,
     has_gate,
     named_units,
-    pseudo_tokens,
     sample_units,
     token_states,
     unit_width,
 )
+from ckptforensics.lineage.effort import within
 from ckptforensics.lineage.numeric import unit_rows
-
-if TYPE_CHECKING:
-    from ckptforensics.lineage.pair import Pair
+from ckptforensics.lineage.pair import Pair
+from ckptforensics.lineage.randomness import Stream
 
 LayerMap = tuple[tuple[int | None, int | None], ...]
 
@@ -35,12 +34,9 @@ CONVINCING = 0.6
 # How much better than the plain order of layers another map must be.
 CLEARLY = 0.2
 _PROFILE_TOKENS = 1024
-# Neurons of each layer that are looked for among those of every other, by so many features; to find
-# partners, and just to order the layers.
-_PARTNER_STATES, _PARTNER_UNITS, _MAP_UNITS = 256, 32, 16
-_KEY = 2_201
-# Widths up to which every layer is compared with every other one unless all is looked at.
-_WIDEST = 1536
+# Features by which neurons are looked for among those of every other layer, and neurons of each
+# layer, where it is just to order the layers.
+_PARTNER_STATES, _MAP_UNITS = 256, 16
 # Neuron agreement from which a layer is the partner of another.
 PARTNER = 0.3
 
@@ -55,7 +51,7 @@ def map_layers(pair: Pair) -> LayerMap:
     others by their singular values. Models as deep as each other are taken in order, unless another
     map is clearly better.
     """
-    a, b = (side.layers for side in pair.sides)
+    a, b = (model.layers for model in pair.models)
     path = None
     for similar, convincing in _similarities(pair):
         found = align(similar, GAP)
@@ -69,6 +65,12 @@ def map_layers(pair: Pair) -> LayerMap:
     if path is None:
         return tuple(zip(a, b, strict=True))
     return tuple((None if i is None else a[i], None if j is None else b[j]) for i, j in path)
+
+
+def matched_layers(pair: Pair) -> tuple[tuple[int, int], ...]:
+    """The layers that have a partner, with it: (layer of A, layer of B), numbered from 1."""
+    layers = pair.once(map_layers)
+    return tuple((a, b) for a, b in layers if a is not None and b is not None)
 
 
 def align(similar: Floats, gap: float) -> list[tuple[int | None, int | None]]:
@@ -122,15 +124,16 @@ def _similarities(pair: Pair) -> Iterator[tuple[Floats, float]]:
     """
     if pair.same_width:
         yield _by_directions(pair), CONVINCING
-    if pair.level == "fast" or any(side.checkpoint is None for side in pair.sides):
+    if not pair.reads_weights:
         return
-    if pair.alignment.kind not in ("identity", "none"):
+    if pair.once(find_alignment).kind not in ("identity", "none"):
         yield _by_directions(pair, aligned=True), CONVINCING
-    with contextlib.suppress(NothingAnalysable):  # no shared tokens
+    with contextlib.suppress(NotApplicable):  # no shared tokens
         yield _by_profiles(pair), CONVINCING
-    narrow = max(side.hidden_size for side in pair.sides) <= _WIDEST
-    if not pair.same_depth and (narrow or pair.thorough) and _comparable(pair):
-        yield _nearest(pair, _common_states(pair), _MAP_UNITS).T, PARTNER
+    widest = max(model.hidden_size for model in pair.models)
+    narrow = within(widest, pair.effort.widest_layer_search)
+    if not pair.same_depth and narrow and comparable(pair):
+        yield nearest_layers(pair, common_states(pair), _MAP_UNITS).T, PARTNER
 
 
 def _by_directions(pair: Pair, *, aligned: bool = False) -> Floats:
@@ -140,7 +143,7 @@ def _by_directions(pair: Pair, *, aligned: bool = False) -> Floats:
         (pair.a.signature.u, pair.b.signature.u),
         (pair.a.signature.v, pair.b.signature.v),
     ):
-        mapped = unit_rows(pair.alignment.apply(of_a)) if aligned else of_a
+        mapped = unit_rows(pair.once(find_alignment).apply(of_a)) if aligned else of_a
         total += np.abs(mapped @ of_b.T) / 2
     return total
 
@@ -151,8 +154,8 @@ def _by_profiles(pair: Pair) -> Floats:
     total = np.zeros((len(pair.a.layers), len(pair.b.layers)), np.float32)
     for which in ("u", "v"):
         of_a, of_b = (
-            unit_rows(getattr(side.signature, which) @ n.T)
-            for side, n in zip(pair.sides, states, strict=True)
+            unit_rows(getattr(model.signature, which) @ n.T)
+            for model, n in zip(pair.models, states, strict=True)
         )
         total += np.abs(of_a @ of_b.T) / 2
     return total
@@ -163,43 +166,17 @@ def _by_spectrum(pair: Pair) -> Floats:
 
     Relative to the model's median, since a scale of the residual stream changes all of them.
     """
-    a, b = (np.log(np.maximum(side.signature.sigma, 1e-30)) for side in pair.sides)
+    a, b = (np.log(np.maximum(model.signature.sigma, 1e-30)) for model in pair.models)
     a, b = a - np.median(a, axis=0), b - np.median(b, axis=0)
     return np.maximum(0, 1 - np.abs(a[:, None] - b[None]).mean(axis=2)).astype(np.float32)
 
 
-def free_partners(pair: Pair) -> tuple[tuple[int, int | None, float], ...]:
-    """For each layer of B the layer of A whose neurons it has, whatever their order.
-
-    One layer of A may be the partner of several of B. Neurons are told by their rows in the basis
-    that was found or the stored one, else by how they respond to shared tokens or to
-    pseudo-tokens: the first of these by which any layer has a partner.
-
-    Returns
-    -------
-    (layer of B, layer of A or None, neuron agreement f of the two or of the nearest) for each layer
-
-    Raises
-    ------
-    NothingAnalysable
-        if only one model's neurons have gates.
-    """
-    if not _comparable(pair):
-        raise NothingAnalysable("the neurons of only one of the models have gates")
-    nearest = _nearest(pair, _every_state(pair), _PARTNER_UNITS)
-    best = nearest.argmax(axis=1)
-    return tuple(
-        (layer, pair.a.layers[i] if row[i] >= PARTNER else None, float(row[i]))
-        for layer, i, row in zip(pair.b.layers, best, nearest, strict=True)
-    )
-
-
-def _comparable(pair: Pair) -> bool:
+def comparable(pair: Pair) -> bool:
     """Whether all FFNs have gates, or none has."""
-    return len({has_gate(side, layer) for side in pair.sides for layer in side.layers}) == 1
+    return len({has_gate(model, layer) for model in pair.models for layer in model.layers}) == 1
 
 
-def _nearest(pair: Pair, states: Iterable[tuple[Floats, Floats]], units: int) -> Floats:
+def nearest_layers(pair: Pair, states: Iterable[tuple[Floats, Floats]], units: int) -> Floats:
     """Agreement of B's layers with A's, (layers of B, layers of A), by the first states that do."""
     nearest = np.zeros((len(pair.b.layers), len(pair.a.layers)), np.float32)
     for some in states:
@@ -214,7 +191,7 @@ def _all_agreements(pair: Pair, states: tuple[Floats, Floats], units: int) -> Fl
     units = min(units, *(unit_width(pair.a, layer) for layer in pair.a.layers))
     samples = [sample_units(pair, pair.b, layer, states[1], units) for layer in pair.b.layers]
     shares = np.zeros((len(samples), len(pair.a.layers)), np.float32)
-    generator = pair.generator(_KEY)
+    generator = pair.generator(Stream.LAYER_TIES)
     for column, layer in enumerate(pair.a.layers):
         for expert in range(expert_count(pair.a, layer)):
             whole = named_units(pair.a, layer, states[0], expert=expert)
@@ -224,22 +201,15 @@ def _all_agreements(pair: Pair, states: tuple[Floats, Floats], units: int) -> Fl
     return shares
 
 
-def _common_states(pair: Pair) -> Iterator[tuple[Floats, Floats]]:
+def common_states(pair: Pair) -> Iterator[tuple[Floats, Floats]]:
     """Vectors that may mean the same in both models, in the order in which they are tried."""
-    of_b = pair.generator(_KEY, 1).standard_normal(
+    of_b = pair.generator(Stream.PARTNER_STATES).standard_normal(
         (_PARTNER_STATES, pair.b.hidden_size), dtype=np.float32
     )
-    if pair.alignment.kind != "none":
-        to_b = pair.alignment.apply(np.eye(pair.a.hidden_size, dtype=np.float32))
+    if pair.once(find_alignment).kind != "none":
+        to_b = pair.once(find_alignment).apply(np.eye(pair.a.hidden_size, dtype=np.float32))
         yield multiply(of_b, np.ascontiguousarray(to_b.T)), of_b
     elif pair.same_width:
         yield of_b, of_b
-    with contextlib.suppress(NothingAnalysable):  # no shared tokens
+    with contextlib.suppress(NotApplicable):  # no shared tokens
         yield token_states(pair, _PARTNER_STATES)[0]
-
-
-def _every_state(pair: Pair) -> Iterator[tuple[Floats, Floats]]:
-    """The same, and pseudo-tokens, which need to know which layers correspond."""
-    yield from _common_states(pair)
-    with contextlib.suppress(NothingAnalysable):  # no layers do
-        yield pseudo_tokens(pair)

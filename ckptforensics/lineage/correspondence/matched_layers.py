@@ -1,37 +1,33 @@
 """What corresponding layers look like after everything that hides a copy is undone.
 
-The layers of a pair are matched once; the tests of group 3 and the question whether two models
-compute the same read what was noted of each.
+The layers of a pair are matched once; the criteria after the map, and the question whether two
+models compute the same, read what was noted of each.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ckptforensics.arrays import Floats, Ints
 from ckptforensics.compute.products import multiply
-from ckptforensics.errors import NothingAnalysable
+from ckptforensics.errors import NotApplicable
 from ckptforensics.layers import Norm
-from ckptforensics.lineage.correspondence.alignment import Alignment
+from ckptforensics.lineage.correspondence.alignment import Alignment, find_alignment
+from ckptforensics.lineage.correspondence.layer_map import matched_layers
 from ckptforensics.lineage.correspondence.matching import LayerMatch, match_layer
 from ckptforensics.lineage.numeric import relative_error, unit_rows
-
-if TYPE_CHECKING:
-    from ckptforensics.lineage.pair import Pair
+from ckptforensics.lineage.pair import Pair, spread
+from ckptforensics.lineage.randomness import Stream
 
 # Units of B that are compared with all of A's.
 _UNITS = 256
-# Layers that the tests of group 3 look at by default: six, or two of 7B's size.
-_LAYERS, _ELEMENTS = 6, 600_000_000
 # Difference of stored gains, beyond three times that of the folded rows, of gains that were moved.
 _MOVED = 1e-2
 # Relative difference of units or heads that are not the same at all: no order is told of them.
 _UNRELATED = 0.9
-_KEY = 4
 # What was undone, in words; after some of it the stored numbers are products, rounded once more.
 _ORDER, HEADS = "neurons in another order", "heads in another order"
 _SCALED, GAINS = "up and down scaled against each other", "gains moved into the maps"
@@ -90,36 +86,43 @@ def layer_facts(pair: Pair, a: int, b: int) -> LayerFacts:
 
     Raises
     ------
-    NothingAnalysable
+    NotApplicable
         as `match_layer`.
     """
-    if (a, b) not in pair.facts:
-        pair.facts[a, b] = _facts(pair, match_layer(pair, a, b))
-    return pair.facts[a, b]
+    return pair.once(_facts, a, b)
 
 
 def sampled_facts(pair: Pair) -> tuple[LayerFacts, ...]:
-    """Of the layers that the tests of group 3 look at; errors as `layer_facts`."""
-    return tuple(layer_facts(pair, a, b) for a, b in layers_within(pair, _ELEMENTS, _LAYERS))
+    """Of the layers that the criteria after the map look at; errors as `layer_facts`."""
+    effort = pair.effort
+    layers = layers_within(pair, effort.matched_elements, effort.matched_layers)
+    return tuple(layer_facts(pair, a, b) for a, b in layers)
 
 
 def layers_within(
-    pair: Pair, elements: int, most: int | None = None
+    pair: Pair, elements: int | None, most: int | None = None
 ) -> tuple[tuple[int, int], ...]:
-    """Matched layers whose FFNs have so many elements together; all of them if thorough.
+    """Matched layers, evenly spread, whose FFNs have at most so many elements together.
+
+    Parameters
+    ----------
+    elements : of both models' FFNs, None for any number; one layer is always taken
+    most : layers, None for any number
 
     Raises
     ------
-    NothingAnalysable
+    NotApplicable
         if no layers correspond.
     """
-    if not pair.matched:
-        raise NothingAnalysable("no layers correspond")
-    a, b = pair.matched[len(pair.matched) // 2]
-    widths = zip(pair.sides, (a, b), strict=True)
-    each = 3 * sum(side.width(layer) * side.hidden_size for side, layer in widths)
-    affordable = max(1, elements // each)
-    return pair.sampled_layers(affordable if most is None else min(most, affordable))
+    matched = matched_layers(pair)
+    if not matched:
+        raise NotApplicable("no layers correspond")
+    if elements is not None:
+        widths = zip(pair.models, matched[len(matched) // 2], strict=True)
+        each = 3 * sum(model.width(layer) * model.hidden_size for model, layer in widths)
+        affordable = max(1, elements // each)
+        most = affordable if most is None else min(most, affordable)
+    return spread(matched, most)
 
 
 def undone(pair: Pair) -> tuple[str, ...]:
@@ -129,12 +132,13 @@ def undone(pair: Pair) -> tuple[str, ...]:
     told = [
         w if n == len(facts) else f"{w} ({n} of {len(facts)} layers)" for w, n in counts.items()
     ]
-    return (*pair.alignment.found, *told)
+    return (*pair.once(find_alignment).found, *told)
 
 
-def _facts(pair: Pair, match: LayerMatch) -> LayerFacts:
+def _facts(pair: Pair, layer_a: int, layer_b: int) -> LayerFacts:
+    match = match_layer(pair, layer_a, layer_b)
     a, b = match.units_a, match.units_b
-    generator = pair.generator(_KEY, match.b)
+    generator = pair.generator(Stream.MATCHED_UNITS, match.b)
     chosen = np.sort(generator.permutation(len(b.up))[:_UNITS])
     # A tie must not point at a low index.
     shuffle = generator.permutation(len(b.up))
@@ -163,7 +167,7 @@ def _facts(pair: Pair, match: LayerMatch) -> LayerFacts:
         head_error=head_error,
         whole=bool(there.all()) and width_a == there.size and _same_heads(pair, match),
         outside=_outside(match, chosen, 0.0 if same_types else 2 * rounding)
-        if _as_stored(pair.alignment, words)
+        if _as_stored(pair.once(find_alignment), words)
         else None,
         same_types=same_types,
         rounding=rounding,
@@ -212,7 +216,7 @@ def _gains_moved(pair: Pair, match: LayerMatch) -> bool:
     if block_a.attention is not None and block_b.attention is not None:
         norms.append((block_a.attention.norm, block_b.attention.norm))
     return any(
-        relative_error(_gain(a, pair.alignment), b.gain) > limit
+        relative_error(_gain(a, pair.once(find_alignment)), b.gain) > limit
         for a, b in norms
         if a is not None and b is not None
     )
@@ -244,7 +248,7 @@ def match_errors(match: LayerMatch) -> tuple[float, float, float]:
 def _same_heads(pair: Pair, match: LayerMatch) -> bool:
     """Whether every head has a partner, or there are none on either side."""
     if match.heads is None:
-        a, b = (s.block(n).attention for s, n in zip(pair.sides, (match.a, match.b), strict=True))
+        a, b = (s.block(n).attention for s, n in zip(pair.models, (match.a, match.b), strict=True))
         return a is None and b is None
     count = pair.a.weights.architecture.sizes.num_heads
     return bool((match.heads.order >= 0).all()) and match.heads.order.size == count
@@ -253,8 +257,8 @@ def _same_heads(pair: Pair, match: LayerMatch) -> bool:
 def _stored_types(pair: Pair, a: int, b: int) -> tuple[bool, float]:
     """Whether two layers are stored as the same types, and the coarsest one's relative rounding."""
     types = []
-    for side, layer in zip(pair.sides, (a, b), strict=True):
-        plan, store = side.weights.architecture.layers[layer - 1], side.weights.store
+    for model, layer in zip(pair.models, (a, b), strict=True):
+        plan, store = model.weights.architecture.layers[layer - 1], model.weights.store
         types.append({store.info(name).dtype for name, _ in plan.names()})
     return types[0] == types[1], max(ROUNDING.get(t, 0.0) for t in types[0] | types[1])
 

@@ -13,12 +13,15 @@ import numpy as np
 
 from ckptforensics.arrays import Bools, Doubles, Floats, Ints
 from ckptforensics.compute.products import multiply
-from ckptforensics.errors import NothingAnalysable
+from ckptforensics.errors import NotApplicable
 from ckptforensics.forward.norms import fold_norm
 from ckptforensics.layers import Attention, Ffn, Moe
+from ckptforensics.lineage.correspondence.alignment import find_alignment
+from ckptforensics.lineage.effort import Effort
 from ckptforensics.lineage.models import Units
 from ckptforensics.lineage.numeric import assign, unit_rows
 from ckptforensics.lineage.pair import Pair
+from ckptforensics.lineage.randomness import Stream
 
 # Median cosine of units with those at the same index of an order that was kept, the share of it
 # that leaves a unit there (in SmolLM2 different units reach .62), and the cosine that leaves all
@@ -30,11 +33,7 @@ _EXPLAINED = 0.5
 _OTHER_BASIS = 1e-2
 # Factors this near to 1 are rounding: the distances they are judged by are sums in float32.
 _ROUNDING = 1e-3
-# Multiplications beyond which units are matched in a random subspace, and its dimensions.
-_MOST_PRODUCTS, _SKETCH = 50_000_000_000, 512
 _TINY = 1e-30
-# Of the shuffles, which only break ties.
-_SEED = 0
 
 
 @dataclass(frozen=True)
@@ -99,7 +98,9 @@ class LayerMatch:
     heads: HeadMatch | None
 
 
-def match_units(units_a: Units, units_b: Units) -> UnitMatch:
+def match_units(
+    units_a: Units, units_b: Units, generator: np.random.Generator, effort: Effort
+) -> UnitMatch:
     """Match units whose rows are in the same residual coordinates, by the rows that name them.
 
     Where most units resemble the one at their own index, those that do so as much as most stay
@@ -108,11 +109,11 @@ def match_units(units_a: Units, units_b: Units) -> UnitMatch:
 
     Raises
     ------
-    NothingAnalysable
+    NotApplicable
         if only one of the FFNs has a gate.
     """
     if (units_a.gate is None) != (units_b.gate is None):
-        raise NothingAnalysable("the FFN of one model has a gate, that of the other has none")
+        raise NotApplicable("the FFN of one model has a gate, that of the other has none")
     a, b = unit_rows(units_a.rows), unit_rows(units_b.rows)
     same = min(len(a), len(b))
     order = np.full(len(b), -1, np.int64)
@@ -123,17 +124,17 @@ def match_units(units_a: Units, units_b: Units) -> UnitMatch:
     rest_b = np.flatnonzero(order < 0)
     rest_a = np.setdiff1d(np.arange(len(a)), order)
     if rest_a.size and rest_b.size:
-        generator = np.random.default_rng(_SEED)
-        found = assign(_products(a[rest_a], b[rest_b], generator), generator)
+        found = assign(_products(a[rest_a], b[rest_b], generator, effort), generator)
         order[rest_b] = np.where(found < 0, -1, rest_a[found])
     cosines = np.einsum("ij,ij->i", a[order], b) * (order >= 0)
     return UnitMatch(order, bool((order[:same] == np.arange(same)).all()), cosines)
 
 
-def _products(a: Floats, b: Floats, generator: np.random.Generator) -> Floats:
+def _products(a: Floats, b: Floats, generator: np.random.Generator, effort: Effort) -> Floats:
     """Inner products of all rows; of large matrices in a random subspace, to some hundredths."""
-    if a.size * len(b) > _MOST_PRODUCTS and a.shape[1] > _SKETCH:
-        sketch = generator.standard_normal((a.shape[1], _SKETCH)).astype(np.float32)
+    dimensions = effort.unit_sketch
+    if a.size * len(b) > effort.unit_products and a.shape[1] > dimensions:
+        sketch = generator.standard_normal((a.shape[1], dimensions)).astype(np.float32)
         a, b = (unit_rows(multiply(rows, sketch)) for rows in (a, b))
     return multiply(a, np.ascontiguousarray(b.T))
 
@@ -143,15 +144,16 @@ def match_layer(pair: Pair, layer_a: int, layer_b: int) -> LayerMatch:
 
     Raises
     ------
-    NothingAnalysable
+    NotApplicable
         if no map between the residual streams was found, a layer has experts, or only one of the
         FFNs has a gate.
     """
     block_a, block_b = pair.a.block(layer_a), pair.b.block(layer_b)
     mapped = in_coordinates_of_b(pair, pair.a.units(layer_a), block_a.ffn)
     units_b = _as_written(pair.b.units(layer_b), block_b.ffn)
-    match = match_units(mapped, units_b)
-    units_a, scales = _like(_picked(mapped, match), units_b, match.order >= 0)
+    ties = pair.generator(Stream.UNIT_TIES, layer_a, layer_b)
+    match = match_units(mapped, units_b, ties, pair.effort)
+    units_a, scales = _rescale_to(_picked(mapped, match), units_b, match.order >= 0)
     return LayerMatch(
         a=layer_a,
         b=layer_b,
@@ -170,11 +172,11 @@ def in_coordinates_of_b(pair: Pair, units: Units, ffn: Ffn | Moe) -> Units:
 
     Raises
     ------
-    NothingAnalysable
+    NotApplicable
         if no map between the residual streams was found.
     """
     units = _as_written(units, ffn)
-    alignment = pair.alignment
+    alignment = pair.once(find_alignment)
     # A norm behind the branch takes a factor of its result out again.
     factor = 1.0 if ffn.post_norm is not None else alignment.scale
     down = alignment.apply(np.ascontiguousarray(units.down.T)).T
@@ -189,18 +191,19 @@ def match_heads(pair: Pair, a: Attention | None, b: Attention | None) -> HeadMat
     """Match the heads of two attentions; None where one's values are not linear in its input."""
     if a is None or b is None or a.latent is not None or b.latent is not None:
         return None
-    factor = 1.0 if a.post_norm is not None else pair.alignment.scale
+    alignment = pair.once(find_alignment)
+    factor = 1.0 if a.post_norm is not None else alignment.scale
     values_a, outputs_a = _heads(a)
     heads, size, width = outputs_a.shape
-    outputs_a = pair.alignment.apply(outputs_a.reshape(-1, width)).reshape(heads, size, -1)
-    values_a = pair.alignment.apply(values_a.reshape(-1, width)).reshape(len(values_a), size, -1)
+    outputs_a = alignment.apply(outputs_a.reshape(-1, width)).reshape(heads, size, -1)
+    values_a = alignment.apply(values_a.reshape(-1, width)).reshape(len(values_a), size, -1)
     heads_a = (values_a.repeat(a.repeats, axis=0), outputs_a * np.float32(factor))
     values_b, outputs_b = _heads(b)
-    if pair.alignment.order is not None:  # coordinates that A has not are compared with nothing
-        shared = (pair.alignment.order >= 0).astype(np.float32)
+    if alignment.order is not None:  # coordinates that A has not are compared with nothing
+        shared = (alignment.order >= 0).astype(np.float32)
         values_b, outputs_b = values_b * shared, outputs_b * shared
     heads_b = (values_b.repeat(b.repeats, axis=0), outputs_b)
-    order = _head_order(heads_a, heads_b)
+    order = _head_order(heads_a, heads_b, pair.generator(Stream.HEAD_TIES))
     same = min(heads, len(outputs_b))
     errors = np.full(order.size, np.nan)
     basis = []
@@ -227,7 +230,9 @@ def _heads(attention: Attention) -> tuple[Floats, Floats]:
     return value.reshape(-1, size, width), columns
 
 
-def _head_order(a: tuple[Floats, Floats], b: tuple[Floats, Floats]) -> Ints:
+def _head_order(
+    a: tuple[Floats, Floats], b: tuple[Floats, Floats], generator: np.random.Generator
+) -> Ints:
     """The head of A for each one of B, by the cosines of the products W_O W_V as matrices."""
     size_a = np.sqrt(np.maximum(_inner(a, a), _TINY))
     size_b = np.sqrt(np.maximum(_inner(b, b), _TINY))
@@ -242,7 +247,7 @@ def _head_order(a: tuple[Floats, Floats], b: tuple[Floats, Floats]) -> Ints:
     for head in range(count_a):
         one = tuple(np.broadcast_to(part[head], (count_b, *part.shape[1:])) for part in a)
         score[head] = _inner((one[0], one[1]), b) / (size_a[head] * size_b)
-    return assign(score, np.random.default_rng(_SEED))
+    return assign(score, generator)
 
 
 def _inner(a: tuple[Floats, Floats], b: tuple[Floats, Floats]) -> Doubles:
@@ -290,7 +295,7 @@ def _picked(units: Units, match: UnitMatch) -> Units:
     )
 
 
-def _like(a: Units, b: Units, there: Bools) -> tuple[Units, Floats]:
+def _rescale_to(a: Units, b: Units, there: Bools) -> tuple[Units, Floats]:
     """A's units with a factor on `up`, and its inverse on `down`, where that explains a difference.
 
     The factor is the geometric mean of what `up` and `down` say, so that pruning or noise, which

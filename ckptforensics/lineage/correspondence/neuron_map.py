@@ -9,18 +9,16 @@ the neurons of another layer, on which it was not fitted, then agree.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ckptforensics.arrays import Floats, Ints
 from ckptforensics.compute.products import multiply, multiply_adjoint
-from ckptforensics.errors import NothingAnalysable
+from ckptforensics.errors import NotApplicable
 from ckptforensics.lineage.models import Units
 from ckptforensics.lineage.numeric import unit_rows
-
-if TYPE_CHECKING:
-    from ckptforensics.lineage.pair import Pair
+from ckptforensics.lineage.pair import Pair
+from ckptforensics.lineage.randomness import Stream
 
 # Share of neurons recognised by both sides from which a map is tried: copies with 5% noise 99%,
 # strangers 8%.
@@ -32,7 +30,6 @@ _UNITS = 256
 # A scale this near to 1, beyond the neurons' spread, is rounding.
 _SLACK = 1e-3
 _TINY = 1e-30
-_KEY = 7
 
 
 def map_from_neurons(pair: Pair) -> tuple[Floats, float] | None:
@@ -42,17 +39,17 @@ def map_from_neurons(pair: Pair) -> tuple[Floats, float] | None:
 
     Raises
     ------
-    NothingAnalysable
+    NotApplicable
         if a layer has experts or cannot be read.
     """
     depth = len(pair.a.layers)
     if depth < 2:
-        raise NothingAnalysable("one layer is not enough to find a map and to check it")
+        raise NotApplicable("one layer is not enough to find a map and to check it")
     at = (depth // 3, 2 * depth // 3)
-    layers = [[side.units(side.layers[n]) for side in pair.sides] for n in at]
+    layers = [[model.units(model.layers[n]) for model in pair.models] for n in at]
     (one, other), (check_one, check_other) = layers
     if one.gate is None or other.gate is None:
-        raise NothingAnalysable("neurons without a gate are not recognised in another basis")
+        raise NotApplicable("neurons without a gate are not recognised in another basis")
     features = [_features(x, (x, y)) for x, y in ((one, check_one), (other, check_other))]
     mine, theirs = _mutual(_nearness(*features))
     if mine.size < _RECOGNISED * min(len(one.up), len(other.up)):
@@ -64,7 +61,7 @@ def map_from_neurons(pair: Pair) -> tuple[Floats, float] | None:
         mine, theirs = _mutual(multiply(multiply(a, q), np.ascontiguousarray(b.T)))
         if np.array_equal(before, mine):
             break
-    if _agreement(check_one, check_other, q, pair.generator(_KEY)) < _AGREEING:
+    if _agreement(check_one, check_other, q, pair.generator(Stream.MAP_CHECK)) < _AGREEING:
         return None
     q = _procrustes(_moment(one, other, q) + _moment(check_one, check_other, q))
     return q, _scale(one, other, mine, theirs)
@@ -75,13 +72,13 @@ def confirmed(pair: Pair, q: Floats) -> bool:
 
     Raises
     ------
-    NothingAnalysable
+    NotApplicable
         if the depths differ, or a layer has experts.
     """
     if not pair.same_depth:
-        raise NothingAnalysable("the depths differ")
-    a, b = (side.units(side.layers[len(side.layers) // 2]) for side in pair.sides)
-    return _agreement(a, b, q, pair.generator(_KEY)) >= _AGREEING
+        raise NotApplicable("the depths differ")
+    a, b = (model.units(model.layers[len(model.layers) // 2]) for model in pair.models)
+    return _agreement(a, b, q, pair.generator(Stream.MAP_CONFIRMATION)) >= _AGREEING
 
 
 def _features(units: Units, layers: Sequence[Units]) -> Floats:

@@ -17,36 +17,33 @@ from numpy.typing import NDArray
 
 from ckptforensics.arrays import Floats, Ints
 from ckptforensics.compute.products import multiply
-from ckptforensics.errors import NothingAnalysable
+from ckptforensics.errors import NotApplicable
 from ckptforensics.forward.norms import fold_norm
 from ckptforensics.layers import Ffn
-from ckptforensics.lineage.criteria.criterion import Criterion, Outcome
+from ckptforensics.lineage.correspondence.directions import Vector, has_reliable_direction
+from ckptforensics.lineage.correspondence.layer_map import matched_layers
+from ckptforensics.lineage.correspondence.shared_tokens import shared_tokens
+from ckptforensics.lineage.criteria.criterion import EVERY_LEVEL, Criterion, Outcome
 from ckptforensics.lineage.criteria.directions import (
     NO_DIRECTION,
     NULL,
     OF_L,
     UNFOLDED,
-    Vector,
-    average_ranks,
-    determined,
 )
-from ckptforensics.lineage.models import Side
+from ckptforensics.lineage.models import Model
 from ckptforensics.lineage.numeric import assign, log10_fixed_points, unit_rows
-from ckptforensics.lineage.pair import Pair
+from ckptforensics.lineage.pair import Pair, spread
+from ckptforensics.lineage.randomness import Stream
 
 NEURON_NULL = (
     "the models were initialised independently of each other, and nothing in how they were made "
     "tells one hidden unit of an FFN from another (sorting them would)"
 )
 
-# Units, layers, coordinates and tokens of a sampled comparison, and the most units of any.
-_UNITS, _MOST_UNITS, _LAYERS = 256, 4_096, 12
-_COORDINATES, _TOKENS = 512, 2_048
-# Length below which a row is one of zeros.
+# Tokens over which columns of embeddings are compared.
+_TOKENS = 2_048
 # Of a feature over layers.
 _QUANTILES = np.linspace(0, 1, 9)
-# Keys of the random numbers.
-_ROWS, _COLUMNS, _FEATURES = 3, 4, 5
 
 
 def fixed_points(similarity: NDArray[np.floating], generator: np.random.Generator) -> int:
@@ -74,23 +71,23 @@ def _gate_rows(pair: Pair) -> Outcome:
     """Folded gate rows (input rows without a gate) by |cos|, layer by layer."""
     pair.need_same_width()
     # By their order where there are as many: finding the map costs more than this test.
-    layers = zip(pair.a.layers, pair.b.layers, strict=True) if pair.same_depth else pair.matched
+    layers = (
+        zip(pair.a.layers, pair.b.layers, strict=True) if pair.same_depth else matched_layers(pair)
+    )
     dense = [(a, b) for a, b in layers if _dense(pair.a, a) and _dense(pair.b, b)]
     if not dense:
-        raise NothingAnalysable("no corresponding layers have an FFN without experts")
-    if not pair.thorough and len(dense) > _LAYERS:
-        dense = [dense[i] for i in np.linspace(0, len(dense) - 1, _LAYERS).round().astype(int)]
+        raise NotApplicable("no corresponding layers have an FFN without experts")
     found, units = {}, 0
-    for a, b in dense:
-        generator = pair.generator(_ROWS, a)
+    for a, b in spread(dense, pair.effort.gate_row_layers):
+        generator = pair.generator(Stream.GATE_ROWS, a)
         widths = pair.a.width(a), pair.b.width(b)
-        count = min(*widths, _MOST_UNITS if pair.thorough else _UNITS)
+        count = min(*widths, pair.effort.gate_row_units)
         # One run of indices is exchangeable like all of them. If units were taken out, those at
         # the beginning are the least shifted.
         start = int(generator.integers(widths[0] - count + 1)) if widths[0] == widths[1] else 0
         rows = [
-            unit_rows(side.rows(layer, start, start + count)[0])
-            for side, layer in ((pair.a, a), (pair.b, b))
+            unit_rows(model.rows(layer, start, start + count)[0])
+            for model, layer in ((pair.a, a), (pair.b, b))
         ]
         found[a] = fixed_points(np.abs(multiply(rows[0], rows[1].T)), generator)
         units += count
@@ -98,20 +95,18 @@ def _gate_rows(pair: Pair) -> Outcome:
     return _outcome(sum(found.values()), units, len(found), profile)
 
 
-def _dense(side: Side, layer: int) -> bool:
-    return not side.weights.architecture.layers[layer - 1].experts
+def _dense(model: Model, layer: int) -> bool:
+    return not model.weights.architecture.layers[layer - 1].experts
 
 
 def _embedding_columns(pair: Pair) -> Outcome:
     """Columns of the embedding matrices over shared tokens, by |correlation|."""
-    tokens = pair.tokens
+    tokens = pair.once(shared_tokens)
     some = np.linspace(0, tokens.a.size - 1, min(tokens.a.size, _TOKENS)).round().astype(int)
     a, b = pair.a.embedding(tokens.a[some]), pair.b.embedding(tokens.b[some])
     if a.shape[1] != b.shape[1]:
-        raise NothingAnalysable(
-            f"the embeddings have {a.shape[1]:,} and {b.shape[1]:,} coordinates"
-        )
-    generator = pair.generator(_COLUMNS)
+        raise NotApplicable(f"the embeddings have {a.shape[1]:,} and {b.shape[1]:,} coordinates")
+    generator = pair.generator(Stream.EMBEDDING_COLUMNS)
     at = _coordinates(pair, a.shape[1], generator)
     columns = [unit_rows((e[:, at] - e[:, at].mean(axis=0)).T) for e in (a, b)]
     similarity = np.abs(multiply(columns[0], columns[1].T))
@@ -123,7 +118,7 @@ def _coordinate_features(pair: Pair) -> Outcome:
     """Sizes of a coordinate in directions, triggers and weights, by their normal scores."""
     pair.need_same_width()
     a, b = _features(pair)
-    generator = pair.generator(_FEATURES)
+    generator = pair.generator(Stream.COORDINATE_FEATURES)
     at = _coordinates(pair, pair.a.hidden_size, generator)
     similarity = multiply(a[:, at].T, b[:, at])
     return _outcome(fixed_points(similarity, generator), at.size, 1, note=f"{len(a)} features")
@@ -131,9 +126,10 @@ def _coordinate_features(pair: Pair) -> Outcome:
 
 def _coordinates(pair: Pair, width: int, generator: np.random.Generator) -> Ints:
     """The coordinates that are compared, the same of both models."""
-    if pair.thorough or width <= _COORDINATES:
+    most = pair.effort.coordinates
+    if most is None or width <= most:
         return np.arange(width)
-    return np.sort(generator.choice(width, _COORDINATES, replace=False))
+    return np.sort(generator.choice(width, most, replace=False))
 
 
 def _features(pair: Pair) -> tuple[Floats, Floats]:
@@ -152,7 +148,7 @@ def _features(pair: Pair) -> tuple[Floats, Floats]:
             else:
                 every += [of[name][place] for place in shared]
     if not found[0]:
-        raise NothingAnalysable(NO_DIRECTION)
+        raise NotApplicable(NO_DIRECTION)
     return np.stack(found[0]), np.stack(found[1])
 
 
@@ -161,15 +157,18 @@ def _scores(pair: Pair, at: int) -> dict[str, dict[int, Floats]]:
 
     Of A with `at` = 0, of B with 1; features that no layer has are absent.
     """
-    side = pair.sides[at]
+    model = pair.models[at]
     found: dict[str, dict[int, Floats]] = {}
-    vectors: tuple[tuple[Vector, Floats], ...] = (("u", side.signature.u), ("v", side.signature.v))
+    vectors: tuple[tuple[Vector, Floats], ...] = (
+        ("u", model.signature.u),
+        ("v", model.signature.v),
+    )
     for which, rows in vectors:
-        for place in np.flatnonzero(determined(pair, which)[at]).tolist():
+        for place in np.flatnonzero(has_reliable_direction(pair, which)[at]).tolist():
             found.setdefault(which, {})[place] = _normal_scores(np.abs(rows[place]))
-    if pair.thorough and all(other.checkpoint is not None for other in pair.sides):
-        for place, layer in enumerate(side.layers):
-            for name, sizes in _sizes(side, layer).items():
+    if pair.effort.weighed_features and pair.has_weights:
+        for place, layer in enumerate(model.layers):
+            for name, sizes in _sizes(model, layer).items():
                 found.setdefault(name, {})[place] = _normal_scores(sizes)
     return found
 
@@ -179,16 +178,16 @@ def _pooled(scores: Floats) -> list[Floats]:
     return [_normal_scores(row) for row in np.quantile(scores, _QUANTILES, axis=0)]
 
 
-def _sizes(side: Side, layer: int) -> dict[str, Floats]:
+def _sizes(model: Model, layer: int) -> dict[str, Floats]:
     """How much each residual coordinate is written and read by the maps of one layer."""
-    block = side.block(layer)
+    block = model.block(layer)
     found = {}
     if block.attention is not None:
         reader = block.attention.latent or block.attention.value
         found["value"] = _norms(fold_norm(reader.weight, block.attention.norm).T)
         found["output"] = _norms(block.attention.output.weight)
     if isinstance(block.ffn, Ffn):
-        units = side.units(layer)
+        units = model.units(layer)
         found["up"], found["down"] = _norms(units.up.T), _norms(units.down)
         if units.gate is not None:
             found["gate"] = _norms(units.gate.T)
@@ -198,8 +197,9 @@ def _sizes(side: Side, layer: int) -> dict[str, Floats]:
 def _normal_scores(values: Floats) -> Floats:
     """Ranks as quantiles of the normal distribution; 0 where all values are equal."""
     from scipy.special import ndtri
+    from scipy.stats import rankdata
 
-    scores: Floats = ndtri((average_ranks(values) - 0.5) / values.size).astype(np.float32)
+    scores: Floats = ndtri((rankdata(values) - 0.5) / values.size).astype(np.float32)
     return scores
 
 
@@ -241,6 +241,6 @@ CRITERIA: tuple[Criterion, ...] = (
         _coordinate_features,
         NULL,
         "signatures",
-        ("fast", "default", "thorough"),
+        EVERY_LEVEL,
     ),
 )

@@ -6,8 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from ckptforensics.lineage.pair import Level, Pair
-from ckptforensics.results.comparison import Group
+from ckptforensics.lineage.pair import Pair
+from ckptforensics.results.comparison import Group, Level
+
+EVERY_LEVEL: tuple[Level, ...] = ("fast", "default", "thorough")
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Group 3: what two models look like side by side once the map between them is undone.
+"""Correspondence: what two models look like side by side once the map between them is undone.
 
 Independent models that learned from the same text resemble each other after any map that was
 fitted, so nothing here has a p-value (DESIGN 2.10), with three exceptions. A map that is found from
@@ -10,55 +10,56 @@ is exact.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 
 import numpy as np
 
 from ckptforensics.arrays import Doubles, Floats
-from ckptforensics.lineage.correspondence.alignment import column_signs, token_stream
+from ckptforensics.lineage.correspondence.alignment import (
+    column_signs,
+    find_alignment,
+    token_stream,
+)
+from ckptforensics.lineage.correspondence.layer_map import matched_layers
 from ckptforensics.lineage.correspondence.matched_layers import sampled_facts, undone
-from ckptforensics.lineage.criteria.criterion import Criterion, Outcome, skip
+from ckptforensics.lineage.correspondence.shared_tokens import shared_tokens
+from ckptforensics.lineage.criteria.criterion import EVERY_LEVEL, Criterion, Outcome, skip
 from ckptforensics.lineage.criteria.directions import INSIDE
-from ckptforensics.lineage.criteria.equivalence import same_function
-from ckptforensics.lineage.models import Side
-from ckptforensics.lineage.numeric import log10_fixed_points
+from ckptforensics.lineage.models import Model
+from ckptforensics.lineage.numeric import log10_binomial, log10_fixed_points
 from ckptforensics.lineage.pair import Pair
+from ckptforensics.lineage.randomness import Stream, generator
 from ckptforensics.linear import Fit, block_map
 from ckptforensics.spectra import singular_triplets
-
-__all__ = ["CRITERIA", "same_function", "undone"]
-
 
 _TOKENS = 1_024
 _VALUES = 20
 _TINY = 1e-30
-_KEY = 6
 _NONE = "the map between the models is estimated, so no hypothesis has a known distribution"
 _INDEPENDENT = "the models were initialised independently of each other, and "
 
 
 def _singular_values(pair: Pair) -> Outcome:
     """Differences of log s1 and log s2 of L, from the signatures."""
-    a, b = (dict(zip(s.layers, s.signature.sigma, strict=True)) for s in pair.sides)
-    return _spectra({x: _log_difference(a[x], b[y]) for x, y in pair.matched}, pair)
+    a, b = (dict(zip(s.layers, s.signature.sigma, strict=True)) for s in pair.models)
+    return _spectra({x: _log_difference(a[x], b[y]) for x, y in matched_layers(pair)}, pair)
 
 
 def _singular_values_20(pair: Pair) -> Outcome:
     """The same of the 20 leading singular values, measured now."""
     found = {}
-    for x, y in pair.matched:
+    for x, y in matched_layers(pair):
         a, b = _leading(pair.a, x, pair.seed), _leading(pair.b, y, pair.seed)
         found[x] = _log_difference(a, b)
     return _spectra(found, pair)
 
 
-def _leading(side: Side, layer: int, seed: int) -> Doubles | Floats:
-    operator = block_map(side.block(layer), Fit())
-    generator = np.random.default_rng([seed, _KEY, layer])
+def _leading(model: Model, layer: int, seed: int) -> Doubles | Floats:
+    operator = block_map(model.block(layer), Fit())
+    start = generator(seed, Stream.SINGULAR_VALUES, layer)
     # Values are off by the square of this residual.
     return singular_triplets(
-        operator, _VALUES, tolerance=1e-2, max_steps=4 * _VALUES, generator=generator
+        operator, _VALUES, tolerance=1e-2, max_steps=4 * _VALUES, generator=start
     ).values
 
 
@@ -78,9 +79,9 @@ def _spectra(found: Mapping[int, float], pair: Pair) -> Outcome:
 
 def _gram(pair: Pair) -> Outcome:
     """Correlation of |u_i . u_j| over pairs of layers."""
-    if len(pair.matched) < 4:
+    if len(matched_layers(pair)) < 4:
         return skip("fewer than four layers correspond")
-    a, b = (_directions(side, "u") for side in pair.sides)
+    a, b = (_directions(model, "u") for model in pair.models)
     one = np.abs(_stacked(a, 0, pair) @ _stacked(a, 0, pair).T)
     other = np.abs(_stacked(b, 1, pair) @ _stacked(b, 1, pair).T)
     upper = np.triu_indices(len(one), 1)
@@ -101,18 +102,18 @@ def _token_profile(pair: Pair, kind: str) -> Outcome:
     What depends on the size of an embedding and on how common a token is (by its id, which grows
     in the order of merging), unrelated models have in common too.
     """
-    shared = pair.tokens
+    shared = pair.once(shared_tokens)
     profiles = []
-    for side, ids, n in ((pair.a, shared.a, 0), (pair.b, shared.b, 1)):
+    for model, ids, n in ((pair.a, shared.a, 0), (pair.b, shared.b, 1)):
         chosen = ids[:_TOKENS]
-        x = token_stream(side, chosen)
+        x = token_stream(model, chosen)
         size = np.linalg.norm(x, axis=1)
         unit = x / np.maximum(size, _TINY)[:, None]
-        profile = unit @ _stacked(_directions(side, kind), n, pair).T
+        profile = unit @ _stacked(_directions(model, kind), n, pair).T
         profiles.append(_residual(profile, np.log(np.maximum(size, _TINY)), np.log1p(chosen)))
     found = {
         layer: abs(_correlation(profiles[0][:, i], profiles[1][:, i]))
-        for i, (layer, _) in enumerate(pair.matched)
+        for i, (layer, _) in enumerate(matched_layers(pair))
     }
     return _median(found, pair)
 
@@ -127,19 +128,19 @@ def _residual(values: Floats, *covariates: Doubles | Floats) -> Doubles:
 
 def _aligned_angles(pair: Pair) -> Outcome:
     """Median angle between u1 of corresponding layers after the map; u1 of others beside it."""
-    alignment = pair.alignment
+    alignment = pair.once(find_alignment)
     a = alignment.apply(_stacked(_directions(pair.a, "u"), 0, pair))
     a = a / np.maximum(np.linalg.norm(a, axis=1, keepdims=True), _TINY)
     cosines = np.clip(np.abs(a @ _stacked(_directions(pair.b, "u"), 1, pair).T), 0, 1)
     degrees = np.degrees(np.arccos(cosines))
-    found = {layer: float(degrees[i, i]) for i, (layer, _) in enumerate(pair.matched)}
+    found = {layer: float(degrees[i, i]) for i, (layer, _) in enumerate(matched_layers(pair))}
     others = degrees[~np.eye(len(degrees), dtype=bool)]
     note = f"median of other layers: {np.median(others):.1f} degrees" if others.size else None
     return _median(found, pair, note)
 
 
 def _embedding_fit(pair: Pair) -> Outcome:
-    alignment = pair.alignment
+    alignment = pair.once(find_alignment)
     if alignment.held_out_fit is None:
         return skip(alignment.reason or "the embeddings were not compared")
     note = f"of {alignment.kind}" if alignment.kind != "none" else "of the best rotation"
@@ -190,7 +191,7 @@ def _row_signs(pair: Pair) -> Outcome:
 
 
 def _column_signs(pair: Pair) -> Outcome:
-    if any(side.weights.architecture.family.norm.kind != "rms" for side in pair.sides):
+    if any(model.weights.architecture.family.norm.kind != "rms" for model in pair.models):
         return skip("LayerNorm's mean ties the signs of all coordinates together")
     signs = column_signs(pair)
     return _signs(int((signs > 0).sum()), signs.size, "residual coordinates")
@@ -202,28 +203,17 @@ def _signs(positive: int, count: int, of: str) -> Outcome:
     return Outcome(share, log10_p=log10_binomial(positive, count), note=note)
 
 
-def log10_binomial(positive: int, count: int) -> float:
-    """log10 of P(at least so many heads in `count` tosses of a fair coin)."""
-    heads = range(positive, count + 1)
-    terms = [
-        math.lgamma(count + 1) - math.lgamma(k + 1) - math.lgamma(count - k + 1) for k in heads
-    ]
-    largest = max(terms)
-    total = largest + math.log(sum(math.exp(t - largest) for t in terms)) - count * math.log(2)
-    return min(0.0, total / math.log(10))
-
-
 # Helpers
 
 
-def _directions(side: Side, kind: str) -> dict[int, Floats]:
-    rows = side.signature.u if kind == "u" else side.signature.v
-    return dict(zip(side.layers, rows, strict=True))
+def _directions(model: Model, kind: str) -> dict[int, Floats]:
+    rows = model.signature.u if kind == "u" else model.signature.v
+    return dict(zip(model.layers, rows, strict=True))
 
 
-def _stacked(by_layer: Mapping[int, Floats], side: int, pair: Pair) -> Floats:
-    """(matched layers, hidden_size) of one side."""
-    return np.stack([by_layer[layers[side]] for layers in pair.matched])
+def _stacked(by_layer: Mapping[int, Floats], at: int, pair: Pair) -> Floats:
+    """(matched layers, hidden_size) of A with `at` = 0, of B with 1."""
+    return np.stack([by_layer[layers[at]] for layers in matched_layers(pair)])
 
 
 def _correlation(a: Floats | Doubles, b: Floats | Doubles) -> float:
@@ -253,7 +243,7 @@ CRITERIA: tuple[Criterion, ...] = (
         _singular_values,
         _NONE,
         needs="signatures",
-        levels=("fast", "default", "thorough"),
+        levels=EVERY_LEVEL,
     ),
     Criterion(
         "20 singular values",
@@ -270,7 +260,7 @@ CRITERIA: tuple[Criterion, ...] = (
         _gram,
         _NONE,
         needs="signatures",
-        levels=("fast", "default", "thorough"),
+        levels=EVERY_LEVEL,
     ),
     Criterion(
         "vocabulary profile", "correspondence", (*_BASIS, *_NO_SCALE), _vocabulary_profile, _NONE

@@ -10,20 +10,20 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
-from ckptforensics.arrays import Bools, Doubles, Floats, Ints
-from ckptforensics.errors import NothingAnalysable
-from ckptforensics.lineage.criteria.criterion import Criterion, Outcome
-from ckptforensics.lineage.models import Side
-from ckptforensics.lineage.pair import Level, Pair
+from ckptforensics.arrays import Doubles, Floats, Ints
+from ckptforensics.errors import NotApplicable
+from ckptforensics.lineage.correspondence.directions import Vector, has_reliable_direction
+from ckptforensics.lineage.correspondence.layer_map import matched_layers
+from ckptforensics.lineage.criteria.criterion import EVERY_LEVEL, Criterion, Outcome
+from ckptforensics.lineage.effort import Effort
+from ckptforensics.lineage.models import Model
+from ckptforensics.lineage.pair import Pair, spread
+from ckptforensics.lineage.randomness import Stream
 from ckptforensics.linear import Fit, block_map
-from ckptforensics.results import Signature
 from ckptforensics.spectra import singular_triplets
-
-Vector = Literal["u", "v"]
 
 NULL = (
     "the models were initialised independently of each other, and nothing in how they were made "
@@ -43,21 +43,14 @@ UNFOLDED = ("gains moved into matrices", *INSIDE)
 # u1 is that of L = I + ..., in which a scale of the residual stream changes the weight of I.
 OF_L = tuple(what for what in UNFOLDED if what != "residual scale")
 
-# Random orders; fewer where one costs more than a share of these multiplications: layer by layer
-# they are bound by memory, all pairs of layers are a matrix product.
-_MOST_ORDERS, _LEAST_ORDERS = 4_999, 999
+# Multiplications of all random orders together, beyond which fewer are drawn: layer by layer they
+# are bound by memory, all pairs of layers are a matrix product.
 _BUDGET, _PRODUCT_BUDGET = 200_000_000, 4_000_000_000
-# Bound on the error of a direction, as an angle in radians, above which it is left out.
-_UNDETERMINED = 0.1
-# |cos| of equal vectors, and of strangers in standard deviations of random ones, 1 / sqrt(width).
-_EQUAL, _STRANGERS = 1 - 1e-6, 4
 NO_DIRECTION = "no layer has a direction that its weights determine"
 # Size and number of the subspaces that are compared.
 _SUBSPACE, _SUBSPACE_LAYERS = 8, 12
 # Rounding must not make a random order worse than the stored one.
 _ROUNDING = 1e-6
-# Keys of the random numbers.
-_ORDERS, _START = 1, 2
 
 
 def angles(pair: Pair) -> tuple[float | None, ...]:
@@ -66,7 +59,7 @@ def angles(pair: Pair) -> tuple[float | None, ...]:
     None where a layer has no partner, and everywhere if the widths differ.
     """
     mine, theirs = _by_layer(pair.a), _by_layer(pair.b)
-    partners = dict(pair.matched) if pair.same_width else {}
+    partners = dict(matched_layers(pair)) if pair.same_width else {}
     found: list[float | None] = []
     for layer, u in mine.items():
         v = theirs.get(partners.get(layer, 0))
@@ -82,36 +75,6 @@ def distance(pair: Pair) -> tuple[float, int] | None:
         if angle is not None
     ]
     return min(known) if known else None
-
-
-def determined(pair: Pair, which: Vector) -> tuple[Bools, Bools]:
-    """(layers of A,) and (layers of B,): whether the weights determine u1, or the trigger v1.
-
-    Where s1 is hardly larger than s2, or L = I as in blocks added with zero weights, u1 is close
-    to the random start vector of the iteration, which is the same for all models; so is the trigger
-    of an FFN that does nothing, which is seen by triggers that are equal though u1 are strangers.
-    Leaving these layers out keeps the tests exact: s1, s2 and the residual depend on no order of
-    coordinates, and independent triggers are never equal.
-    """
-    a, b = (side.signature for side in pair.sides)
-    good_a, good_b = _separated(a), _separated(b)
-    if which == "v":
-        n = min(good_a.size, good_b.size)
-        unlike = _cosines(a.u[:n], b.u[:n]) < _STRANGERS / math.sqrt(a.u.shape[1])
-        shared = unlike & (_cosines(a.v[:n], b.v[:n]) > _EQUAL)
-        good_a[:n] &= ~shared
-        good_b[:n] &= ~shared
-    return good_a, good_b
-
-
-def _separated(signature: Signature) -> Bools:
-    s1, s2 = signature.sigma.T.astype(np.float64)
-    separation = 1 - s2 / np.maximum(s1, np.finfo(np.float64).tiny)
-    return np.asarray(signature.residual < _UNDETERMINED * separation)
-
-
-def _cosines(u: Floats, v: Floats) -> Floats:
-    return np.abs(np.einsum("ij,ij->i", u, v))
 
 
 @dataclass(frozen=True)
@@ -138,18 +101,14 @@ class _Frames:
             return np.einsum("dl,dl->l", self.a[:, :, 0], b[:, :, 0])
         return self.a.transpose(1, 2, 0) @ b.transpose(1, 0, 2)
 
-    @property
-    def orders(self) -> int:
+    def orders(self, effort: Effort) -> int:
         """How many random orders can be afforded."""
         pairs = self.a.size
+        most, least = effort.orders
         if self.layers is None:
             pairs *= self.b.shape[1] * self.b.shape[2]
-            return _within(_PRODUCT_BUDGET // pairs)
-        return _within(_BUDGET // (pairs * self.b.shape[2]))
-
-
-def _within(orders: int) -> int:
-    return max(_LEAST_ORDERS, min(_MOST_ORDERS, orders))
+            return max(least, min(most, _PRODUCT_BUDGET // pairs))
+        return max(least, min(most, _BUDGET // (pairs * self.b.shape[2])))
 
 
 def _frames(pair: Pair, which: Vector) -> _Frames:
@@ -159,15 +118,15 @@ def _frames(pair: Pair, which: Vector) -> _Frames:
     directions would favour the stored order.
     """
     pair.need_same_width()
-    good_a, good_b = determined(pair, which)
+    good_a, good_b = has_reliable_direction(pair, which)
     one_by_one = good_a.size == good_b.size
     if one_by_one:
         good_a = good_b = good_a & good_b
     if not (good_a.any() and good_b.any()):
-        raise NothingAnalysable(NO_DIRECTION)
+        raise NotApplicable(NO_DIRECTION)
     a, b = (
-        np.ascontiguousarray(getattr(side.signature, which)[good].T)[:, :, None]
-        for side, good in ((pair.a, good_a), (pair.b, good_b))
+        np.ascontiguousarray(getattr(model.signature, which)[good].T)[:, :, None]
+        for model, good in ((pair.a, good_a), (pair.b, good_b))
     )
     numbers = np.array(list(_by_layer(pair.a)))[good_a]
     return _Frames(a, b, tuple(numbers.tolist()) if one_by_one else None)
@@ -177,24 +136,19 @@ def _subspaces(pair: Pair) -> _Frames:
     """The leading left singular vectors of L of layers spread over both models."""
     pair.need_same_width()
     one_by_one = pair.same_depth
-    layers = [_spread(side.layers) for side in pair.sides]
+    layers = [spread(model.layers, _SUBSPACE_LAYERS) for model in pair.models]
     found: list[list[Doubles]] = [[], []]
-    for at, side in enumerate(pair.sides):
+    for at, model in enumerate(pair.models):
         for layer in layers[at]:
             # The start vectors of A and B must differ: what is left of a shared one in vectors
             # that are not determined well would make strangers alike.
-            generator = pair.generator(_START, layer, at)
+            generator = pair.generator(Stream.SUBSPACE_STARTS, layer, at)
             with np.errstate(over="ignore", invalid="ignore"):  # is reported as an error
-                operator = block_map(side.block(layer), Fit())
+                operator = block_map(model.block(layer), Fit())
                 triplets = singular_triplets(operator, _SUBSPACE, generator=generator)
             found[at].append(triplets.left)
     a, b = (np.stack(left, axis=1).astype(np.float32) for left in found)
     return _Frames(a, b, layers[0] if one_by_one else None)
-
-
-def _spread(layers: tuple[int, ...]) -> tuple[int, ...]:
-    at = np.linspace(0, len(layers) - 1, min(len(layers), _SUBSPACE_LAYERS)).round().astype(int)
-    return tuple(layers[i] for i in at)
 
 
 def _largest(overlaps: Floats) -> float:
@@ -207,12 +161,15 @@ def _squares(overlaps: Floats) -> float:
 
 def _permutation_test(pair: Pair, frames: _Frames, statistic: Callable[[Floats], float]) -> Outcome:
     """The statistic of the stored order among those of random orders of B's coordinates."""
-    generator = pair.generator(_ORDERS)
+    generator = pair.generator(Stream.COORDINATE_ORDERS)
     stored = frames.overlaps()
     observed = statistic(stored)
     width = frames.a.shape[0]
     drawn = np.array(
-        [statistic(frames.overlaps(generator.permutation(width))) for _ in range(frames.orders)]
+        [
+            statistic(frames.overlaps(generator.permutation(width)))
+            for _ in range(frames.orders(pair.effort))
+        ]
     )
     profile: tuple[float | None, ...] = ()
     note = "all pairs of layers, as the depths differ"
@@ -246,36 +203,32 @@ def among(
 def _gain_rank(pair: Pair) -> Outcome:
     """Correlation of the mean standardised rank of each coordinate's gains."""
     pair.need_same_width()
-    a, b = (_mean_ranks(side) for side in pair.sides)
-    generator = pair.generator(_ORDERS)
-    drawn = np.array([a @ generator.permutation(b) for _ in range(_MOST_ORDERS)])
+    a, b = (_mean_ranks(model) for model in pair.models)
+    generator = pair.generator(Stream.COORDINATE_ORDERS)
+    drawn = np.array([a @ generator.permutation(b) for _ in range(pair.effort.orders[0])])
     return among(float(a @ b), drawn)
 
 
-def _mean_ranks(side: Side) -> Doubles:
+def _mean_ranks(model: Model) -> Doubles:
     """(hidden_size,) mean over the norms that have different gains, as a unit vector of mean 0."""
-    gains = side.gains()
+    gains = model.gains()
     if gains is None:
-        raise NothingAnalysable(f"{side.name} has layers whose norms have no gains")
+        raise NotApplicable(f"{model.name} has layers whose norms have no gains")
     varied = [row for row in gains if np.ptp(row) > 0]
     if not varied:
-        raise NothingAnalysable(f"the gains of {side.name} are all the same: folded, or not used")
-    ranks = np.stack([average_ranks(row) for row in varied])
+        raise NotApplicable(f"the gains of {model.name} are all the same: folded, or not used")
+    from scipy.stats import rankdata
+
+    ranks = np.stack([rankdata(row) for row in varied])
     ranks -= ranks.mean(axis=1, keepdims=True)
     mean: Doubles = (ranks / ranks.std(axis=1, keepdims=True)).mean(axis=0)
     size = float(np.linalg.norm(mean))
     return mean / size if size > 0 else mean
 
 
-def average_ranks(values: Floats) -> Doubles:
-    """Ranks from 1 of a vector's entries; equal ones share the mean of their ranks."""
-    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
-    return (np.cumsum(counts) - (counts - 1) / 2)[place]
-
-
-def _by_layer(side: Side) -> dict[int, Floats]:
+def _by_layer(model: Model) -> dict[int, Floats]:
     """u1 by the number of its layer, in their order."""
-    signature = side.signature
+    signature = model.signature
     numbers = (row.layer for row in signature.document.layers)
     return dict(zip(numbers, signature.u, strict=True))
 
@@ -287,8 +240,6 @@ def _acute(u: Floats, v: Floats) -> float:
     return math.degrees(2 * math.atan2(near, far))
 
 
-_ALL_LEVELS: tuple[Level, ...] = ("fast", "default", "thorough")
-
 CRITERIA: tuple[Criterion, ...] = (
     Criterion(
         "direction max",
@@ -297,7 +248,7 @@ CRITERIA: tuple[Criterion, ...] = (
         lambda pair: _permutation_test(pair, _frames(pair, "u"), _largest),
         NULL,
         "signatures",
-        _ALL_LEVELS,
+        EVERY_LEVEL,
     ),
     Criterion(
         "direction sum",
@@ -306,7 +257,7 @@ CRITERIA: tuple[Criterion, ...] = (
         lambda pair: _permutation_test(pair, _frames(pair, "u"), _squares),
         NULL,
         "signatures",
-        _ALL_LEVELS,
+        EVERY_LEVEL,
     ),
     Criterion(
         "trigger sum",
@@ -315,7 +266,7 @@ CRITERIA: tuple[Criterion, ...] = (
         lambda pair: _permutation_test(pair, _frames(pair, "v"), _squares),
         NULL,
         "signatures",
-        _ALL_LEVELS,
+        EVERY_LEVEL,
     ),
     Criterion(
         "top-8 subspaces",

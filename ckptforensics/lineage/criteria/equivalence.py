@@ -9,12 +9,13 @@ basis they are not.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ckptforensics.errors import TensorError
 from ckptforensics.forward.embedding import embedding_name
+from ckptforensics.lineage.correspondence.alignment import find_alignment
+from ckptforensics.lineage.correspondence.layer_map import matched_layers
 from ckptforensics.lineage.correspondence.matched_layers import (
     BASIS,
     GAINS,
@@ -24,22 +25,17 @@ from ckptforensics.lineage.correspondence.matched_layers import (
     layer_facts,
     layers_within,
 )
+from ckptforensics.lineage.pair import Pair
+from ckptforensics.lineage.randomness import Stream
 from ckptforensics.tensors import matrix_shape
-
-if TYPE_CHECKING:
-    from ckptforensics.lineage.pair import Pair
 
 # Relative error of float32 arithmetic with large maps, and of numbers that are the same.
 _ARITHMETIC, _EXACT = 1e-4, 1e-6
 # Share of elements that may be rounded otherwise than their size says: those below the smallest
 # normal number of a type.
 _ODD = 1e-3
-# Elements of FFNs that are compared at the default level: all of a small model, 3 layers of 7B's
-# size.
-_MOST_ELEMENTS = 1_000_000_000
 # Rows of a tensor outside the blocks' maps that are compared.
 _ROWS = 64
-_KEY = 5
 
 
 def same_function(pair: Pair) -> tuple[bool, str]:
@@ -52,26 +48,28 @@ def same_function(pair: Pair) -> tuple[bool, str]:
 
     Raises
     ------
-    NothingAnalysable
+    NotApplicable
         as `layer_facts`, where the layers cannot be compared.
     """
     why = _different_shape(pair) or _different_embeddings(pair)
     if why is not None:
         return False, why
-    layers = layers_within(pair, _MOST_ELEMENTS)
-    worst = 0.0
+    layers = layers_within(pair, pair.effort.function_elements)
+    worst, every = 0.0, []
     for a, b in layers:
         facts = layer_facts(pair, a, b)
+        every.append(facts)
         why = _different_layer(facts, in_one_basis=_in_one_basis(pair, facts))
         if why is not None:
             return False, f"layer {b}: {why}"
         worst = max(worst, facts.error)
-    comparable = _names_mean_the_same(pair, [pair.facts[at] for at in layers])
-    untouched = not any(pair.facts[at].undone for at in layers)
+    comparable = _names_mean_the_same(pair, every)
+    untouched = not any(facts.undone for facts in every)
     why = _different_tensor(pair, every=untouched) if comparable else None
     if why is not None:
         return False, why
-    count = "all" if len(layers) == len(pair.matched) else f"{len(layers)} of {len(pair.matched)}"
+    matched = len(matched_layers(pair))
+    count = "all" if len(layers) == matched else f"{len(layers)} of {matched}"
     told = f"units and heads of {count} layers agree to {worst:.0e} of their size"
     if not comparable:
         told += "; queries, keys and the output head are not compared"
@@ -79,25 +77,25 @@ def same_function(pair: Pair) -> tuple[bool, str]:
 
 
 def _different_shape(pair: Pair) -> str | None:
-    if pair.alignment.kind == "none":
-        return f"no map between the residual streams was found: {pair.alignment.reason}"
+    if pair.once(find_alignment).kind == "none":
+        return f"no map between the residual streams was found: {pair.once(find_alignment).reason}"
     if not pair.same_width:
         return "the widths differ"
-    if not pair.same_depth or len(pair.matched) < len(pair.a.layers):
+    if not pair.same_depth or len(matched_layers(pair)) < len(pair.a.layers):
         return "the layers differ"
     return None
 
 
 def _different_embeddings(pair: Pair) -> str | None:
-    alignment = pair.alignment
+    alignment = pair.once(find_alignment)
     if alignment.error is None:
         return f"the embeddings do not fit: {alignment.reason}"
     if pair.a.vocabulary_size != pair.b.vocabulary_size:
         return "the vocabularies differ in size"
-    stores = [side.weights.store for side in pair.sides]
+    stores = [model.weights.store for model in pair.models]
     types = {
-        store.info(embedding_name(side.weights)).dtype
-        for store, side in zip(stores, pair.sides, strict=True)
+        store.info(embedding_name(model.weights)).dtype
+        for store, model in zip(stores, pair.models, strict=True)
     }
     stored = alignment.rotation is None and alignment.scale == 1 and len(types) == 1
     rounding = 2 * max(ROUNDING.get(t, 0.0) for t in types)
@@ -130,7 +128,7 @@ def _different_layer(facts: LayerFacts, *, in_one_basis: bool) -> str | None:
 
 def _names_mean_the_same(pair: Pair, facts: Sequence[LayerFacts]) -> bool:
     """Whether nothing was undone that also changes queries, keys, final norm and output head."""
-    if pair.alignment.kind != "identity" or pair.alignment.scale != 1:
+    if pair.once(find_alignment).kind != "identity" or pair.once(find_alignment).scale != 1:
         return False
     return not any(word in (HEADS, GAINS) for fact in facts for word in fact.undone)
 
@@ -142,10 +140,10 @@ def _different_tensor(pair: Pair, *, every: bool) -> str | None:
     ----------
     every : also tensors of the blocks' maps, not only others such as queries and keys
     """
-    stores = [side.weights.store for side in pair.sides]
-    named = [set(s.weights.store if every else s.weights.architecture.unused) for s in pair.sides]
+    stores = [model.weights.store for model in pair.models]
+    named = [set(s.weights.store if every else s.weights.architecture.unused) for s in pair.models]
     names = sorted(named[0] & named[1])
-    generator = pair.generator(_KEY)
+    generator = pair.generator(Stream.STORED_ROWS)
     for name in names:
         one, other = (store.info(name) for store in stores)
         if one.shape != other.shape:
