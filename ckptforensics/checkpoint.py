@@ -15,7 +15,7 @@ from ckptforensics.sources import (
     locate_adapter,
     locate_on_hub,
 )
-from ckptforensics.tensors import TensorStore, open_store
+from ckptforensics.tensors import TensorReader, open_files
 from ckptforensics.tensors.adapters import merge_adapter
 from ckptforensics.tensors.quantized import wrap_quantized
 
@@ -32,7 +32,7 @@ class Checkpoint:
     """
 
     source: Source
-    store: TensorStore
+    store: TensorReader
     architecture: Architecture
 
 
@@ -78,9 +78,9 @@ def open_checkpoint(
     if adapter is not None:
         remote = _one_transfer(source, adapter)
         source, adapter = replace(source, remote=remote), replace(adapter, remote=remote)
-    store = wrap_quantized(open_store(source), source.config)
+    store = wrap_quantized(open_files(source), source.config)
     if adapter is not None:
-        store = merge_adapter(store, open_store(adapter), adapter.config or {})
+        store = merge_adapter(store, open_files(adapter), adapter.config or {})
         source = _together(source, adapter)
     architecture = resolve(store, source.config)
     if strict and architecture.source == "inferred":

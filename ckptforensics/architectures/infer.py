@@ -25,7 +25,7 @@ from ckptforensics.architectures.schema import (
     families,
 )
 from ckptforensics.errors import UnknownFamily
-from ckptforensics.tensors import TensorStore
+from ckptforensics.tensors import TensorReader
 
 _BLOCK = re.compile(r"(?P<before>(?:.*?\.)?)(?P<layer>\d+)\.(?P<rest>.+)")
 # GGUF keys of factors, bounds and routing, which each family uses in its own way.
@@ -72,7 +72,7 @@ def _require_no_factors(known: Known) -> None:
             raise _unknown(known, f"'{key}' says that its blocks do more than names can tell")
 
 
-def _first_block(store: TensorStore) -> tuple[str | None, list[str]]:
+def _first_block(store: TensorReader) -> tuple[str | None, list[str]]:
     """Prefix of block 0, and the names after it; the numbering with the most tensors wins."""
     counts: Counter[str] = Counter()
     for name in store:
@@ -86,7 +86,7 @@ def _first_block(store: TensorStore) -> tuple[str | None, list[str]]:
 
 
 def _covering_prefix(
-    layout: Layout, block: str, names: list[str], store: TensorStore
+    layout: Layout, block: str, names: list[str], store: TensorReader
 ) -> str | None:
     """The prefix under which the layout's block is `block` and explains all of its tensors."""
     end = layout.block.format(layer=0)

@@ -18,7 +18,7 @@ from ckptforensics.architectures.schema import (
     unanalysable,
 )
 from ckptforensics.errors import FormatError, NothingAnalysable
-from ckptforensics.tensors import TensorStore
+from ckptforensics.tensors import TensorReader
 from ckptforensics.tensors.containers.gguf import GgufArray
 
 # Keys of config.json, and of GGUF metadata after the architecture's name, that hold one quantity.
@@ -64,7 +64,7 @@ class Known:
     notes : what was assumed so far because nothing says it
     """
 
-    def __init__(self, store: TensorStore, config: Mapping[str, Any] | None) -> None:
+    def __init__(self, store: TensorReader, config: Mapping[str, Any] | None) -> None:
         self.store = store
         self.whole_config = self.config = dict(config or {})
         # A multimodal configuration keeps the language model's one level down.

@@ -6,10 +6,10 @@ import re
 from typing import Any
 
 from ckptforensics.architectures.schema import Layout, TensorSpec
-from ckptforensics.tensors import TensorStore
+from ckptforensics.tensors import TensorReader
 
 
-def as_stored(layout: Layout, store: TensorStore) -> Layout:
+def as_stored(layout: Layout, store: TensorReader) -> Layout:
     """The layout with that form of each weight for which the checkpoint has tensors."""
     chosen = {
         role: next((form for form in spec.forms() if is_stored(layout, form, store)), spec)
@@ -19,7 +19,7 @@ def as_stored(layout: Layout, store: TensorStore) -> Layout:
     return layout.model_copy(update={"tensors": {**layout.tensors, **chosen}})
 
 
-def is_stored(layout: Layout, form: TensorSpec, store: TensorStore) -> bool:
+def is_stored(layout: Layout, form: TensorSpec, store: TensorReader) -> bool:
     """Whether any block, behind any prefix, has a tensor of this form."""
     counted = {"{layer}": r"\d+", "{expert}": r"\d+"}
     for name in form.name:
@@ -30,7 +30,7 @@ def is_stored(layout: Layout, form: TensorSpec, store: TensorStore) -> bool:
     return False
 
 
-def as_old(layout: Layout, store: TensorStore) -> Layout:
+def as_old(layout: Layout, store: TensorReader) -> Layout:
     """The layout with the old names of gains and biases, if the checkpoint has these."""
     old = layout.old_norm_suffixes
     if old is None or not any(name.endswith(old[0]) for name in store):
@@ -69,7 +69,7 @@ def block_prefixes(layout: Layout, prefix: str, layer: int) -> tuple[str, ...]:
     return tuple(dict.fromkeys(f"{prefix}{layout.block}{begin}{layer}." for begin in begins))
 
 
-def find_prefix(layout: Layout, store: TensorStore) -> str | None:
+def find_prefix(layout: Layout, store: TensorReader) -> str | None:
     """The first prefix under which some block has every weight the layout requires."""
     required = [spec for spec in layout.tensors.values() if not spec.optional]
     if "{layer}" not in layout.block:
@@ -91,7 +91,7 @@ def find_prefix(layout: Layout, store: TensorStore) -> str | None:
     return None
 
 
-def find(block: str, spec: TensorSpec, store: TensorStore, expert: int = 0) -> str | None:
+def find(block: str, spec: TensorSpec, store: TensorReader, expert: int = 0) -> str | None:
     """Full name, without suffix, of the first of the spec's names that exists."""
     for name in spec.name:
         full = block + name.replace("{expert}", str(expert))

@@ -39,7 +39,7 @@ from ckptforensics.architectures.schema import (
     Routing,
 )
 from ckptforensics.errors import FormatError, TensorError, UnknownFamily
-from ckptforensics.tensors import TensorStore
+from ckptforensics.tensors import TensorReader
 
 _BRANCH_NORMS: tuple[Role, Role] = ("attention_norm", "ffn_norm")
 
@@ -49,7 +49,7 @@ _BEYOND = "beyond the configured number of layers"
 _SPARSE = "its FFN keeps its largest gates only, which the linear fit does not describe"
 
 
-def resolve(store: TensorStore, config: Mapping[str, Any] | None) -> Architecture:
+def resolve(store: TensorReader, config: Mapping[str, Any] | None) -> Architecture:
     """Find the family of a checkpoint and the tensors of every block.
 
     Parameters
@@ -195,7 +195,7 @@ def _residual(known: Known, family: Family, layers: list[LayerPlan]) -> Residual
     return cast(Residual, configured)
 
 
-def _count_layers(layout: Layout, prefix: str, store: TensorStore) -> int:
+def _count_layers(layout: Layout, prefix: str, store: TensorReader) -> int:
     number = 0
     while any(name.startswith(block_prefixes(layout, prefix, number)) for name in store):
         number += 1
@@ -276,7 +276,7 @@ def _embedding(known: Known, layout: Layout, prefix: str, sizes: Sizes) -> Embed
 
 
 def _unused(
-    store: TensorStore, layout: Layout, architecture: Architecture, prefix: str
+    store: TensorReader, layout: Layout, architecture: Architecture, prefix: str
 ) -> Mapping[str, str]:
     """Why each unread tensor is not read; an unexplained one inside a block is an error."""
     used = architecture.used

@@ -24,7 +24,7 @@ from ckptforensics.layers import Ffn, Linear, Matrix, Norm
 from ckptforensics.linear.folded import FoldedMatrix, Term
 from ckptforensics.linear.moments import clamped_moments, gaussian_moments
 from ckptforensics.sources import Source
-from ckptforensics.tensors import open_store
+from ckptforensics.tensors import open_files
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -64,7 +64,7 @@ class Calibration:
         file = Path(path)
         if not file.is_file():
             raise UsageError("no such calibration file", path=file)
-        store = open_store(Source(file, "safetensors", (file,), None))
+        store = open_files(Source(file, "safetensors", (file,), None))
         by_layer: dict[int, Floats] = {}
         for name, info in store.tensors.items():
             if len(info.shape) != 2 or info.shape[1] != hidden_size:

@@ -160,10 +160,10 @@ def holds_signature(path: str | Path) -> bool:
 
 
 def _load_signature(file: Path) -> Signature:
-    from ckptforensics.tensors import TensorStore
+    from ckptforensics.tensors import FileReader
 
     document, container = _read_signature(file)
-    store = TensorStore([container])
+    store = FileReader([container])
     return Signature(document, *(store.read(name) for name in _ARRAYS))
 
 

@@ -9,8 +9,11 @@ from ckptforensics.deferred import on_first_use
 from ckptforensics.tensors.info import Container, TensorInfo, matrix_shape
 
 if TYPE_CHECKING:
-    from ckptforensics.tensors.files import TensorStore, open_store
+    from ckptforensics.tensors.files import FileReader, open_files
+    from ckptforensics.tensors.reader import TensorReader
 
-__all__ = ["Container", "TensorInfo", "TensorStore", "matrix_shape", "open_store"]
+__all__ = ["Container", "FileReader", "TensorInfo", "TensorReader", "matrix_shape", "open_files"]
 
-__getattr__ = on_first_use(__name__, {"TensorStore": "files", "open_store": "files"})
+__getattr__ = on_first_use(
+    __name__, {"FileReader": "files", "TensorReader": "reader", "open_files": "files"}
+)

@@ -21,12 +21,12 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from ckptforensics.errors import FormatError, NothingAnalysable, TensorError
-from ckptforensics.tensors.files import (
+from ckptforensics.tensors.info import TensorInfo, matrix_shape
+from ckptforensics.tensors.reader import (
     BLOCK_ELEMENTS,
-    TensorStore,
+    TensorReader,
     require_finite,
 )
-from ckptforensics.tensors.info import TensorInfo, matrix_shape
 
 if TYPE_CHECKING:
     from ckptforensics.arrays import Bytes, Floats
@@ -84,7 +84,7 @@ class _Delta:
     transposed: bool
 
 
-class AdaptedStore(TensorStore):
+class AdaptedReader(TensorReader):
     """A base whose tensors have an adapter's changes in them.
 
     Attributes
@@ -97,8 +97,8 @@ class AdaptedStore(TensorStore):
 
     def __init__(
         self,
-        base: TensorStore,
-        adapter: TensorStore,
+        base: TensorReader,
+        adapter: TensorReader,
         deltas: Mapping[str, _Delta],
         added: Mapping[str, tuple[str, float]],
         replaced: Mapping[str, str],
@@ -117,7 +117,7 @@ class AdaptedStore(TensorStore):
         self._norms: dict[str, Floats] = {}
 
     def parts(self, name: str) -> tuple[TensorInfo, ...]:
-        """See `TensorStore.parts`."""
+        """See `TensorReader.parts`."""
         if name in self.replaced:
             parts = self.adapter.parts(self.replaced[name])
         else:
@@ -130,12 +130,12 @@ class AdaptedStore(TensorStore):
         return parts
 
     def recipe(self) -> str:
-        """See `TensorStore.recipe`."""
+        """See `TensorReader.recipe`."""
         own = [sorted(part.items()) for part in (self.deltas, self.added, self.replaced)]
         return self.base.recipe() + repr(own)
 
     def prefetch(self, names: Iterable[str]) -> None:
-        """See `TensorStore.prefetch`."""
+        """See `TensorReader.prefetch`."""
         wanted = list(names)
         self.base.prefetch(n for n in wanted if n not in self.replaced)
         self.adapter.prefetch(
@@ -147,19 +147,19 @@ class AdaptedStore(TensorStore):
         )
 
     def prefetch_rows(self, name: str, rows: Iterable[tuple[int, int]]) -> None:
-        """See `TensorStore.prefetch_rows`."""
+        """See `TensorReader.prefetch_rows`."""
         self._holder(name).prefetch_rows(self.replaced.get(name, name), rows)
 
     def stored_bytes(self, name: str) -> Bytes:
-        """See `TensorStore.stored_bytes`."""
+        """See `TensorReader.stored_bytes`."""
         return self._holder(name).stored_bytes(self.replaced.get(name, name))
 
     def release(self, name: str) -> None:
-        """See `TensorStore.release`."""
+        """See `TensorReader.release`."""
         self._holder(name).release(self.replaced.get(name, name))
 
     def read_rows(self, name: str, start: int, stop: int) -> Floats:
-        """See `TensorStore.read_rows`."""
+        """See `TensorReader.read_rows`."""
         import numpy as np
 
         rows = self._unchanged(name, start, stop)
@@ -178,12 +178,12 @@ class AdaptedStore(TensorStore):
         return rows
 
     def kept_rows(self, name: str, start: int, stop: int) -> Bf16Matrix | None:
-        """See `TensorStore.kept_rows`."""
+        """See `TensorReader.kept_rows`."""
         if name in self.deltas or name in self.added:
             return None
         return self._holder(name).kept_rows(self.replaced.get(name, name), start, stop)
 
-    def _holder(self, name: str) -> TensorStore:
+    def _holder(self, name: str) -> TensorReader:
         return self.adapter if name in self.replaced or name in self.adapter else self.base
 
     def _unchanged(self, name: str, start: int, stop: int) -> Floats:
@@ -237,8 +237,8 @@ class AdaptedStore(TensorStore):
 
 
 def merge_adapter(
-    base: TensorStore, adapter: TensorStore, config: Mapping[str, Any]
-) -> TensorStore:
+    base: TensorReader, adapter: TensorReader, config: Mapping[str, Any]
+) -> TensorReader:
     """Present `base` with the adapter merged onto it.
 
     Parameters
@@ -262,7 +262,9 @@ def merge_adapter(
 class _Merge:
     """Matches an adapter's tensors with those of its base."""
 
-    def __init__(self, base: TensorStore, adapter: TensorStore, config: Mapping[str, Any]) -> None:
+    def __init__(
+        self, base: TensorReader, adapter: TensorReader, config: Mapping[str, Any]
+    ) -> None:
         self.base = base
         self.adapter = adapter
         self.config = config
@@ -270,7 +272,7 @@ class _Merge:
         self.config_path = self.path.parent / "adapter_config.json"
         self._suffixes: dict[str, list[str]] = {}
 
-    def store(self) -> AdaptedStore:
+    def store(self) -> AdaptedReader:
         self._refuse()
         parts: dict[str, dict[str, str]] = {}
         replaced: dict[str, str] = {}
@@ -295,7 +297,7 @@ class _Merge:
                 target = self._base_name(bias, f"{module}.bias")
                 self._require_shape(bias, self._info(target, replaced).shape)
                 added[target] = (bias, delta.scaling)
-        return AdaptedStore(self.base, self.adapter, deltas, added, replaced)
+        return AdaptedReader(self.base, self.adapter, deltas, added, replaced)
 
     def _refuse(self) -> None:
         kind = self.config.get("peft_type")

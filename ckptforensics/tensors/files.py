@@ -1,4 +1,4 @@
-"""All tensors of a checkpoint, whichever file holds them, read by row ranges."""
+"""All tensors of a checkpoint's files, whichever file holds them, read by row ranges."""
 
 from __future__ import annotations
 
@@ -7,28 +7,26 @@ import mmap
 import os
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from io import FileIO
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ckptforensics.compute import buffers
-from ckptforensics.errors import FormatError, NotFinite, TensorError
+from ckptforensics.errors import FormatError, TensorError
 from ckptforensics.sources import Fetcher, Source
 from ckptforensics.tensors.containers.gguf import read_gguf, require_whole_split
 from ckptforensics.tensors.containers.safetensors import LARGEST_HEADER, read_safetensors
 from ckptforensics.tensors.containers.torchzip import Fetch, read_torch
 from ckptforensics.tensors.info import Container, TensorInfo, matrix_shape
+from ckptforensics.tensors.reader import BLOCK_ELEMENTS, TensorReader, require_finite
 
 if TYPE_CHECKING:
     from ckptforensics.arrays import Bytes, Floats
     from ckptforensics.compute.bf16 import Bf16Matrix
 
-# Elements decoded at once: a block and its temporaries stay in the processor's cache until it is
-# checked (docs/performance.md).
-BLOCK_ELEMENTS = 1 << 17
 # Bytes asked for at once to bring a local file into the operating system's cache: Linux does not
 # heed more than a disk takes in one request.
 _READ_AHEAD = 1 << 17
@@ -42,7 +40,7 @@ _GGUF_HEADER_SHARE = 128
 _GGUF_SHORTEST_STEP = 1 << 12
 
 
-def open_store(source: Source) -> TensorStore:
+def open_files(source: Source) -> FileReader:
     """Parse the headers of all files of `source`.
 
     Raises
@@ -58,21 +56,18 @@ def open_store(source: Source) -> TensorStore:
         containers = _read_headers(source, source.remote)
     if source.container == "gguf":
         require_whole_split(containers)
-    return TensorStore(containers, source.weight_map, source.remote)
+    return FileReader(containers, source.weight_map, source.remote)
 
 
-class TensorStore:
-    """Read access to tensors as float32.
+class FileReader(TensorReader):
+    """The tensors of weight files as they are stored, memory-mapped.
 
-    Attributes
+    Parameters
     ----------
     containers : the parsed files
-    tensors : header entry of each tensor by name
-    metadata : header metadata of the first file
-    aside : stored tensor that is not among `tensors` to the reason why it is not read
+    weight_map : file of each tensor, as an index promises it
+    remote : fetches ranges of files that are not whole on this machine
     """
-
-    aside: Mapping[str, str] = MappingProxyType({})
 
     def __init__(
         self,
@@ -81,7 +76,7 @@ class TensorStore:
         remote: Fetcher | None = None,
     ) -> None:
         self.containers = tuple(containers)
-        self.metadata: Mapping[str, Any] = containers[0].metadata
+        self.metadata = containers[0].metadata
         tensors: dict[str, TensorInfo] = {}
         for container in containers:
             for name, info in container.tensors.items():
@@ -100,51 +95,19 @@ class TensorStore:
                     tensor=name,
                     hint="download the checkpoint again",
                 )
-        self.tensors: Mapping[str, TensorInfo] = MappingProxyType(tensors)
+        self.tensors = MappingProxyType(tensors)
         self._remote = remote
         self._maps: dict[Path, mmap.mmap] = {}
         # A matrix may be given back by the garbage collector, in the middle of anything.
         self._lock = threading.RLock()
         self._finite: set[tuple[str, int, int]] = set()
 
-    def __contains__(self, name: object) -> bool:
-        return name in self.tensors
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.tensors)
-
-    def info(self, name: str) -> TensorInfo:
-        """Header entry of a tensor; TensorError if there is none."""
-        try:
-            return self.tensors[name]
-        except KeyError:
-            path = self.containers[0].path if len(self.containers) == 1 else None
-            raise TensorError("the tensor is missing", path=path, tensor=name) from None
-
     def recipe(self) -> str:
-        """All that decides the values of the tensors beside the files' own bytes."""
+        """See `TensorReader.recipe`: nothing."""
         return ""
 
-    def read(self, name: str) -> Floats:
-        """The whole tensor in its own shape."""
-        info = self.info(name)
-        _, rows = matrix_shape(info)
-        return self.read_rows(name, 0, rows).reshape(info.shape)
-
     def read_rows(self, name: str, start: int, stop: int) -> Floats:
-        """Rows `start` to `stop` of the tensor seen as a matrix, leading axes flattened.
-
-        Returns
-        -------
-        (stop - start, columns) float32, the caller's own
-
-        Raises
-        ------
-        TensorError
-            if the tensor is missing, or its elements cannot be decoded or do not lie in order.
-        NotFinite
-            if an element is NaN or infinite; the message names its row and column.
-        """
+        """See `TensorReader.read_rows`."""
         from ckptforensics.tensors.dtypes import decoder
 
         info = self.info(name)
@@ -175,16 +138,7 @@ class TensorStore:
         return out
 
     def kept_rows(self, name: str, start: int, stop: int) -> Bf16Matrix | None:
-        """Rows as `read_rows` counts them, left in the file in BF16.
-
-        None where that cannot be: another element type, a row of an odd number of elements, no
-        numba. The file's pages are given back when the last view of the matrix is gone.
-
-        Raises
-        ------
-        NotFinite
-            as `read_rows`.
-        """
+        """See `TensorReader.kept_rows`; without numba, and of remote files, always None."""
         info = self.info(name)
         columns, rows = matrix_shape(info)
         first = info.offset + start * columns * 2
@@ -213,10 +167,7 @@ class TensorStore:
         return matrix
 
     def prefetch(self, names: Iterable[str]) -> None:
-        """Fetch whole tensors of remote files together, or read local ones ahead.
-
-        Reading ahead only fills the operating system's cache, in a file's order: nothing is kept.
-        """
+        """See `TensorReader.prefetch`."""
         ranges: dict[Path, list[tuple[int, int]]] = {}
         for name in names:
             info = self.info(name)
@@ -228,7 +179,7 @@ class TensorStore:
             _read_ahead(path, sorted(wanted))
 
     def prefetch_rows(self, name: str, rows: Iterable[tuple[int, int]]) -> None:
-        """Fetch row ranges (start, stop) of one tensor of a remote file together."""
+        """See `TensorReader.prefetch_rows`."""
         info = self.info(name)
         count = matrix_shape(info)[1]
         if self._remote is None or info.unreadable or count == 0:
@@ -238,11 +189,11 @@ class TensorStore:
         self._remote.fetch({info.path: wanted})
 
     def parts(self, name: str) -> tuple[TensorInfo, ...]:
-        """The stored tensors that `read` takes the tensor from: itself, or the parts it has."""
+        """See `TensorReader.parts`."""
         return (self.info(name),)
 
     def stored_bytes(self, name: str) -> Bytes:
-        """All bytes of a stored tensor, not decoded: a view of the file, see `release`."""
+        """See `TensorReader.stored_bytes`."""
         info = self.info(name)
         if info.unreadable:
             raise TensorError(info.unreadable, path=info.path, tensor=name)
@@ -250,7 +201,7 @@ class TensorStore:
         return self._bytes(info, 0, info.nbytes)
 
     def release(self, name: str) -> None:
-        """Give the memory of a stored tensor's bytes back; views of them stay valid."""
+        """See `TensorReader.release`."""
         info = self.info(name)
         self._release(info, 0, info.nbytes)
 
@@ -345,24 +296,3 @@ _REMOTE_READERS: Mapping[str, Callable[[Path, Fetch], Container]] = MappingProxy
         "gguf": _read_remote_gguf,
     }
 )
-
-
-def require_finite(block: Floats, info: TensorInfo, first_row: int) -> None:
-    """NotFinite naming the first NaN or infinity; `first_row` is the block's place."""
-    import numpy as np
-
-    # One pass decides for nearly every block: NaN and infinity survive a sum of squares, and a
-    # finite one that overflows only costs the exact test.
-    flat = block.reshape(-1)
-    with np.errstate(over="ignore", invalid="ignore"):
-        if np.isfinite(np.einsum("i,i->", flat, flat)):
-            return
-    bad = np.argwhere(~np.isfinite(block))
-    if bad.size:
-        row, column = (int(n) for n in bad[0])
-        raise NotFinite(
-            f"the weight at row {first_row + row}, column {column} is {block[row, column]}",
-            path=info.path,
-            tensor=info.name,
-            hint="the checkpoint is damaged",
-        )

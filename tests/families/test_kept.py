@@ -22,7 +22,7 @@ from ckptforensics.forward.branches import block_forward
 from ckptforensics.layers import Block, Ffn, load_block, reader
 from ckptforensics.linear import BlockMap, Fit, block_map
 from ckptforensics.probes import trigger
-from ckptforensics.tensors import TensorStore
+from ckptforensics.tensors import FileReader
 from tests.families.test_families import CASES
 from tests.support.families.harness import Case, build_model, save_model
 
@@ -173,7 +173,7 @@ def test_pages_are_given_back(tmp_path: Path, monkeypatch) -> None:
     save_model(build_model(case), tmp_path, case)
     checkpoint = in_bf16(tmp_path)
     released = []
-    monkeypatch.setattr(TensorStore, "_release", lambda self, info, *_: released.append(info.name))
+    monkeypatch.setattr(FileReader, "_release", lambda self, info, *_: released.append(info.name))
     block = load_block(checkpoint, 1, keep=True)
     matrices = {
         f"model.layers.0.{name}.weight"

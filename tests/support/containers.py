@@ -15,7 +15,7 @@ import numpy as np
 from ckptforensics.cli.main import main
 from ckptforensics.errors import CkptError
 from ckptforensics.sources import Source
-from ckptforensics.tensors import TensorStore, open_store
+from ckptforensics.tensors import FileReader, open_files
 
 LLAMA_CONFIG = {
     "model_type": "llama",
@@ -59,9 +59,9 @@ def assert_one_error(ran: Ran, code: int, *words: str) -> None:
     assert ran.code == code
 
 
-def store_of(*paths: Path, weight_map: dict[str, Path] | None = None) -> TensorStore:
+def store_of(*paths: Path, weight_map: dict[str, Path] | None = None) -> FileReader:
     container = "gguf" if paths[0].suffix == ".gguf" else "safetensors"
-    return open_store(Source(paths[0], container, paths, None, weight_map))
+    return open_files(Source(paths[0], container, paths, None, weight_map))
 
 
 def attempt(action: Callable[[], Any]) -> Any:

@@ -288,7 +288,7 @@ def test_prefetch_bytes_and_parts(llama, tmp_path, monkeypatch):
     adapter = write_adapter(tmp_path / "adapter", saved)
     store = ckptforensics.open_checkpoint(adapter, base=llama).store
     fetched: list[str] = []
-    monkeypatch.setattr(files.TensorStore, "prefetch", lambda self, names: fetched.extend(names))
+    monkeypatch.setattr(files.FileReader, "prefetch", lambda self, names: fetched.extend(names))
     store.prefetch([f"{V}.weight", f"{V}.bias", "model.norm.weight"])
     prefix = "base_model.model."
     lora = [f"{prefix}{V}.lora_{part}.weight" for part in "AB"]

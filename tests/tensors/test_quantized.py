@@ -17,22 +17,22 @@ from transformers.integrations.finegrained_fp8 import Fp8Dequantize
 from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
 from ckptforensics.errors import CkptError, NotFinite, NothingAnalysable, TensorError
-from ckptforensics.tensors import TensorStore
-from ckptforensics.tensors.quantized import QuantizedStore, wrap_quantized
+from ckptforensics.tensors import FileReader
+from ckptforensics.tensors.quantized import QuantizedReader, wrap_quantized
 from tests.support.containers import store_of
 
 GOLDEN = Path(__file__).resolve().parents[2] / "fixtures" / "quantized"
 FILES = sorted(GOLDEN.glob("*.safetensors"))
 
 
-def stored(tmp_path: Path, tensors: dict[str, torch.Tensor], config: dict[str, Any]) -> TensorStore:
+def stored(tmp_path: Path, tensors: dict[str, torch.Tensor], config: dict[str, Any]) -> FileReader:
     """The tensors in a file, read as a quantization_config tells."""
     file = tmp_path / "w.safetensors"
     save_file({name: t.contiguous() for name, t in tensors.items()}, file)
     return wrap_quantized(store_of(file), {"quantization_config": config})
 
 
-def assert_reads(store: TensorStore, name: str, expected: np.ndarray, **tolerance: float) -> None:
+def assert_reads(store: FileReader, name: str, expected: np.ndarray, **tolerance: float) -> None:
     """The whole tensor, and every kind of row range of it, bit by bit the same as the whole."""
     assert store.info(name).shape == expected.shape
     whole = store.read(name)
@@ -246,7 +246,7 @@ def test_nvfp4_of_modelopt_by_hand(tmp_path):
         "a.k_proj.k_scale": torch.tensor(1.0),
     }
     store = stored(tmp_path, tensors, {"quant_method": "modelopt", "quant_algo": "NVFP4"})
-    assert isinstance(store, QuantizedStore)
+    assert isinstance(store, QuantizedReader)
     assert set(store) == {"m.weight"}
     assert set(store.aside) == {"a.k_proj.k_scale"}
     expected = np.zeros((2, 32), np.float32)

@@ -11,7 +11,7 @@ from dataclasses import replace
 import numpy as np
 
 from ckptforensics.lineage.changes.beyond_layers import appended_rows, drawn_anew, only_outside
-from ckptforensics.lineage.changes.changes import Change, measure_changes
+from ckptforensics.lineage.changes.changes import ROUNDED, Change, measure_changes
 from ckptforensics.lineage.changes.finding import Finding
 from ckptforensics.lineage.changes.masks import Mask
 from ckptforensics.lineage.changes.structure import find_structure
@@ -31,8 +31,6 @@ _UNCHANGED = 0.9
 _THIRD = "other changes lie between the two, so both may come from a third model"
 # The entries that pruning removed are larger than what else changed, at least by this factor.
 _REMOVED = 2.0
-# Share of entries that must be within half a step of the other model's, to be its rounding.
-_ROUNDED = 0.9
 # Relative size of the rounding errors of products of a few stored numbers, with some slack.
 _ROUNDING = {"BF16": 6e-3, "F16": 1e-3, "F32": 1e-4}
 # Distance to a quantized model, relative to that of values anywhere between its steps, below which
@@ -233,7 +231,7 @@ def _quantized(layers: Sequence[Change], later: int) -> Finding | None:
     other = _share(on_grid, lambda c: _on_grid(c.lattices[1 - later]))
     names = sorted({str(c.lattices[later]) for c in on_grid})
     where = f"{len(on_grid)} of {len(layers)} matrices of {second} lie on a quantizer's grid"
-    near = _share(on_grid, lambda c: c.rounded[later][0] >= _ROUNDED)
+    near = _share(on_grid, lambda c: c.rounded[later][0] >= ROUNDED)
     within = f"{min(c.rounded[later][0] for c in on_grid):.0%}"
     fill = float(np.median([c.rounded[later][1] for c in on_grid]))
     if near >= _MOST and fill < _FILLED and other <= _MOST:

@@ -1,5 +1,5 @@
 """Quantized weights of Hugging Face checkpoints as ordinary tensors, dequantized by rows."""
 
-from ckptforensics.tensors.quantized.reader import QuantizedStore, wrap_quantized
+from ckptforensics.tensors.quantized.reader import QuantizedReader, wrap_quantized
 
-__all__ = ["QuantizedStore", "wrap_quantized"]
+__all__ = ["QuantizedReader", "wrap_quantized"]

@@ -8,8 +8,8 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from ckptforensics.errors import TensorError
-from ckptforensics.tensors.files import TensorStore
 from ckptforensics.tensors.info import TensorInfo, element_count
+from ckptforensics.tensors.reader import TensorReader
 
 if TYPE_CHECKING:
     from ckptforensics.arrays import Array, Bytes, Floats
@@ -39,7 +39,7 @@ class Parts:
     names : full names of the parts that were asked for
     """
 
-    def __init__(self, store: TensorStore, stem: str, config: Mapping[str, Any]) -> None:
+    def __init__(self, store: TensorReader, stem: str, config: Mapping[str, Any]) -> None:
         self.store, self.stem, self.config = store, stem, config
         self.names: dict[str, None] = {}
 

@@ -1,4 +1,4 @@
-"""A store that shows each quantized weight as one tensor and dequantizes the rows asked for."""
+"""A reader that shows each quantized weight as one tensor and dequantizes the rows asked for."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 from ckptforensics.compute import buffers
 from ckptforensics.errors import FormatError, NothingAnalysable, TensorError
 from ckptforensics.sources import read_json_object
-from ckptforensics.tensors.files import BLOCK_ELEMENTS, TensorStore, require_finite
 from ckptforensics.tensors.info import TensorInfo, matrix_shape
 from ckptforensics.tensors.quantized.base import Parts, Quantized
 from ckptforensics.tensors.quantized.bitsandbytes import KINDS, Int8Rows, Table4
@@ -18,13 +17,14 @@ from ckptforensics.tensors.quantized.fp4 import Fp4Linear, Mxfp4Experts
 from ckptforensics.tensors.quantized.hqq import Hqq
 from ckptforensics.tensors.quantized.packed import Awq, Gptq, PackQuantized
 from ckptforensics.tensors.quantized.scaled import ACTIVATIONS, FP8, Scaled
+from ckptforensics.tensors.reader import BLOCK_ELEMENTS, TensorReader, require_finite
 
 if TYPE_CHECKING:
     from ckptforensics.arrays import Bytes, Floats
     from ckptforensics.compute.bf16 import Bf16Matrix
 
 # The quantized weight that a stored tensor is the main part of, None if it is of none.
-Claim = Callable[[TensorStore, str, Mapping[str, Any]], Quantized | None]
+Claim = Callable[[TensorReader, str, Mapping[str, Any]], Quantized | None]
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class _Method:
     on_loading: bool = False
 
 
-def wrap_quantized(store: TensorStore, config: Mapping[str, Any] | None) -> TensorStore:
+def wrap_quantized(store: TensorReader, config: Mapping[str, Any] | None) -> TensorReader:
     """Show each group of tensors that make one quantized weight as that weight.
 
     Parameters
@@ -83,7 +83,7 @@ def wrap_quantized(store: TensorStore, config: Mapping[str, Any] | None) -> Tens
         claimed = (claim(store, tensor, found) for claim in method.claims)
         if (weight := next((w for w in claimed if w is not None), None)) is not None:
             weights.append(weight)
-    wrapped = QuantizedStore(store, weights)
+    wrapped = QuantizedReader(store, weights)
     _require_scaled(wrapped)
     if not weights:
         if method.on_loading:
@@ -96,8 +96,8 @@ def wrap_quantized(store: TensorStore, config: Mapping[str, Any] | None) -> Tens
     return wrapped
 
 
-class QuantizedStore(TensorStore):
-    """A store in which quantized weights appear as one tensor each.
+class QuantizedReader(TensorReader):
+    """Another reader's tensors in which quantized weights appear as one tensor each.
 
     Attributes
     ----------
@@ -105,7 +105,7 @@ class QuantizedStore(TensorStore):
     weights : each quantized weight by name
     """
 
-    def __init__(self, stored: TensorStore, weights: Iterable[Quantized]) -> None:
+    def __init__(self, stored: TensorReader, weights: Iterable[Quantized]) -> None:
         self.stored = stored
         self.containers = stored.containers
         self.metadata = stored.metadata
@@ -133,34 +133,38 @@ class QuantizedStore(TensorStore):
         self.tensors = MappingProxyType(tensors)
 
     def parts(self, name: str) -> tuple[TensorInfo, ...]:
-        """See `TensorStore.parts`."""
+        """See `TensorReader.parts`."""
         weight = self.weights.get(name)
         if weight is None:
             return self.stored.parts(name)
         return tuple(self.stored.info(part) for part in weight.parts.names)
 
     def recipe(self) -> str:
-        """See `TensorStore.recipe`."""
+        """See `TensorReader.recipe`."""
         # All weights are read by one configuration.
         return repr([weight.parts.config for weight in self.weights.values()][:1])
 
     def prefetch(self, names: Iterable[str]) -> None:
-        """See `TensorStore.prefetch`."""
+        """See `TensorReader.prefetch`."""
         self.stored.prefetch(part.name for name in names for part in self.parts(name))
 
     def prefetch_rows(self, name: str, rows: Iterable[tuple[int, int]]) -> None:
-        """See `TensorStore.prefetch_rows`."""
+        """See `TensorReader.prefetch_rows`."""
         if name in self.weights:
             self.prefetch([name])  # the parts are not stored by rows
         else:
             self.stored.prefetch_rows(name, rows)
 
     def stored_bytes(self, name: str) -> Bytes:
-        """See `TensorStore.stored_bytes`."""
+        """See `TensorReader.stored_bytes`."""
         return self.stored.stored_bytes(name)
 
+    def release(self, name: str) -> None:
+        """See `TensorReader.release`."""
+        self.stored.release(name)
+
     def read_rows(self, name: str, start: int, stop: int) -> Floats:
-        """See `TensorStore.read_rows`."""
+        """See `TensorReader.read_rows`."""
         weight = self.weights.get(name)
         if weight is None:
             return self.stored.read_rows(name, start, stop)
@@ -188,15 +192,15 @@ class QuantizedStore(TensorStore):
         return out
 
     def kept_rows(self, name: str, start: int, stop: int) -> Bf16Matrix | None:
-        """See `TensorStore.kept_rows`."""
+        """See `TensorReader.kept_rows`."""
         return None if name in self.weights else self.stored.kept_rows(name, start, stop)
 
 
-def _parts(store: TensorStore, name: str, ending: str, config: Mapping[str, Any]) -> Parts:
+def _parts(store: TensorReader, name: str, ending: str, config: Mapping[str, Any]) -> Parts:
     return Parts(store, name.removesuffix(ending), config)
 
 
-def _scaled(store: TensorStore, name: str, config: Mapping[str, Any]) -> Quantized | None:
+def _scaled(store: TensorReader, name: str, config: Mapping[str, Any]) -> Quantized | None:
     stem, dot, weight = name.rpartition(".")
     if store.info(name).dtype not in (*FP8, "I8"):
         return None
@@ -209,7 +213,7 @@ def _scaled(store: TensorStore, name: str, config: Mapping[str, Any]) -> Quantiz
 def _ending(ending: str, build: Callable[[Parts], Quantized], *dtypes: str) -> Claim:
     """Claims tensors by the end of their name and, if given, their type."""
 
-    def claim(store: TensorStore, name: str, config: Mapping[str, Any]) -> Quantized | None:
+    def claim(store: TensorReader, name: str, config: Mapping[str, Any]) -> Quantized | None:
         if not name.endswith(ending) or (dtypes and store.info(name).dtype not in dtypes):
             return None
         stem = name.rpartition(".")[0] + "." if ending.startswith(".") else name[: -len(ending)]
@@ -218,7 +222,7 @@ def _ending(ending: str, build: Callable[[Parts], Quantized], *dtypes: str) -> C
     return claim
 
 
-def _modelopt_fp4(store: TensorStore, name: str, config: Mapping[str, Any]) -> Quantized | None:
+def _modelopt_fp4(store: TensorReader, name: str, config: Mapping[str, Any]) -> Quantized | None:
     scales = (f"{name}_scale", f"{name}_scale_2")
     if store.info(name).dtype != "U8" or not any(scale in store for scale in scales):
         return None
@@ -226,7 +230,7 @@ def _modelopt_fp4(store: TensorStore, name: str, config: Mapping[str, Any]) -> Q
     return Fp4Linear(Parts(store, stem + dot, config), weight)
 
 
-def _bitsandbytes(store: TensorStore, name: str, config: Mapping[str, Any]) -> Quantized | None:
+def _bitsandbytes(store: TensorReader, name: str, config: Mapping[str, Any]) -> Quantized | None:
     if not name.endswith(".weight"):
         return None
     parts = _parts(store, name, "weight", config)
@@ -273,7 +277,7 @@ _DESCRIPTIONS = (
 _ASIDE = tuple(f".{part}" for part in (*ACTIVATIONS, "k_scale", "v_scale", "q_scale"))
 
 
-def _quantization(store: TensorStore, config: Mapping[str, Any] | None) -> object:
+def _quantization(store: TensorReader, config: Mapping[str, Any] | None) -> object:
     """The configuration of the quantization, None if there is none."""
     config = config or {}
     inner = [config.get(key) for key in ("text_config", "language_config", "llm_config")]
@@ -297,7 +301,7 @@ def _method_name(found: object) -> str | None:
     return method if isinstance(method, str) else None
 
 
-def _refuse_transformed(found: Any, store: TensorStore) -> None:
+def _refuse_transformed(found: Any, store: TensorReader) -> None:
     """NothingAnalysable if more than the elements' encoding lies between file and weight."""
     sparsity = found.get("sparsity_config")
     form = sparsity.get("format") if isinstance(sparsity, dict) else None
@@ -313,7 +317,7 @@ def _refuse_transformed(found: Any, store: TensorStore) -> None:
             )
 
 
-def _require_unquantized(store: TensorStore) -> None:
+def _require_unquantized(store: TensorReader) -> None:
     """NothingAnalysable if tensors look quantized though no configuration says how."""
     for name in store:
         if name.endswith(_TELLTALES):
@@ -325,7 +329,7 @@ def _require_unquantized(store: TensorStore) -> None:
             )
 
 
-def _require_scaled(store: QuantizedStore) -> None:
+def _require_scaled(store: QuantizedReader) -> None:
     """TensorError if a part belongs to no weight, or a weight lacks the parts it needs."""
     for name, info in store.tensors.items():
         if name in store.weights:

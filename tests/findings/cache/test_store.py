@@ -25,7 +25,7 @@ from ckptforensics.errors import CkptError, UnknownFamily
 from ckptforensics.findings import cache_info
 from ckptforensics.findings.cache import journal
 from ckptforensics.findings.cache.key import signature_keys
-from ckptforensics.tensors import TensorStore
+from ckptforensics.tensors import FileReader
 from tests.families.test_hybrids import jamba
 from tests.findings.test_quantized_models import quantized_copy
 from tests.support.adapters import base_tensors, low_rank, write_adapter
@@ -64,16 +64,16 @@ def assert_same(one: Signature, other: Signature) -> None:
 def is_hit(sign: Callable[[], Signature]) -> bool:
     """Whether the signature comes without reading a weight; it is made in any case."""
 
-    read_rows = TensorStore.read_rows
+    read_rows = FileReader.read_rows
 
-    def refuse(self: TensorStore, name: str, *rows: int) -> Any:
+    def refuse(self: FileReader, name: str, *rows: int) -> Any:
         if name not in ("u", "v", "sigma", "residual"):
             raise RuntimeError("a weight was read")
         return read_rows(self, name, *rows)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(TensorStore, "read_rows", refuse)
-        patch.setattr(TensorStore, "stored_bytes", refuse)
+        patch.setattr(FileReader, "read_rows", refuse)
+        patch.setattr(FileReader, "stored_bytes", refuse)
         try:
             sign()
         except RuntimeError:
@@ -556,13 +556,13 @@ def test_a_run_that_resumes_reads_only_the_rest(planted, cache, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         ckptforensics.sign(planted, cache=cache, progress=Steps(6, interrupt))
     read = []
-    original = TensorStore.read_rows
+    original = FileReader.read_rows
 
-    def recording(self: TensorStore, name: str, start: int, stop: int) -> Any:
+    def recording(self: FileReader, name: str, start: int, stop: int) -> Any:
         read.append(name)
         return original(self, name, start, stop)
 
-    monkeypatch.setattr(TensorStore, "read_rows", recording)
+    monkeypatch.setattr(FileReader, "read_rows", recording)
     ckptforensics.sign(planted, cache=cache)
     assert {name.split(".")[2] for name in read} == {"6", "7"}
 

@@ -29,7 +29,7 @@ import torch
 from ckptforensics.errors import CkptError, FormatError, NothingAnalysable, TensorError, exit_code
 from ckptforensics.findings import sign
 from ckptforensics.sources import Source
-from ckptforensics.tensors import TensorStore, open_store
+from ckptforensics.tensors import FileReader, open_files
 from ckptforensics.tensors.containers import torchpickle, torchzip
 from ckptforensics.tensors.containers.torchzip import read_torch
 from tests.support.models import save, tiny_gpt2, tiny_llama
@@ -65,8 +65,8 @@ def file(tmp_path: Path) -> Path:
     return tmp_path / "w.bin"
 
 
-def store_of(path: Path) -> TensorStore:
-    return open_store(Source(path, "torch", (path,), None))
+def store_of(path: Path) -> FileReader:
+    return open_files(Source(path, "torch", (path,), None))
 
 
 def saved(value: Any, **options: Any) -> bytes:
