@@ -22,7 +22,7 @@ import numpy as np
 from benchmarks import shapes
 from benchmarks.common import ckpt, machine, run
 from benchmarks.lineage_zoo import fill
-from ckptforensics.compute.products import one_blas_thread
+from ckptforensics.compute.threads import all_cores
 from ckptforensics.lineage.compare import compare_pair, open_model
 from ckptforensics.lineage.pair import Pair
 from ckptforensics.results import Signature, load_result
@@ -93,7 +93,7 @@ def bench_7b(folder: Path) -> Iterator[Row]:
 
 
 def _groups(pair: Pair, what: str, bar: str, groups: tuple[str, ...]) -> Row:
-    with one_blas_thread():
+    with all_cores():
         record = compare_pair(pair)
     tests = [test for test in record.tests if test.group in groups]
     seconds = sum(test.seconds for test in tests)

@@ -20,7 +20,7 @@ import numpy as np
 
 from benchmarks.common import machine
 from benchmarks.lineage_zoo import fill, statistic
-from ckptforensics.compute.products import one_blas_thread
+from ckptforensics.compute.threads import all_cores
 from ckptforensics.lineage.compare import compare_pair, open_model
 from ckptforensics.lineage.models import Model
 from ckptforensics.lineage.pair import Pair
@@ -49,7 +49,7 @@ DAMAGE: dict[str, Damage] = {
 
 def cell(base: Model, path: Path) -> str:
     """The verdict on a laundered copy, with neuron agreement on tokens and on directions."""
-    with one_blas_thread():
+    with all_cores():
         found = compare_pair(Pair(base, open_model(path)))
     values = [statistic(found, f"neuron agreement on {on}") for on in ("tokens", "directions")]
     words = ", ".join("-" if f is None else f"{f:.2f}" for f in values)

@@ -25,7 +25,7 @@ import numpy as np
 from scipy import stats
 
 from ckptforensics.checkpoint import open_checkpoint
-from ckptforensics.compute.products import one_blas_thread
+from ckptforensics.compute.threads import all_cores
 from ckptforensics.errors import NotApplicable
 from ckptforensics.lineage.criteria import assignments, directions
 from ckptforensics.lineage.criteria.criterion import Outcome
@@ -99,7 +99,7 @@ def row(name: str, found: Sequence[tuple[Outcome, int]]) -> str:
 @click.option("--pattern", default="*", help="of the models' names in the folders")
 def main(folders: tuple[Path, ...], count: int, level: Level, orders: int, pattern: str) -> None:
     """Print the table."""
-    with tempfile.TemporaryDirectory() as temporary, one_blas_thread():
+    with tempfile.TemporaryDirectory() as temporary, all_cores():
         models = [
             opened(path)
             for folder in folders

@@ -24,7 +24,7 @@ from scipy import stats
 from benchmarks import lineage_null
 from benchmarks.common import machine
 from benchmarks.lineage_zoo import DOCS, fill
-from ckptforensics.compute.products import one_blas_thread
+from ckptforensics.compute.threads import all_cores
 from ckptforensics.lineage.correspondence.neurons import layer_agreement, token_states
 from ckptforensics.lineage.criteria import directions
 from ckptforensics.lineage.criteria.criterion import Outcome
@@ -181,7 +181,7 @@ PARTS = ("calibration", "agreement", "angle")
 def main(folder: Path, parts: tuple[str, ...], write: bool, orders: int) -> None:
     """Print the tables."""
     drawing = DOCS.parent / "lineage-agreement.svg" if write else None
-    with one_blas_thread():
+    with all_cores():
         sizes = {} if parts == ("angle",) else {size: models(folder, size) for size in SIZES}
         tables: dict[str, Callable[[], list[str]]] = {
             "calibration": lambda: exact_table(sizes, orders),

@@ -23,7 +23,7 @@ import numpy as np
 from scipy import stats
 
 from benchmarks.common import machine
-from ckptforensics.compute.products import one_blas_thread
+from ckptforensics.compute.threads import all_cores
 from ckptforensics.lineage.compare import compare, compare_pair, open_model
 from ckptforensics.lineage.models import Model
 from ckptforensics.lineage.pair import Pair
@@ -110,7 +110,7 @@ def zoo_rows(
     models = {name: open_model(path) for name, path in zoo(folder).items()}
     for name, model in models.items():
         model.name = name
-    with one_blas_thread():
+    with all_cores():
         for expected in filter(wanted, RELATIONS):
             begun = time.perf_counter()
             found = verdict_of(expected, models)
@@ -243,7 +243,7 @@ def real_rows(
         model = open_model(path)
         model.name = name
         model.sign()
-        with one_blas_thread():
+        with all_cores():
             begun = time.perf_counter()
             found = compare_pair(Pair(base, model))
         seconds = time.perf_counter() - begun

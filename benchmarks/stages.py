@@ -24,7 +24,8 @@ import numpy as np
 from benchmarks.common import best, machine
 from ckptforensics import open_checkpoint
 from ckptforensics.compute.bf16 import Bf16Matrix
-from ckptforensics.compute.products import FEW, loops_compiled, multiply, one_blas_thread
+from ckptforensics.compute.products import FEW, loops_compiled, multiply
+from ckptforensics.compute.threads import all_cores
 from ckptforensics.findings import measure as measuring
 from ckptforensics.layers import load_block
 from ckptforensics.linear import BlockMap, FfnMap, Fit
@@ -122,7 +123,7 @@ def main() -> None:
         for m in matrices
     ]
     many = generator.standard_normal((up.shape[1], 68), dtype=np.float32)
-    with one_blas_thread(), loops_compiled(True):
+    with all_cores(), loops_compiled(True):
         size = sum(stored(m) for m, _ in pairs)
         bandwidth = size / best(lambda: [multiply(m, x) for m, x in pairs], 9)
         decoded = ffn.up.weight

@@ -20,13 +20,11 @@ from ckptforensics.compute.products import (
     FEW,
     compiled_loops,
     few_rows,
-    gathered,
     in_fours,
-    in_threads,
     loop_back,
     loop_there,
-    shares,
 )
+from ckptforensics.compute.threads import gathered, in_threads, shares
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

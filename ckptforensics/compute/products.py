@@ -1,33 +1,24 @@
-"""Work on large arrays, on all cores.
+"""Products of large matrices, on all cores.
 
-NumPy and the BLAS give the interpreter lock back, so threads are enough. The work is split here and
-the BLAS is kept to one thread: its own threads wait for each other by spinning, which costs up to
-ten times the time when another process needs a core. A matrix times one to three vectors is the
-task of compiled loops, where numba is installed (docs/performance.md).
+A matrix times one to three vectors is the task of compiled loops, where numba is installed
+(docs/performance.md).
 """
 
 from __future__ import annotations
 
-import os
 import sys
-import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache
-from itertools import pairwise
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
 from ckptforensics.arrays import Array, Floats
 from ckptforensics.compute.operator import Operator
+from ckptforensics.compute.threads import BLOCK_ELEMENTS, gathered, in_threads, shares
 
-Item = TypeVar("Item")
-Result = TypeVar("Result")
-
-# Elements of a block that, with its temporaries, stays in a core's cache.
-_BLOCK_ELEMENTS = 1 << 17
 # Multiplications below which handing work to another thread costs more than it saves.
 _WORTH_SPLITTING = 1 << 21
 # With so few columns, but more than one, the BLAS multiplies an adjoint fast on few rows only.
@@ -35,79 +26,8 @@ _NARROW = 8
 # Columns that the compiled loops multiply at once.
 FEW = 3
 
-_inside = threading.local()
-# How many ask for the compiled loops at the moment.
-_asked = 0
-
-
-def thread_count() -> int:
-    """Threads to use: `OMP_NUM_THREADS` if it is set, else the cores this process may run on."""
-    asked = os.environ.get("OMP_NUM_THREADS", "")
-    if asked.isdecimal() and int(asked) > 0:
-        return int(asked)
-    if hasattr(os, "sched_getaffinity"):  # not on macOS and Windows
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-@contextmanager
-def one_blas_thread() -> Iterator[None]:
-    """Keep the BLAS to one thread; products are split by `multiply` and `multiply_adjoint`."""
-    from threadpoolctl import threadpool_limits
-
-    with threadpool_limits(1, "blas"):
-        yield
-
-
-def in_threads(work: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
-    """`work` of each item, in their order; the first exception in that order is raised."""
-    every = list(items)
-    helpers = min(thread_count(), len(every)) - 1
-    # Within a thread of the pool, waiting for the pool could wait for ever.
-    if helpers < 1 or getattr(_inside, "pool", False):
-        return [work(item) for item in every]
-    # What NumPy reports is decided for each thread; the pool's follow the caller.
-    reported = np.geterr()
-    waiting = iter(range(len(every)))
-    results: dict[int, Result] = {}
-    errors: dict[int, Exception] = {}
-
-    def take_part() -> None:
-        for i in waiting:
-            try:
-                results[i] = work(every[i])
-            except Exception as error:
-                errors[i] = error
-
-    def help_out() -> None:
-        with np.errstate(**reported):
-            take_part()
-
-    # The caller works too: to hand all of it over and wait would cost a fourth of a millisecond.
-    _inside.pool = True
-    try:
-        others = [_pool(helpers).submit(help_out) for _ in range(helpers)]
-        take_part()
-    except BaseException:
-        for _ in waiting:  # interrupted: nobody waits for the rest
-            pass
-        raise
-    finally:
-        _inside.pool = False
-    for other in others:
-        other.result()
-    if errors:
-        raise errors[min(errors)]
-    return [results[i] for i in range(len(every))]
-
-
-def over_rows(work: Callable[[slice], Result], rows: int, columns: int) -> list[Result]:
-    """`work` of consecutive ranges of rows of a matrix, each small enough for a core's cache."""
-    step = max(1, _BLOCK_ELEMENTS // max(1, columns))
-    ranges = [slice(i, min(i + step, rows)) for i in range(0, rows, step)]
-    # A thread takes a run of ranges: handing over each one would cost as much as its work.
-    parts = in_threads(lambda part: [work(ranges[i]) for i in part], shares(len(ranges)))
-    return [result for part in parts for result in part]
+# Whether the compiled loops are asked for.
+_asked: ContextVar[bool] = ContextVar("asked", default=False)
 
 
 def multiply(matrix: Floats | Operator, x: Floats) -> Floats:
@@ -145,7 +65,7 @@ def multiply_adjoint(matrix: Floats | Operator, y: Floats) -> Floats:
             back += matrix[begin:end].T @ y[begin:end]
 
         return gathered((matrix.shape[1], count), whole, len(matrix))
-    step = max(1, _BLOCK_ELEMENTS // matrix.shape[1])
+    step = max(1, BLOCK_ELEMENTS // matrix.shape[1])
     yt = np.ascontiguousarray(y.T)
 
     def part(back: Floats, begin: int, end: int) -> None:
@@ -169,7 +89,7 @@ def multiply_and_back(matrix: Floats | Operator, x: Floats, added: Floats) -> tu
     count = x.shape[1]
     x, added = (np.asfortranarray(x), added) if count < FEW else (in_fours(x), in_fours(added))
     yt = added.T.copy(order="C")
-    step = max(1, _BLOCK_ELEMENTS // matrix.shape[1])
+    step = max(1, BLOCK_ELEMENTS // matrix.shape[1])
 
     def part(back: Floats, begin: int, end: int) -> None:
         for first in range(begin, end, step):
@@ -198,18 +118,20 @@ def compiled_loops() -> Any | None:
 
 @contextmanager
 def loops_compiled(worth_it: bool) -> Iterator[None]:
-    """Multiply large arrays by the compiled loops too, if loading them is worth it."""
-    global _asked
-    _asked += worth_it
+    """Multiply large arrays by the compiled loops too, if loading them is worth it.
+
+    It holds for the caller and the threads that work for it, not for other callers.
+    """
+    token = _asked.set(_asked.get() or worth_it)
     try:
         yield
     finally:
-        _asked -= worth_it
+        _asked.reset(token)
 
 
 def _loops_for(matrix: Floats, x: Floats) -> Any | None:
     """The compiled loops, where they are asked for and faster than the BLAS."""
-    usable = _asked and x.shape[1] <= FEW and matrix.flags.c_contiguous
+    usable = _asked.get() and x.shape[1] <= FEW and matrix.flags.c_contiguous
     return compiled_loops() if usable else None
 
 
@@ -249,32 +171,3 @@ def loop_back(
             loop(matrix, some, back, begin, end)
 
     return gathered(shape, part, len(matrices[0]))
-
-
-def gathered(
-    shape: tuple[int, int], work: Callable[[Floats, int, int], None], count: int
-) -> Floats:
-    """Sum of what `work` adds to zeros for each thread's share of the numbers up to `count`."""
-
-    def part(share: range) -> Floats:
-        sums = np.zeros(shape, np.float32)
-        work(sums, share.start, share.stop)
-        return sums
-
-    parts = in_threads(part, shares(count))
-    return sum(parts[1:], parts[0])
-
-
-def shares(count: int) -> list[range]:
-    """The numbers up to `count` in as many runs as there are threads."""
-    threads = min(thread_count(), max(1, count))
-    ends = [count * i // threads for i in range(threads + 1)]
-    return [range(a, b) for a, b in pairwise(ends)]
-
-
-@cache
-def _pool(threads: int) -> ThreadPoolExecutor:
-    def mark() -> None:
-        _inside.pool = True
-
-    return ThreadPoolExecutor(threads, thread_name_prefix="work", initializer=mark)

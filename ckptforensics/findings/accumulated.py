@@ -14,7 +14,7 @@ import numpy as np
 
 from ckptforensics.arrays import Array, Doubles
 from ckptforensics.checkpoint import Checkpoint, open_checkpoint
-from ckptforensics.compute.products import one_blas_thread
+from ckptforensics.compute.threads import all_cores
 from ckptforensics.layers import stream_blocks
 from ckptforensics.linear import Fit, block_map
 from ckptforensics.progress import Progress, Silent
@@ -44,7 +44,7 @@ class Accumulated:
     layer_cosine: float
 
 
-@one_blas_thread()
+@all_cores()
 def accumulate(
     model: Checkpoint | str | Path,
     *,

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from ckptforensics.checkpoint import Checkpoint
+from ckptforensics.compute.threads import all_cores
 from ckptforensics.findings.accumulated import Accumulated, accumulate
 from ckptforensics.findings.bos_token import begin_token
 from ckptforensics.findings.labels import Label, label
@@ -33,6 +34,7 @@ from ckptforensics.results import (
 from ckptforensics.version import __version__
 
 
+@all_cores()
 def find_layers(
     model: Checkpoint | str | Path,
     *,

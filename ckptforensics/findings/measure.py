@@ -12,7 +12,8 @@ import numpy as np
 from ckptforensics.architectures import Architecture
 from ckptforensics.arrays import Doubles, Floats
 from ckptforensics.checkpoint import Checkpoint
-from ckptforensics.compute.products import loops_compiled, one_blas_thread
+from ckptforensics.compute.products import loops_compiled
+from ckptforensics.compute.threads import all_cores
 from ckptforensics.errors import NothingAnalysable
 from ckptforensics.findings.scope import Scope, is_prefix
 from ckptforensics.findings.skipped import skipped_layers
@@ -161,7 +162,7 @@ class Journal(Protocol):
         """Keep the layers finished so far and the tokens after the last; None if there are none."""
 
 
-@one_blas_thread()
+@all_cores()
 def measure(
     checkpoint: Checkpoint,
     fit: Fit,

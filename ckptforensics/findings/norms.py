@@ -10,7 +10,7 @@ import numpy as np
 
 from ckptforensics.arrays import Doubles, Floats
 from ckptforensics.checkpoint import Checkpoint, open_checkpoint
-from ckptforensics.compute.products import one_blas_thread
+from ckptforensics.compute.threads import all_cores
 from ckptforensics.errors import NothingAnalysable, UsageError
 from ckptforensics.findings.model import model_record
 from ckptforensics.layers import stream_blocks
@@ -60,7 +60,7 @@ class Rollout:
         write_atomically(path, write)
 
 
-@one_blas_thread()
+@all_cores()
 def rollout(
     model: Checkpoint | str | Path,
     *,

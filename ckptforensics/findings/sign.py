@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from ckptforensics.checkpoint import Checkpoint
+from ckptforensics.compute.threads import all_cores
 from ckptforensics.errors import CkptError
 from ckptforensics.findings.cache.key import places, signature_keys
 from ckptforensics.findings.cache.store import SignatureCache
@@ -36,6 +37,7 @@ from ckptforensics.results import (
 from ckptforensics.version import __version__
 
 
+@all_cores()
 def sign(
     model: Checkpoint | str | Path,
     *,

@@ -11,7 +11,8 @@ from __future__ import annotations
 import numpy as np
 
 from ckptforensics.arrays import Floats
-from ckptforensics.compute.products import multiply, over_rows
+from ckptforensics.compute.products import multiply
+from ckptforensics.compute.threads import over_rows
 from ckptforensics.errors import NothingAnalysable
 from ckptforensics.forward.activations import activation, sigmoid
 from ckptforensics.forward.norms import apply_norm

@@ -8,7 +8,7 @@ import numpy as np
 
 from ckptforensics.arrays import Floats
 from ckptforensics.compute import buffers
-from ckptforensics.compute.products import over_rows
+from ckptforensics.compute.threads import over_rows
 from ckptforensics.layers import Norm
 
 

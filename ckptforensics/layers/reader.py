@@ -11,7 +11,7 @@ import numpy as np
 from ckptforensics.architectures import LayerPlan, Role, WeightRef
 from ckptforensics.arrays import Floats
 from ckptforensics.checkpoint import Checkpoint
-from ckptforensics.compute.products import in_threads
+from ckptforensics.compute.threads import in_threads
 from ckptforensics.layers.views import Attention, Ffn, Linear, Moe, Norm, Sink
 from ckptforensics.tensors import matrix_shape
 

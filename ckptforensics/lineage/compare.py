@@ -9,7 +9,7 @@ from itertools import combinations
 from pathlib import Path
 
 from ckptforensics.checkpoint import open_checkpoint
-from ckptforensics.compute.products import one_blas_thread
+from ckptforensics.compute.threads import all_cores
 from ckptforensics.errors import NotApplicable, UsageError
 from ckptforensics.findings.cache.store import SignatureCache
 from ckptforensics.lineage.changes import merges, relations
@@ -109,7 +109,7 @@ def compare(
     pairs: list[PairRecord] = []
     lengths: dict[tuple[str, str], float] = {}
     left: list[str] = []
-    with one_blas_thread():
+    with all_cores():
         steps = 1 + sum(level in test.levels for test in CRITERIA)
         progress.start("tests", steps * len(chosen))
         try:

@@ -3,6 +3,7 @@
 from ckptforensics.compute.operator import Operator
 from ckptforensics.forward.activations import activation
 from ckptforensics.linear.attention import AttentionMap
+from ckptforensics.linear.block import block_map, ffn_map
 from ckptforensics.linear.fit import Calibration, Fit, fit_ffn
 from ckptforensics.linear.moments import gaussian_moments
 from ckptforensics.linear.operators import (
@@ -10,8 +11,6 @@ from ckptforensics.linear.operators import (
     ExpertsMap,
     FfnMap,
     ResidualMap,
-    block_map,
-    ffn_map,
 )
 
 __all__ = [

@@ -16,7 +16,8 @@ import numpy as np
 
 from ckptforensics.compute import buffers
 from ckptforensics.compute.bf16 import Bf16Matrix
-from ckptforensics.compute.products import multiply, over_rows
+from ckptforensics.compute.products import multiply
+from ckptforensics.compute.threads import over_rows
 from ckptforensics.errors import UsageError
 from ckptforensics.forward.branches import dense_forward, ffn_hidden
 from ckptforensics.forward.norms import affine, fold_in_place, fold_norm, normalise

@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ckptforensics.arrays import Array, Doubles
-from ckptforensics.compute.products import in_threads
+from ckptforensics.compute.threads import in_threads
 from ckptforensics.forward.activations import Activation, activation
 
 _SPLIT_SIGMA = 4.0

@@ -12,7 +12,7 @@ import numpy as np
 
 from ckptforensics.arrays import Doubles, Floats
 from ckptforensics.compute.bf16 import Bf16Matrix
-from ckptforensics.compute.products import over_rows
+from ckptforensics.compute.threads import over_rows
 from ckptforensics.forward.activations import sigmoid
 from ckptforensics.forward.branches import (
     apply_linear,

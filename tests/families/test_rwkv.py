@@ -15,7 +15,7 @@ from ckptforensics.errors import NothingAnalysable, TensorError
 from ckptforensics.forward.branches import ffn_forward
 from ckptforensics.layers import load_block
 from ckptforensics.linear import Fit
-from ckptforensics.linear.operators import ffn_map
+from ckptforensics.linear.block import ffn_map
 from ckptforensics.probes import trigger
 from tests.support.families.cases_hybrids import CASES
 from tests.support.families.harness import build_model, published

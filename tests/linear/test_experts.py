@@ -16,7 +16,7 @@ from ckptforensics.forward.branches import attention_forward, experts_forward
 from ckptforensics.forward.norms import affine
 from ckptforensics.layers import Attention, Ffn, Linear, Moe, Norm, Sink
 from ckptforensics.linear import AttentionMap, Fit
-from ckptforensics.linear.operators import ffn_map
+from ckptforensics.linear.block import ffn_map
 
 HIDDEN, WIDTH, EXPERTS, COUNT = 16, 24, 4, 100_000
 

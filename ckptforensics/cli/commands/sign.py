@@ -105,7 +105,8 @@ def _sign_one(
     cache = None if no_cache else SignatureCache.of_user(out.hint)
     progress = out.progress(checkpoint)
     if verbose:
-        from ckptforensics.compute.products import compiled_loops, thread_count
+        from ckptforensics.compute.products import compiled_loops
+        from ckptforensics.compute.threads import thread_count
 
         loops = "none (pip install 'ckptforensics[fast]')" if compiled_loops() is None else "numba"
         out.hint(

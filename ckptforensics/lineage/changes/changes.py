@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ckptforensics.arrays import Doubles, Floats, Ints
-from ckptforensics.compute.products import in_threads
+from ckptforensics.compute.threads import in_threads
 from ckptforensics.lineage.changes.lattices import (
     Lattice,
     find_lattice,
