@@ -15,12 +15,11 @@ from ckptforensics.findings.cache.store import SignatureCache
 from ckptforensics.findings.fingerprint import fingerprint
 from ckptforensics.findings.labels import label
 from ckptforensics.findings.measure import Measurements, measure
-from ckptforensics.findings.model import model_record
+from ckptforensics.findings.model import model_record, opened
 from ckptforensics.findings.scope import Scope
 from ckptforensics.findings.summary import (
     fit_options,
     labelled,
-    opened,
     positive,
     shared_direction,
     top_components,
