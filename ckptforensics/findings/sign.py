@@ -94,8 +94,13 @@ def _sign_with(
     keys = signature_keys(checkpoint, fit, sha256)
     found = cache.get(keys)
     if found is not None:
-        # Names and digests are those of the files as they were found now.
-        afresh = {"model": record, "fit_options": fit_options(fit)}
+        # Names and digests are those of the files as they were found now, and this version of the
+        # tool would have measured the same.
+        afresh = {
+            "model": record,
+            "fit_options": fit_options(fit),
+            "tool_version": __version__,
+        }
         return replace(found, document=found.document.model_copy(update=afresh))
     journal = cache.partial(keys[0], len(checkpoint.architecture.analysed))
     try:
