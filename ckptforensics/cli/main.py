@@ -55,6 +55,7 @@ class _LazyGroup(click.Group):
             raise click.UsageError(problem.message + meant, ctx) from None
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        # One column for the names of all sections.
         longest = max(map(len, self.list_commands(ctx)))
         for title, commands in _SECTIONS.items():
             with formatter.section(title):

@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 
 import ckptforensics
-from ckptforensics.findings.cache.key import MEASURING, code_sha256
+from ckptforensics import Fit, SignatureCache
+from ckptforensics.findings.cache.key import MEASURING, code_sha256, signature_keys
+from ckptforensics.results import SignatureDocument
 
 PACKAGE = Path(ckptforensics.__file__).parent
 # What signing imports and does not decide what is measured, and why.
@@ -134,6 +136,28 @@ def test_code_that_measures_counts(name, package):
 def test_a_removed_file_counts(package):
     (package / "architectures" / "families" / "gpt2.toml").unlink()
     assert code_sha256(package) != code_sha256()
+
+
+def key(model: Path) -> tuple[str, ...]:
+    return signature_keys(ckptforensics.open_checkpoint(model), Fit(), {})
+
+
+def test_the_version_of_the_document_counts(planted, monkeypatch):
+    before = key(planted)
+    monkeypatch.setattr(SignatureDocument.model_fields["schema_version"], "default", "99.0")
+    assert not set(key(planted)) & set(before)
+
+
+def test_a_signature_of_an_older_release_is_given_as_one_of_this(planted, tmp_path, monkeypatch):
+    told: list[str] = []
+    cache = SignatureCache(tmp_path / "cache", tell=told.append)
+    with monkeypatch.context() as patch:
+        # The module: its name in the package is the function's.
+        patch.setattr(sys.modules["ckptforensics.findings.sign"], "__version__", "0.0.1")
+        assert ckptforensics.sign(planted, cache=cache).document.tool_version == "0.0.1"
+    found = ckptforensics.sign(planted, cache=cache)
+    assert told[-1].startswith("from the cache: ")
+    assert found.document == ckptforensics.sign(planted).document
 
 
 def test_a_signature_outlives_an_edited_renderer_and_no_edited_norm(package, planted, tmp_path):
