@@ -6,6 +6,7 @@ The message of an error is one line: what is wrong, where (file, tensor, byte) a
 
 from __future__ import annotations
 
+from enum import IntEnum
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,22 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _LONGEST_QUOTE = 1000
+
+
+class ExitCode(IntEnum):
+    """What `ckpt` tells the program that started it."""
+
+    DONE = 0
+    FINDINGS = 1
+    """What `--fail-on` asks about was found."""
+    ERROR = 2
+    """The analysis failed."""
+    NOTHING = 3
+    """There is no model that can be analysed."""
+    USAGE = 4
+    """The command cannot be meant as it was written."""
+    INTERRUPTED = 130
+    """As shells report a program that an interrupt has ended."""
 
 
 class CkptError(Exception):
@@ -102,9 +119,9 @@ class OutputError(CkptError):
 
 _EXIT_CODES = MappingProxyType(
     {
-        CkptError: 2,
-        UsageError: 4,
-        NothingAnalysable: 3,
+        CkptError: ExitCode.ERROR,
+        UsageError: ExitCode.USAGE,
+        NothingAnalysable: ExitCode.NOTHING,
     }
 )
 
@@ -118,7 +135,7 @@ def one_line(text: str) -> str:
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
-def exit_code(error: CkptError) -> int:
+def exit_code(error: CkptError) -> ExitCode:
     """Exit code of the command line for `error`: that of its nearest listed base class."""
     codes = (_EXIT_CODES.get(c) for c in type(error).__mro__ if issubclass(c, CkptError))
     return next(code for code in codes if code is not None)

@@ -18,10 +18,11 @@ def run() -> None:
         return
     # Looking for plugins of pydantic costs more than a saved result takes to print.
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
-    from ckptforensics.cli.main import INTERRUPTED, main
+    from ckptforensics.cli.main import main
+    from ckptforensics.errors import ExitCode
 
     code = main()
-    if code == INTERRUPTED:
+    if code == ExitCode.INTERRUPTED:
         # An interrupt that met an import inside a C extension makes Python end itself by the
         # signal, whatever is returned; and nobody wants to wait for threads.
         sys.stderr.flush()

@@ -9,41 +9,57 @@ from typing import Any
 
 import click
 
-from ckptforensics.errors import CkptError, exit_code, one_line
+from ckptforensics.errors import CkptError, ExitCode, exit_code, one_line
 from ckptforensics.version import __version__
 
-USAGE_EXIT_CODE = 4
-_ANALYSIS_ERROR = 2
-INTERRUPTED = 130
-
 # Command to what it is for, in one line: `ckpt --help` must not import what it does not run.
-_COMMANDS = MappingProxyType(
+_SECTIONS = MappingProxyType(
     {
-        "sign": "Sign a checkpoint: its singular defect directions, layer by layer.",
-        "layers": "Find explosion and decay layers, each with its evidence.",
-        "compare": "Compare checkpoints: whether they share a training run, and how.",
-        "norms": "Roll single tokens through the network and show their norms.",
-        "inspect": "Show family, shapes and files; what is read and what is not.",
-        "families": "List the supported families and how each was verified.",
-        "show": "Render a saved result again.",
-        "cache": "Show or clear the cache of signatures.",
+        "From the weights": {
+            "sign": "Sign a checkpoint: its singular defect directions, layer by layer.",
+            "layers": "Find explosion and decay layers, each with its evidence.",
+            "compare": "Compare checkpoints: whether they share a training run, and how.",
+            "norms": "Roll single tokens through the network and show their norms.",
+            "inspect": "Show family, shapes and files; what is read and what is not.",
+        },
+        "Help": {
+            "families": "List the supported families and how each was verified.",
+            "show": "Render a saved result again.",
+            "cache": "Show or clear the cache of signatures.",
+        },
     }
 )
 
 
 class _LazyGroup(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(_COMMANDS)
+        return [name for section in _SECTIONS.values() for name in section]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in _COMMANDS:
+        if cmd_name not in self.list_commands(ctx):
             return None
         command: click.Command = import_module(f"ckptforensics.cli.commands.{cmd_name}").command
         return command
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as problem:
+            from difflib import get_close_matches
+
+            # click itself looks among the commands that are imported, which are none.
+            close = get_close_matches(args[0], self.list_commands(ctx), n=1)
+            meant = "".join(f" Did you mean '{name}'?" for name in close)
+            raise click.UsageError(problem.message + meant, ctx) from None
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Commands"):
-            formatter.write_dl(list(_COMMANDS.items()))
+        # One column for the names of all sections.
+        longest = max(map(len, self.list_commands(ctx)))
+        for title, commands in _SECTIONS.items():
+            with formatter.section(title):
+                formatter.write_dl([(name.ljust(longest), text) for name, text in commands.items()])
 
 
 @click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
@@ -63,34 +79,34 @@ def main(arguments: list[str] | None = None) -> int:
     """Run `ckpt` and return its exit code."""
     try:
         result: Any = cli.main(args=arguments, prog_name="ckpt", standalone_mode=False)
-        return result if isinstance(result, int) else 0
+        return result if isinstance(result, int) else ExitCode.DONE
     except click.exceptions.Exit as stop:
         return stop.exit_code
     except click.exceptions.NoArgsIsHelpError as problem:
         click.echo(problem.format_message(), err=True)
-        return USAGE_EXIT_CODE
+        return ExitCode.USAGE
     except click.ClickException as problem:
         command = problem.ctx.command_path if getattr(problem, "ctx", None) else "ckpt"  # type: ignore[attr-defined]
-        return _fail(f"{problem.format_message()} (see '{command} --help')", USAGE_EXIT_CODE)
+        return _fail(f"{problem.format_message()} (see '{command} --help')", ExitCode.USAGE)
     except (KeyboardInterrupt, click.Abort):
-        return _fail("interrupted", INTERRUPTED)
+        return _fail("interrupted", ExitCode.INTERRUPTED)
     except CkptError as problem:
         return _fail(str(problem), exit_code(problem))
     except SystemExit:
         # What click makes of a broken pipe. The reader has gone and nothing is left to say.
-        return 0
+        return ExitCode.DONE
     except MemoryError:
-        return _fail("out of memory", _ANALYSIS_ERROR)
+        return _fail("out of memory", ExitCode.ERROR)
     except Exception as problem:
         if os.environ.get("CKPT_TRACEBACK"):
             raise
         return _fail(
             f"internal error: {type(problem).__name__}: {problem}; "
             "set CKPT_TRACEBACK=1 to see where, and report it",
-            _ANALYSIS_ERROR,
+            ExitCode.ERROR,
         )
 
 
-def _fail(message: str, code: int) -> int:
+def _fail(message: str, code: ExitCode) -> ExitCode:
     click.echo("ckpt: error: " + one_line(" ".join(message.split("\n"))), err=True)
     return code

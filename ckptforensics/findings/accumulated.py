@@ -13,11 +13,12 @@ from pathlib import Path
 import numpy as np
 
 from ckptforensics.arrays import Array, Doubles
-from ckptforensics.checkpoint import Checkpoint, open_checkpoint
+from ckptforensics.checkpoint import Checkpoint
 from ckptforensics.compute.threads import all_cores
+from ckptforensics.findings.model import opened
 from ckptforensics.layers import stream_blocks
 from ckptforensics.linear import Fit, block_map
-from ckptforensics.progress import Progress, Silent
+from ckptforensics.progress import Progress, running
 from ckptforensics.spectra import singular_triplets
 
 
@@ -66,16 +67,15 @@ def accumulate(
     CkptError
         if the checkpoint cannot be opened, decoded or analysed; see `open_checkpoint`.
     """
-    checkpoint = model if isinstance(model, Checkpoint) else open_checkpoint(model)
-    fit, progress = fit or Fit(), progress or Silent()
+    checkpoint = opened(model)
+    fit = fit or Fit()
     sizes = checkpoint.architecture.sizes
     generator = np.random.default_rng(0)  # as for a signature: two runs give the same
     product: Doubles = np.eye(sizes.hidden_size)
     log10_scale = 0.0
     leading: Doubles | None = None
     found = []
-    progress.start("accumulated directions", sizes.num_layers)
-    try:
+    with running(progress, "accumulated directions", sizes.num_layers) as step:
         for block in stream_blocks(checkpoint):
             own = block_map(block, fit)
             dense = own.dense().astype(np.float64)
@@ -100,10 +100,8 @@ def accumulate(
                     layer_cosine=min(1.0, abs(float(alone.left[:, 0] @ leading[:, 0]))),
                 )
             )
-            progress.step(block.prefix)
+            step(block.prefix)
             del block, own  # before the next one is read
-    finally:
-        progress.finish()
     return tuple(found)
 
 

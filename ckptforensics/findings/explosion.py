@@ -12,12 +12,11 @@ from ckptforensics.findings.accumulated import Accumulated, accumulate
 from ckptforensics.findings.bos_token import begin_token
 from ckptforensics.findings.labels import Label, label
 from ckptforensics.findings.measure import LayerMeasurement, Measurements, measure
-from ckptforensics.findings.model import model_record
+from ckptforensics.findings.model import model_record, opened
 from ckptforensics.findings.scope import Scope
 from ckptforensics.findings.summary import (
     fit_options,
     labelled,
-    opened,
     shared_direction,
     top_components,
 )

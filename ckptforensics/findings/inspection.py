@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-from ckptforensics.checkpoint import Checkpoint, open_checkpoint
-from ckptforensics.findings.model import model_record
+from ckptforensics.checkpoint import Checkpoint
+from ckptforensics.findings.model import model_record, opened
 from ckptforensics.findings.skipped import skipped_layers
 from ckptforensics.progress import Progress
 from ckptforensics.results import InspectDocument, TensorRecord
@@ -29,7 +29,7 @@ def inspect(
     CkptError
         if the checkpoint cannot be opened; see `open_checkpoint`.
     """
-    checkpoint = model if isinstance(model, Checkpoint) else open_checkpoint(model)
+    checkpoint = opened(model)
     architecture, store = checkpoint.architecture, checkpoint.store
     used, unused = architecture.used, architecture.unused
     records = []

@@ -31,7 +31,7 @@ from ckptforensics.probes import (
     trigger,
     vocabulary_size,
 )
-from ckptforensics.progress import Progress, Silent
+from ckptforensics.progress import Progress, running
 from ckptforensics.results import Eigenvalue, Skipped
 from ckptforensics.spectra import (
     Triplets,
@@ -191,7 +191,6 @@ def measure(
     CkptError
         if a weight cannot be decoded, is not finite, or the activation is unknown.
     """
-    progress = progress or Silent()
     scope = scope or Scope()
     wanted = scope.wanted(checkpoint)
     expert_memory = scope.expert_memory(checkpoint)
@@ -211,25 +210,21 @@ def measure(
     before = None if x is None else token_state(x)
     large = _is_large(checkpoint, wanted)
     wanted = wanted[len(measured) :]
-    progress.start("layers", len(wanted))
-    try:
-        with loops_compiled(large):
-            for block in stream_blocks(checkpoint, wanted, expert_memory=expert_memory, keep=large):
-                if gap is not None and block.layer >= gap:
-                    x, before = None, None
-                x, probe, answer = _advance(block, x, before)
-                after = None if x is None else token_state(x)
-                layer = _measure_layer(
-                    block, fit, scope, (before, after), (probe, answer), with_eigenvalues
-                )
-                measured.append(replace(layer, lowest=_lowest(before, measured)))
-                before = after
-                if journal is not None and block.layer != wanted[-1]:
-                    journal.save(measured, x)
-                progress.step(block.prefix)
-                del block  # before the next one is read
-    finally:
-        progress.finish()
+    with running(progress, "layers", len(wanted)) as step, loops_compiled(large):
+        for block in stream_blocks(checkpoint, wanted, expert_memory=expert_memory, keep=large):
+            if gap is not None and block.layer >= gap:
+                x, before = None, None
+            x, probe, answer = _advance(block, x, before)
+            after = None if x is None else token_state(x)
+            layer = _measure_layer(
+                block, fit, scope, (before, after), (probe, answer), with_eigenvalues
+            )
+            measured.append(replace(layer, lowest=_lowest(before, measured)))
+            before = after
+            if journal is not None and block.layer != wanted[-1]:
+                journal.save(measured, x)
+            step(block.prefix)
+            del block  # before the next one is read
     return Measurements(tuple(measured), tuple(skipped), None if tokens is None else tuple(tokens))
 
 

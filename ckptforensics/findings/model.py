@@ -1,11 +1,18 @@
-"""The record of what was analysed."""
+"""The model that is analysed: opened, and as the record in its result."""
 
 from __future__ import annotations
 
-from ckptforensics.checkpoint import Checkpoint
-from ckptforensics.progress import Progress, Silent
+from pathlib import Path
+
+from ckptforensics.checkpoint import Checkpoint, open_checkpoint
+from ckptforensics.progress import Progress, running
 from ckptforensics.results import FileRecord, ModelRecord
 from ckptforensics.sources import known_sha256, sha256_of_file
+
+
+def opened(model: Checkpoint | str | Path) -> Checkpoint:
+    """The checkpoint itself, or opened; errors as `open_checkpoint`."""
+    return model if isinstance(model, Checkpoint) else open_checkpoint(model)
 
 
 def model_record(
@@ -18,19 +25,17 @@ def model_record(
     digest : compute the SHA-256 of whole files, which costs more than signing; without it they
         are given only where the Hub or its cache knows them
     """
-    progress = progress or Silent()
     source = checkpoint.source
     files = []
-    if digest:
-        progress.start("digests", len(checkpoint.store.containers))
-    try:
+    count = len(checkpoint.store.containers)
+    with running(progress if digest else None, "digests", count) as step:
         for container in checkpoint.store.containers:
             sha256 = source.sha256.get(container.path) or known_sha256(container.path)
             if digest:
                 if sha256 is None and source.remote is not None:
                     source.remote.fetch({container.path: [(0, container.size)]})
                 sha256 = sha256 or sha256_of_file(container.path)
-                progress.step(container.path.name)
+                step(container.path.name)
             files.append(
                 FileRecord(
                     name=container.path.name,
@@ -39,9 +44,6 @@ def model_record(
                     sha256=sha256,
                 )
             )
-    finally:
-        if digest:
-            progress.finish()
     architecture = checkpoint.architecture
     return ModelRecord(
         path=str(source.path),

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from ckptforensics.arrays import Doubles, Floats
-from ckptforensics.checkpoint import Checkpoint, open_checkpoint
+from ckptforensics.checkpoint import Checkpoint
 from ckptforensics.compute.threads import all_cores
 from ckptforensics.errors import NothingAnalysable, UsageError
-from ckptforensics.findings.model import model_record
+from ckptforensics.findings.model import model_record, opened
 from ckptforensics.layers import stream_blocks
 from ckptforensics.probes import (
     advance,
@@ -21,7 +21,7 @@ from ckptforensics.probes import (
     start_tokens,
     vocabulary_size,
 )
-from ckptforensics.progress import Progress, Silent
+from ckptforensics.progress import Progress, running
 from ckptforensics.results import NormsDocument, Skipped, write_atomically
 from ckptforensics.version import __version__
 
@@ -93,8 +93,7 @@ def rollout(
     CkptError
         if the checkpoint cannot be opened, decoded or analysed; see `open_checkpoint`.
     """
-    checkpoint = model if isinstance(model, Checkpoint) else open_checkpoint(model)
-    progress = progress or Silent()
+    checkpoint = opened(model)
     generator = np.random.default_rng(seed)
     _require_whole(checkpoint)
     ids, skipped = _token_ids(checkpoint, tokens, random_embeddings, generator)
@@ -116,17 +115,14 @@ def rollout(
         kept = np.empty((count, num_layers, width), np.float32)
     start = _norms(x)
     norms = np.empty((count, num_layers))
-    progress.start("layers", num_layers)
-    try:
+    with running(progress, "layers", num_layers) as step:
         for i, block in enumerate(stream_blocks(checkpoint)):
             x = advance(block, x, with_attention=attention)
             norms[:, i] = _norms(x)
             if kept is not None:
                 kept[:, i] = x
-            progress.step(block.prefix)
+            step(block.prefix)
             del block  # before the next one is read
-    finally:
-        progress.finish()
     document = NormsDocument(
         tool_version=__version__,
         model=model_record(checkpoint),

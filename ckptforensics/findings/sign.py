@@ -16,12 +16,11 @@ from ckptforensics.findings.cache.store import SignatureCache
 from ckptforensics.findings.fingerprint import fingerprint
 from ckptforensics.findings.labels import label
 from ckptforensics.findings.measure import Measurements, measure
-from ckptforensics.findings.model import model_record
+from ckptforensics.findings.model import model_record, opened
 from ckptforensics.findings.scope import Scope
 from ckptforensics.findings.summary import (
     fit_options,
     labelled,
-    opened,
     positive,
     shared_direction,
     top_components,
@@ -97,8 +96,13 @@ def _sign_with(
     keys = signature_keys(checkpoint, fit, sha256)
     found = cache.get(keys)
     if found is not None:
-        # Names and digests are those of the files as they were found now.
-        afresh = {"model": record, "fit_options": fit_options(fit)}
+        # Names and digests are those of the files as they were found now, and this version of the
+        # tool would have measured the same.
+        afresh = {
+            "model": record,
+            "fit_options": fit_options(fit),
+            "tool_version": __version__,
+        }
         return replace(found, document=found.document.model_copy(update=afresh))
     journal = cache.partial(keys[0], len(checkpoint.architecture.analysed))
     try:

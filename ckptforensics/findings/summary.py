@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
 from ckptforensics.arrays import Doubles
-from ckptforensics.checkpoint import Checkpoint, open_checkpoint
 from ckptforensics.findings.fingerprint import layer_weights
 from ckptforensics.findings.labels import Label
 from ckptforensics.findings.measure import SHARED, Measurements
@@ -17,11 +15,6 @@ from ckptforensics.results import Direction, FitOptions
 from ckptforensics.sources import sha256_of_file
 
 _TOP_COMPONENTS = 5
-
-
-def opened(model: Checkpoint | str | Path) -> Checkpoint:
-    """The checkpoint itself, or opened; errors as `open_checkpoint`."""
-    return model if isinstance(model, Checkpoint) else open_checkpoint(model)
 
 
 def shared_direction(measured: Measurements) -> Direction:

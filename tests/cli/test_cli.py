@@ -16,6 +16,7 @@ import pytest
 from safetensors.numpy import save_file
 
 import ckptforensics
+from ckptforensics.errors import ExitCode
 from ckptforensics.results import DOCUMENTS
 from tests.support.containers import Model, assert_one_error, run, write_llama_gguf
 
@@ -65,6 +66,37 @@ def test_help_lists_every_command(capsys):
     for code in "0234":
         assert re.search(rf"\b{code}\b", ran.out)
     assert run(capsys, "-h").out == ran.out
+
+
+def test_help_has_sections(capsys):
+    help_text = run(capsys, "--help").out
+    titles = re.findall(r"^(\w[\w ]*):$", help_text, re.MULTILINE)
+    assert titles == ["Options", "From the weights", "Help"]
+    from_weights, _, helping = help_text.partition("From the weights:")[2].partition("Help:")
+    names = [re.findall(r"^  (\w+)", part, re.MULTILINE) for part in (from_weights, helping)]
+    assert names == [
+        ["sign", "layers", "compare", "norms", "inspect"],
+        ["families", "show", "cache"],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"), [("sgin", "sign"), ("compair", "compare"), ("layer", "layers")]
+)
+def test_a_mistyped_command_gets_a_suggestion(typed, meant, capsys):
+    ran = run(capsys, typed, "MODEL")
+    assert_one_error(ran, 4, f"'{typed}'", f"Did you mean '{meant}'?")
+
+
+def test_nothing_is_suggested_for_what_is_like_no_command(capsys):
+    assert "mean" not in run(capsys, "xyzzy").err
+
+
+def test_exit_codes_are_those_documented():
+    text = (Path(__file__).parents[2] / "docs" / "command-line.md").read_text(encoding="utf-8")
+    table = text.partition("## Exit codes")[2].partition("## ")[0]
+    documented = [int(code) for code in re.findall(r"^\| (\d+) \|", table, re.MULTILINE)]
+    assert documented == [*ExitCode]
 
 
 def test_the_saved_help_is_what_click_prints():
@@ -175,6 +207,7 @@ def test_no_command_at_all_is_a_usage_error(capsys):
         ("sign", "MODEL", "--fit", "sampled", "--samples", "10"),
         ("sign", "MODEL", "-o", "x.txt"),
         ("sign", "MODEL", "-o", "x"),
+        ("sign", "MODEL", "-o", "FOLDER"),
         ("layers", "MODEL", "-o", "x.safetensors"),
         ("norms", "MODEL", "-o", "x.safetensors"),
         ("inspect", "MODEL", "-o", "x.safetensors"),
@@ -188,8 +221,10 @@ def test_usage_errors(arguments, planted, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     save_file({"x": np.ones((100, WIDTH), np.float32)}, tmp_path / "good.safetensors")
     save_file({"x": np.ones((100, 3), np.float32)}, tmp_path / "narrow.safetensors")
+    (tmp_path.parent / "folder.json").mkdir(exist_ok=True)
     names = {
         "MODEL": planted,
+        "FOLDER": tmp_path.parent / "folder.json",
         "CALIBRATION": tmp_path / "good.safetensors",
         "NARROW": tmp_path / "narrow.safetensors",
     }

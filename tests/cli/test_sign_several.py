@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
-import time
 from pathlib import Path
+from typing import Any
 
+import click
 import pytest
 
+import ckptforensics
+from ckptforensics.cli.commands.sign import command
 from ckptforensics.cli.main import main
 from ckptforensics.jobs import processes
-from ckptforensics.jobs.processes import Job, run_jobs
 
 PLANTED = Path(__file__).parents[2] / "fixtures" / "planted"
+OPTIONS = [p for p in command.params if isinstance(p, click.Option)]
+# What a child is told in place of what the user said.
+REPLACED = {"jobs", "memory", "output", "form", "no_progress"}
+# With several models these mean something else for each: refused.
+REFUSED = {"config", "base"}
 
 
 def test_one_document_a_line(capsys, tmp_path: Path):
@@ -28,6 +33,9 @@ def test_one_document_a_line(capsys, tmp_path: Path):
         "planted-2.safetensors",
         "planted.safetensors",
     ]
+    # Again into the same folder.
+    assert main(["sign", *arguments, "--output", str(folder)]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 2
     # As if it had been signed alone.
     assert main(["sign", str(PLANTED), "--format", "json", "--no-cache"]) == 0
     assert json.loads(capsys.readouterr().out) == documents[0]
@@ -62,52 +70,51 @@ def test_what_cannot_be_meant(capsys, extra: list[str], said: str):
     assert said in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    ("text", "size"), [("8GB", 8 * 10**9), ("1.5GiB", 3 << 29), ("500m", 5 * 10**8), ("64", 64)]
-)
-def test_sizes(text: str, size: int):
-    assert processes.memory_size(None, None, text) == size
+def value_of(option: click.Option, folder: Path) -> str:
+    """Some value that is not the default."""
+    if isinstance(option.type, click.Choice):
+        return str(option.type.choices[-1])
+    if isinstance(option.type, click.IntRange):
+        return "3"
+    if isinstance(option.type, click.Path):
+        return str(folder if option.name == "output" else folder / "signature.safetensors")
+    return {"layers": "1-2", "memory": "3GB"}[str(option.name)]
 
 
-class _Slow(Job):
-    """A job whose process only sleeps."""
+@pytest.mark.parametrize("option", OPTIONS, ids=lambda option: str(option.name))
+def test_every_option_reaches_each_model_or_is_refused(
+    option: click.Option, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+):
+    ckptforensics.sign(PLANTED).save(tmp_path / "signature.safetensors")
+    words = [option.opts[-1]]
+    if not option.is_flag:
+        words.append(value_of(option, tmp_path))
+    started: list[list[str]] = []
 
-    def start(self, options, environment) -> None:
-        code = f"import time; time.sleep({self.model})"
-        self.process = subprocess.Popen([sys.executable, "-c", code])
+    def run_none(jobs: list[processes.Job], **how: Any) -> list[processes.Job]:
+        started.extend([*job.arguments] for job in jobs)
+        return []
 
-
-def test_memory_and_number_are_kept():
-    """However long each takes, those that run together need no more than is allowed."""
-    seen = []
-
-    class Watched(_Slow):
-        def start(self, options, environment) -> None:
-            running = [job for job in watched if job.running]
-            seen.append((len(running) + 1, self.memory + sum(job.memory for job in running)))
-            super().start(options, environment)
-
-    watched = [Watched(s, memory=m) for s, m in (("0.3", 60), ("0.1", 30), ("0.2", 60))]
-    ended = list(run_jobs(watched, [], at_once=2, memory=100))
-    assert [job.model for job in ended] == ["0.3", "0.1", "0.2"]
-    assert len(seen) == 3
-    assert max(count for count, _ in seen) == 2
-    assert max(memory for _, memory in seen) <= 100
-
-
-def test_more_than_all_memory_is_a_problem_of_that_model():
-    jobs = [_Slow("0", memory=50), _Slow("0", memory=500)]
-    ended = list(run_jobs(jobs, [], at_once=2, memory=100))
-    assert ended[0].code == 0
-    assert ended[1].code == 4
-    assert "allow more with --memory" in ended[1].complaint()
+    monkeypatch.setattr(processes, "run_jobs", run_none)
+    code = main(["sign", *words, "--", str(PLANTED), str(PLANTED)])
+    if option.name in REFUSED:
+        assert (code, started) == (4, [])
+        assert f"--{option.name} is of one model" in capsys.readouterr().err
+        return
+    assert (code, len(started)) == (0, 2)
+    given = command.make_context("sign", [*words, "--", str(PLANTED)]).params
+    plain = command.make_context("sign", ["--", str(PLANTED)]).params
+    for name, *arguments in started:
+        assert name == "sign"
+        passed = command.make_context("sign", arguments).params
+        assert {n for n in passed if passed[n] != given[n]} <= REPLACED
+        if option.name not in REPLACED:
+            assert passed[option.name] == given[option.name] != plain[option.name]
+        assert (passed["form"], passed["no_progress"], passed["jobs"]) == ("json", True, None)
 
 
-def test_leaving_early_ends_the_others():
-    jobs = [_Slow("0", memory=1), _Slow("60", memory=1)]
-    begun = time.monotonic()
-    running = run_jobs(jobs, [], at_once=2, memory=10)
-    next(running)
-    running.close()
-    assert not jobs[1].running
-    assert time.monotonic() - begun < 30
+def test_a_model_whose_name_looks_like_an_option(capsys):
+    assert main(["sign", "--no-cache", "--", "--quiet", str(PLANTED)]) == 4
+    printed = capsys.readouterr()
+    assert printed.out.count("cf1-") == 1
+    assert "ckpt: error: --quiet" in printed.err

@@ -238,7 +238,7 @@ def test_interrupt_stops_promptly(tmp_path, command):
 
 
 def test_progress_says_what_is_transferred(hub, model, capsys, monkeypatch):
-    monkeypatch.setattr("ckptforensics.cli.options._LINE_EVERY_SECONDS", 0.0)
+    monkeypatch.setattr("ckptforensics.cli.progress._LINE_EVERY_SECONDS", 0.0)
     ran = run(capsys, "sign", REPO)
     moved = hub.sent()
     lines = ran.err.splitlines()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from ckptforensics.cli.options import Output, output_options
+from ckptforensics.cli.output import OutputOptions, output_options
 
 
 @click.group("cache")
@@ -14,20 +14,19 @@ def command() -> None:
 
 @command.command("info")
 @output_options(None)
-def info(form: str, quiet: bool, verbose: bool, no_progress: bool) -> None:
+def info(out: OutputOptions) -> None:
     """Show where signatures are kept, how many, and their bound."""
     from ckptforensics.findings import SignatureCache, cache_info
 
-    Output(form, None, quiet, verbose, not no_progress).emit(cache_info(SignatureCache.of_user()))
+    out.emit(cache_info(SignatureCache.of_user()))
 
 
 @command.command("clear")
 @output_options(None)
-def clear(form: str, quiet: bool, verbose: bool, no_progress: bool) -> None:
+def clear(out: OutputOptions) -> None:
     """Remove all signatures kept and all unfinished runs, and show what is left."""
     from ckptforensics.findings import SignatureCache, cache_info
 
-    out = Output(form, None, quiet, verbose, not no_progress)
     cache = SignatureCache.of_user()
     before = cache_info(cache)
     if cache is not None:

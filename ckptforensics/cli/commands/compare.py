@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import click
 
-from ckptforensics.cli.options import COMPARISON_FORMS, Output, output_options, refuse_overwriting
-from ckptforensics.errors import CkptError
+from ckptforensics.cli.options import as_object, offline_option, refuse_overwriting
+from ckptforensics.cli.output import COMPARISON_FORMS, OutputOptions, output_options
+from ckptforensics.errors import CkptError, ExitCode
 
 if TYPE_CHECKING:
     from ckptforensics.results import ComparisonDocument
 
-_FINDINGS = 1
 # Verdicts that --fail-on asks for; each includes those above it, and the last stands alone.
 _FAIL_ON = {
     "derived": ("identical", "re-parameterised", "derived"),
@@ -22,36 +23,50 @@ _FAIL_ON = {
 }
 
 
+@dataclass(frozen=True)
+class CompareOptions:
+    """How thoroughly models are compared, and what is done with the verdicts."""
+
+    level: Literal["fast", "thorough"] | None
+    fail_on: str | None
+    plot: Path | None
+    offline: bool
+    strict: bool
+    no_cache: bool
+
+
+compare_options = as_object(
+    CompareOptions,
+    "how",
+    click.option(
+        "--fast", "level", flag_value="fast", help="Signatures alone: no weights are read."
+    ),
+    click.option(
+        "--thorough", "level", flag_value="thorough", help="Sample nothing, run every test."
+    ),
+    click.option(
+        "--fail-on",
+        type=click.Choice(list(_FAIL_ON)),
+        help="Exit with 1 if a pair is at least so closely related, or is independent.",
+    ),
+    click.option(
+        "--plot", type=click.Path(path_type=Path), help="Draw it: FILE.png, .svg or .pdf."
+    ),
+    offline_option,
+    click.option(
+        "--strict", is_flag=True, help="Fail where a pair is not decided or a test skipped."
+    ),
+    click.option(
+        "--no-cache", is_flag=True, help="Neither take signatures from the cache nor keep them."
+    ),
+)
+
+
 @click.command("compare")
 @click.argument("models", metavar="A B [C...]", nargs=-1, required=True, type=str)
-@click.option("--fast", "level", flag_value="fast", help="Signatures alone: no weights are read.")
-@click.option("--thorough", "level", flag_value="thorough", help="Sample nothing, run every test.")
-@click.option(
-    "--fail-on",
-    type=click.Choice(list(_FAIL_ON)),
-    help="Exit with 1 if a pair is at least so closely related, or is independent.",
-)
-@click.option("--plot", type=click.Path(path_type=Path), help="Draw it: FILE.png, .svg or .pdf.")
-@click.option("--offline", is_flag=True, help="Find org/name in the local cache only.")
-@click.option("--strict", is_flag=True, help="Fail where a pair is not decided or a test skipped.")
-@click.option(
-    "--no-cache", is_flag=True, help="Neither take signatures from the cache nor keep them."
-)
+@compare_options
 @output_options("Also save it as JSON.", forms=COMPARISON_FORMS)
-def command(
-    models: tuple[str, ...],
-    level: Literal["fast", "thorough"] | None,
-    fail_on: str | None,
-    plot: Path | None,
-    offline: bool,
-    strict: bool,
-    no_cache: bool,
-    form: str,
-    output: Path | None,
-    quiet: bool,
-    verbose: bool,
-    no_progress: bool,
-) -> int:
+def command(models: tuple[str, ...], how: CompareOptions, out: OutputOptions) -> ExitCode:
     """Compare checkpoints: whether they share a training run, and how.
 
     A, B and C are models or saved signatures. Configuration is no evidence, weights are: exact
@@ -62,25 +77,25 @@ def command(
     from ckptforensics.lineage.compare import compare, open_model
     from ckptforensics.render import check_plot_path, plot_comparison
 
-    out = Output(form, output, quiet, verbose, not no_progress)
-    if plot is not None:
-        check_plot_path(plot)
-    cache = None if no_cache else SignatureCache.of_user(out.hint)
-    sides = [open_model(model, offline=offline, strict=strict) for model in models]
-    checkpoints = [side.checkpoint for side in sides if side.checkpoint is not None]
-    for model, side in zip(models, sides, strict=True):
-        for written in (output, plot):
-            refuse_overwriting(written, side.checkpoint, Path(model))
+    if how.plot is not None:
+        check_plot_path(how.plot)
+    cache = None if how.no_cache else SignatureCache.of_user(out.hint)
+    opened = [open_model(model, offline=how.offline, strict=how.strict) for model in models]
+    checkpoints = [one.checkpoint for one in opened if one.checkpoint is not None]
+    for model, one in zip(models, opened, strict=True):
+        for written in (out.output, how.plot):
+            refuse_overwriting(written, one.checkpoint, Path(model))
     progress = out.progress(*checkpoints)
-    document = compare(sides, level=level or "default", cache=cache, progress=progress)
+    document = compare(opened, level=how.level or "default", cache=cache, progress=progress)
     out.save(document)
-    if plot is not None:
-        plot_comparison(document, plot)
-        out.hint(f"drawn to {plot}")
+    if how.plot is not None:
+        plot_comparison(document, how.plot)
+        out.hint(f"drawn to {how.plot}")
     out.emit(document)
-    if strict:
+    if how.strict:
         _require_decided(document)
-    return _FINDINGS if fail_on is not None and _at_least(document, fail_on) else 0
+    found = how.fail_on is not None and _at_least(document, how.fail_on)
+    return ExitCode.FINDINGS if found else ExitCode.DONE
 
 
 def _at_least(document: ComparisonDocument, limit: str) -> bool:

@@ -7,17 +7,18 @@ from pathlib import Path
 import click
 
 from ckptforensics.cli.options import (
-    Output,
+    FitOptions,
+    ModelOptions,
     fit_options,
-    make_fit,
     model_argument,
-    open_model,
-    output_options,
+    model_options,
 )
+from ckptforensics.cli.output import OutputOptions, output_options
 
 
 @click.command("layers")
 @model_argument
+@model_options
 @fit_options
 @click.option(
     "--accumulated",
@@ -27,20 +28,10 @@ from ckptforensics.cli.options import (
 @output_options("Save the result as JSON.")
 def command(
     model: Path,
-    config: Path | None,
-    base: Path | None,
-    offline: bool,
-    strict: bool,
-    fit_kind: str,
-    samples: int | None,
-    seed: int | None,
-    calibration: Path | None,
+    opening: ModelOptions,
+    fitting: FitOptions,
     accumulated: bool,
-    form: str,
-    output: Path | None,
-    quiet: bool,
-    verbose: bool,
-    no_progress: bool,
+    out: OutputOptions,
 ) -> None:
     """Find explosion and decay layers, each with its evidence.
 
@@ -49,11 +40,9 @@ def command(
     """
     from ckptforensics.findings import find_layers
 
-    out = Output(form, output, quiet, verbose, not no_progress)
-    checkpoint = open_model(model, config, output, offline, strict, base)
-    width = checkpoint.architecture.sizes.hidden_size
-    fit = make_fit(fit_kind, samples, seed, calibration, width)
+    checkpoint = opening.open(model, out.output)
+    fit = fitting.fit(checkpoint.architecture.sizes.hidden_size)
     progress = out.progress(checkpoint)
     document = find_layers(checkpoint, fit=fit, accumulated=accumulated, progress=progress)
     out.save(document)
-    out.finish(checkpoint, document, strict)
+    out.finish(checkpoint, document, opening.strict)

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import click
 
-from ckptforensics.cli.options import COMPARISON_FORMS, Output, output_options
+from ckptforensics.cli.output import COMPARISON_FORMS, OutputOptions, output_options
 
 
 @click.command("show")
 @click.argument("result", type=click.Path(path_type=Path))
 @output_options(None, forms=COMPARISON_FORMS)
-def command(result: Path, form: str, quiet: bool, verbose: bool, no_progress: bool) -> None:
+def command(result: Path, out: OutputOptions) -> None:
     """Render a saved result again, without computing anything.
 
     RESULT is a file written with -o: a signature (.safetensors) or a document (.json). Only a
@@ -20,4 +20,4 @@ def command(result: Path, form: str, quiet: bool, verbose: bool, no_progress: bo
     """
     from ckptforensics.results import load_document
 
-    Output(form, None, quiet, verbose, not no_progress).emit(load_document(result))
+    out.emit(load_document(result))

@@ -3,26 +3,80 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ckptforensics.cli.options import (
-    Output,
+    FitOptions,
+    ModelOptions,
+    as_arguments,
+    as_object,
     fit_options,
-    make_fit,
     model_options,
-    open_model,
-    output_options,
 )
-from ckptforensics.errors import CkptError, UsageError
-from ckptforensics.jobs.processes import (
-    Job,
-    default_memory,
-    memory_size,
-    output_names,
-    run_jobs,
+from ckptforensics.cli.output import OutputOptions, output_options
+from ckptforensics.errors import CkptError, ExitCode, UsageError
+from ckptforensics.jobs.memory import default_memory, memory_size
+
+if TYPE_CHECKING:
+    from ckptforensics.findings import Scope
+    from ckptforensics.jobs.processes import Job
+
+
+@dataclass(frozen=True)
+class SignOptions:
+    """What is signed of a model, with what means."""
+
+    layers: str | None
+    near: Path | None
+    memory: int | None
+    jobs: int | None
+    digest: bool
+    no_cache: bool
+
+    def scope(self) -> Scope:
+        """What is measured; UsageError if the layers or the relative's signature cannot be read."""
+        from ckptforensics.findings import Scope, layer_numbers
+        from ckptforensics.results import Signature, load_result
+
+        relative = None if self.near is None else load_result(self.near)
+        if relative is not None and not isinstance(relative, Signature):
+            raise UsageError("this is not a saved signature with its arrays", path=self.near)
+        layers = None if self.layers is None else layer_numbers(self.layers)
+        return Scope(layers, relative, self.memory)
+
+
+def _bytes(context: click.Context, parameter: click.Parameter, value: str | None) -> int | None:
+    try:
+        return None if value is None else memory_size(value)
+    except ValueError as problem:
+        raise click.BadParameter(str(problem), context, parameter) from None
+
+
+sign_options = as_object(
+    SignOptions,
+    "how",
+    click.option("--layers", help="Sign some layers only, such as 1-4,30: no fingerprint."),
+    click.option(
+        "--near",
+        type=click.Path(exists=True, dir_okay=False, path_type=Path),
+        help="Saved signature of a relative, which the search begins with.",
+    ),
+    click.option(
+        "--memory",
+        callback=_bytes,
+        help="Memory that may be used, such as 8GB: by all processes together.",
+    ),
+    click.option(
+        "--jobs", type=click.IntRange(1), help="Models signed side by side.  [default: 1]"
+    ),
+    click.option("--digest", is_flag=True, help="Also compute the SHA-256 of whole files."),
+    click.option(
+        "--no-cache", is_flag=True, help="Neither take it from the cache nor keep it there."
+    ),
 )
 
 
@@ -30,26 +84,19 @@ from ckptforensics.jobs.processes import (
 @click.argument("models", metavar="MODEL...", nargs=-1, required=True, type=str)
 @model_options
 @fit_options
-@click.option("--layers", help="Sign some layers only, such as 1-4,30: no fingerprint.")
-@click.option(
-    "--near",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Saved signature of a relative, which the search begins with.",
-)
-@click.option(
-    "--memory",
-    callback=memory_size,
-    help="Memory that may be used, such as 8GB: by all processes together.",
-)
-@click.option("--jobs", type=click.IntRange(1), help="Models signed side by side.  [default: 1]")
-@click.option("--digest", is_flag=True, help="Also compute the SHA-256 of whole files.")
-@click.option("--no-cache", is_flag=True, help="Neither take it from the cache nor keep it there.")
+@sign_options
 @output_options(
     "Save the signature: .safetensors with its arrays, or .json without. Of several models: the "
     "folder for their signatures.",
-    with_arrays=True,
+    as_signature=True,
 )
-def command(models: tuple[str, ...], jobs: int | None, **options: Any) -> int:
+def command(
+    models: tuple[str, ...],
+    opening: ModelOptions,
+    fitting: FitOptions,
+    how: SignOptions,
+    out: OutputOptions,
+) -> int:
     """Sign a checkpoint: its singular defect directions, layer by layer.
 
     The fingerprint is the same for the same weights in any container, and few bits away for
@@ -59,52 +106,28 @@ def command(models: tuple[str, ...], jobs: int | None, **options: Any) -> int:
     Several models make a table, or with --format json one document a line; a model that cannot be
     signed does not keep the others from it.
     """
-    if len(models) == 1 and jobs is None:
-        _sign_one(Path(models[0]), **options)
-        return 0
-    return _sign_several(models, jobs or 1, **options)
+    if len(models) == 1 and how.jobs is None:
+        _sign_one(Path(models[0]), opening, fitting, how, out)
+        return ExitCode.DONE
+    return _sign_several(models, opening, how, out)
 
 
 def _sign_one(
-    model: Path,
-    *,
-    config: Path | None,
-    base: Path | None,
-    offline: bool,
-    strict: bool,
-    fit_kind: str,
-    samples: int | None,
-    seed: int | None,
-    calibration: Path | None,
-    layers: str | None,
-    near: Path | None,
-    memory: int | None,
-    digest: bool,
-    no_cache: bool,
-    form: str,
-    output: Path | None,
-    quiet: bool,
-    verbose: bool,
-    no_progress: bool,
+    model: Path, opening: ModelOptions, fitting: FitOptions, how: SignOptions, out: OutputOptions
 ) -> None:
-    if output is not None and output.suffix not in (".safetensors", ".json"):
+    output = out.output
+    if output is not None and (output.suffix not in (".safetensors", ".json") or output.is_dir()):
         raise UsageError(
             "a signature is saved as .safetensors or .json", path=output, hint="change -o"
         )
-    from ckptforensics.findings import Scope, SignatureCache, layer_numbers, sign
-    from ckptforensics.results import Signature, load_result
+    from ckptforensics.findings import SignatureCache, sign
 
-    out = Output(form, output, quiet, verbose, not no_progress)
-    relative = None if near is None else load_result(near)
-    if relative is not None and not isinstance(relative, Signature):
-        raise UsageError("this is not a saved signature with its arrays", path=near)
-    scope = Scope(None if layers is None else layer_numbers(layers), relative, memory)
-    checkpoint = open_model(model, config, output, offline, strict, base)
-    width = checkpoint.architecture.sizes.hidden_size
-    fit = make_fit(fit_kind, samples, seed, calibration, width)
-    cache = None if no_cache else SignatureCache.of_user(out.hint)
+    scope = how.scope()
+    checkpoint = opening.open(model, output)
+    fit = fitting.fit(checkpoint.architecture.sizes.hidden_size)
+    cache = None if how.no_cache else SignatureCache.of_user(out.hint)
     progress = out.progress(checkpoint)
-    if verbose:
+    if out.verbose:
         from ckptforensics.compute.products import compiled_loops
         from ckptforensics.compute.threads import thread_count
 
@@ -113,40 +136,43 @@ def _sign_one(
             f"threads: {thread_count()}, the BLAS kept to one; loops for large models: {loops}"
         )
     signature = sign(
-        checkpoint, fit=fit, digest=digest, progress=progress, cache=cache, scope=scope
+        checkpoint, fit=fit, digest=how.digest, progress=progress, cache=cache, scope=scope
     )
     if output is not None and output.suffix == ".safetensors":
         signature.save(output)
-        out.hint(f"saved to {output}; 'ckpt show {output}' renders it again")
+        out.tell_saved()
     else:
         out.save(signature.document)
-    out.finish(checkpoint, signature.document, strict)
+    out.finish(checkpoint, signature.document, opening.strict)
 
 
-def _sign_several(models: tuple[str, ...], at_once: int, **options: Any) -> int:
+def _sign_several(
+    models: tuple[str, ...], opening: ModelOptions, how: SignOptions, out: OutputOptions
+) -> int:
     """Sign each model in a process of its own; the exit code is the largest of theirs."""
-    output: Path | None = options["output"]
-    for name in ("config", "base"):
-        if options[name] is not None:
+    from ckptforensics.jobs.processes import run_jobs
+
+    for name, value in (("config", opening.config), ("base", opening.base)):
+        if value is not None:
             raise UsageError(f"--{name} is of one model", hint="sign that model by itself")
-    if output is not None:
-        if output.exists() and not output.is_dir():
-            raise UsageError("several signatures need a folder", path=output, hint="change -o")
-        output.mkdir(parents=True, exist_ok=True)
-    memory = options["memory"] or default_memory()
-    paths = [None] * len(models) if output is None else output_names(models, output)
-    jobs = [_job(m, p, options, memory) for m, p in zip(models, paths, strict=True)]
-    out = Output(options["form"], None, options["quiet"], options["verbose"], with_progress=False)
-    worst, rows = 0, []
-    passed = _passed_on(options)
-    for number, job in enumerate(run_jobs(jobs, passed, at_once=at_once, memory=memory), 1):
+    folder = out.output
+    if folder is not None:
+        if folder.exists() and not folder.is_dir():
+            raise UsageError("several signatures need a folder", path=folder, hint="change -o")
+        folder.mkdir(parents=True, exist_ok=True)
+    memory = how.memory or default_memory()
+    paths = [None] * len(models) if folder is None else _output_files(models, folder)
+    jobs = [_job(m, opening, memory, p) for m, p in zip(models, paths, strict=True)]
+    worst: int = ExitCode.DONE
+    rows = []
+    for number, job in enumerate(run_jobs(jobs, at_once=how.jobs or 1, memory=memory), 1):
         worst = max(worst, job.code)
         printed = job.printed().strip()
         if job.code or not printed:
             click.echo(job.complaint(), err=True)
             continue
         document = json.loads(printed)
-        if options["form"] == "json":
+        if out.form == "json":
             click.echo(json.dumps(document))
         else:
             rows.append(document)
@@ -160,26 +186,32 @@ def _sign_several(models: tuple[str, ...], at_once: int, **options: Any) -> int:
     return worst
 
 
-def _job(model: str, output: Path | None, options: dict[str, Any], memory: int) -> Job:
+def _job(model: str, opening: ModelOptions, memory: int, output: Path | None) -> Job:
     """The model with the memory it needs, or with what is wrong with it."""
     from ckptforensics.findings import needed_memory
+    from ckptforensics.jobs.processes import Job
 
     try:
-        checkpoint = open_model(
-            Path(model), None, None, options["offline"], options["strict"], None
-        )
-        return Job(model, needed_memory(checkpoint, memory), output)
+        needed = needed_memory(opening.open(Path(model)), memory)
     except CkptError as problem:
         return Job(model, problem=problem)
+    # All else is passed on as it was given.
+    own: dict[str, Any] = {
+        "jobs": None, "memory": needed, "output": output, "form": "json", "no_progress": True,
+    }  # fmt: skip
+    given = click.get_current_context().params
+    return Job(model, ["sign", *as_arguments(command, given | own), "--", model], needed)
 
 
-def _passed_on(options: dict[str, Any]) -> list[str]:
-    """The options as every process gets them."""
-    passed = ["--format", "json", "--no-progress"]
-    for name in ("samples", "seed", "calibration", "layers", "near"):
-        if options[name] is not None:
-            passed += [f"--{name}", str(options[name])]
-    for name in ("offline", "strict", "digest", "no_cache", "quiet"):
-        if options[name]:
-            passed.append("--" + name.replace("_", "-"))
-    return [*passed, "--fit", options["fit_kind"]]
+def _output_files(models: tuple[str, ...], folder: Path) -> list[Path]:
+    """A file for each model's signature in the folder, by the models' last names, all different."""
+    taken: set[str] = set()
+    paths = []
+    for model in models:
+        stem = Path(model.partition("@")[0]).name or "model"
+        name, number = stem, 2
+        while name in taken:
+            name, number = f"{stem}-{number}", number + 1
+        taken.add(name)
+        paths.append(folder / f"{name}.safetensors")
+    return paths

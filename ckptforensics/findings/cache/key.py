@@ -2,7 +2,8 @@
 
 A file counts by its content where its SHA-256 is known, else by its place on the disk, its times
 and samples of its content; never by its name. The machine's arithmetic is no part of the key: other
-processors, BLAS libraries and numbers of threads change the last digits only.
+processors, BLAS libraries and numbers of threads change the last digits only. Of the package counts
+what measures (`MEASURING`), so that signatures outlive a release that measures as the one before.
 """
 
 from __future__ import annotations
@@ -18,18 +19,41 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-import ckptforensics
 from ckptforensics.checkpoint import Checkpoint
 from ckptforensics.errors import FormatError
 from ckptforensics.linear import Fit
+from ckptforensics.results import SignatureDocument
 from ckptforensics.sources import RemoteFiles, known_sha256
 from ckptforensics.tensors import Container
-from ckptforensics.version import __version__
 
 _SAMPLES = 64
 _SAMPLE_BYTES = 4096
-# Parts of the package that do not touch what is measured.
-_OUTSIDE = frozenset({"cli", "render"})
+_PACKAGE = Path(__file__).parents[2]
+# Folders and files of the package whose code or data decide a signature: all that `findings.sign`
+# imports, but for what only fetches, keeps or describes.
+MEASURING = (
+    "architectures",
+    "arrays.py",
+    "checkpoint.py",
+    "compute",
+    "findings/cache/journal.py",
+    "findings/fingerprint.py",
+    "findings/labels.py",
+    "findings/measure.py",
+    "findings/scope.py",
+    "findings/sign.py",
+    "findings/skipped.py",
+    "findings/summary.py",
+    "forward",
+    "layers",
+    "linear",
+    "probes",
+    "sources/mirror.py",
+    "sources/ranges.py",
+    "sources/strictjson.py",
+    "spectra",
+    "tensors",
+)
 
 
 def signature_keys(checkpoint: Checkpoint, fit: Fit, sha256: Mapping[Path, str]) -> tuple[str, ...]:
@@ -50,7 +74,8 @@ def signature_keys(checkpoint: Checkpoint, fit: Fit, sha256: Mapping[Path, str])
         if a file cannot be read.
     """
     facts = {
-        "tool": [__version__, _code_sha256(), np.__version__],
+        "tool": [code_sha256(), np.__version__],
+        "document": SignatureDocument.model_fields["schema_version"].default,
         "fit": _fit(fit),
         "config": checkpoint.source.config,
         # What is said of the architecture is made afresh for every result.
@@ -65,6 +90,23 @@ def signature_keys(checkpoint: Checkpoint, fit: Fit, sha256: Mapping[Path, str])
         ]
         keys.append(_sha256_of_json({**facts, "files": files}))
     return tuple(dict.fromkeys(keys))
+
+
+@cache
+def code_sha256(package: Path = _PACKAGE) -> str:
+    """Digest of the code and data that decide what is measured; `package` is the package's folder.
+
+    A change of what is not in `MEASURING`, such as a renderer, leaves it as it is.
+    """
+    digest = hashlib.sha256()
+    for part in MEASURING:
+        place = package / part
+        files = [*place.rglob("*.py"), *place.rglob("*.toml")] if place.is_dir() else [place]
+        for file in sorted(files):
+            content = file.read_bytes()
+            name = file.relative_to(package).as_posix()
+            digest.update(f"{name}\0{len(content)}\0".encode() + content)
+    return digest.hexdigest()
 
 
 def places(checkpoint: Checkpoint) -> list[list[int]]:
@@ -147,16 +189,3 @@ def _fit(fit: Fit) -> Any:
 def _sha256_of_json(facts: Any) -> str:
     text = json.dumps(facts, sort_keys=True, default=repr)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
-
-
-@cache
-def _code_sha256() -> str:
-    """Digest of the package's own code and data: a change of either may change results."""
-    top = Path(ckptforensics.__file__).parent
-    digest = hashlib.sha256()
-    for file in sorted([*top.rglob("*.py"), *top.rglob("*.toml")]):
-        name = file.relative_to(top)
-        if name.parts[0] not in _OUTSIDE:
-            content = file.read_bytes()
-            digest.update(f"{name.as_posix()}\0{len(content)}\0".encode() + content)
-    return digest.hexdigest()

@@ -1,0 +1,150 @@
+"""Where results, progress and hints go: the options of every command."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ckptforensics.cli.options import Decorator, as_object
+from ckptforensics.errors import CkptError, OutputError, UsageError
+
+if TYPE_CHECKING:
+    from ckptforensics.checkpoint import Checkpoint
+    from ckptforensics.progress import Progress
+    from ckptforensics.results import Document
+
+# Of --format where the result may be a comparison.
+COMPARISON_FORMS = ("table", "json", "csv", "html")
+
+
+@dataclass(frozen=True)
+class OutputOptions:
+    """How a result is shown and kept: --format, -o, -q, -v and --no-progress."""
+
+    form: str
+    quiet: bool
+    verbose: bool
+    no_progress: bool
+    output: Path | None = None
+
+    def progress(self, *checkpoints: Checkpoint) -> Progress:
+        """A progress bar on stderr, lines where stderr is not a terminal, or nothing.
+
+        What is transferred of checkpoints on the Hub is shown too, while it is.
+        """
+        from ckptforensics.cli.progress import Bar, Lines, ShownProgress
+        from ckptforensics.progress import Silent
+        from ckptforensics.sources import RemoteFiles
+
+        if self.quiet or self.no_progress:
+            return Silent()
+        shown: ShownProgress = Bar() if sys.stderr.isatty() else Lines()
+        for checkpoint in checkpoints:
+            if isinstance(checkpoint.source.remote, RemoteFiles):
+                checkpoint.source.remote.listener = lambda moved: shown.transferred(moved.fetched)
+        return shown
+
+    def emit(self, document: Document) -> None:
+        """Print the document to stdout."""
+        from ckptforensics.render import render
+
+        terminal = sys.stdout is not None and sys.stdout.isatty()
+        text = render(
+            document,
+            self.form,
+            verbose=self.verbose,
+            width=shutil.get_terminal_size().columns if terminal else None,
+            color=terminal and not os.environ.get("NO_COLOR"),
+        )
+        try:
+            click.echo(text, nl=False)
+        except BrokenPipeError:
+            raise
+        except OSError as problem:
+            raise OutputError(f"cannot write to stdout: {problem.strerror}") from None
+
+    def save(self, document: Document) -> None:
+        """Write the document as JSON to the file of -o, if there is one."""
+        from ckptforensics.results import save_document
+
+        if self.output is not None:
+            save_document(document, self.output)
+            self.tell_saved()
+
+    def tell_saved(self) -> None:
+        """Say where the result is kept."""
+        self.hint(f"saved to {self.output}; 'ckpt show {self.output}' renders it again")
+
+    def finish(self, checkpoint: Checkpoint, document: Document, strict: bool) -> None:
+        """Print the document, say what was transferred, and fail if --strict finds a gap.
+
+        Raises
+        ------
+        CkptError
+            with `strict`, if the document has a skipped row.
+        """
+        from ckptforensics.sources import RemoteFiles
+
+        self.emit(document)
+        remote = checkpoint.source.remote
+        if isinstance(remote, RemoteFiles):
+            moved = remote.transfer
+            self.hint(f"transferred {moved.fetched:,} of {moved.total:,} bytes")
+        skipped = getattr(document, "skipped", ())
+        if strict and skipped:
+            rest = "" if len(skipped) == 1 else f" (and {len(skipped) - 1} more)"
+            raise CkptError(f"--strict: {skipped[0].what} skipped: {skipped[0].reason}{rest}")
+
+    def hint(self, text: str) -> None:
+        """Tell the user something that is not a result."""
+        if not self.quiet:
+            click.echo(text, err=True)
+
+
+def output_options(
+    save_help: str | None, *, as_signature: bool = False, forms: Sequence[str] = ("table", "json")
+) -> Decorator[Any]:
+    """Add --format, -o (unless `save_help` is None), -q, -v and --no-progress.
+
+    With `as_signature` the result may be saved as safetensors, and several in a folder; `forms` are
+    those of --format.
+    """
+    options = [
+        click.option(
+            "--format",
+            "form",
+            type=click.Choice(forms),
+            default="table",
+            show_default=True,
+            help="How the result is printed.",
+        ),
+        click.option("-q", "--quiet", is_flag=True, help="No progress and no hints."),
+        click.option("-v", "--verbose", is_flag=True, help="Every row of every table."),
+        click.option("--no-progress", is_flag=True, help="No progress on stderr."),
+    ]
+    if save_help is not None:
+        save = click.option(
+            "-o",
+            "--output",
+            type=click.Path(dir_okay=as_signature, path_type=Path),
+            callback=None if as_signature else _document_file,
+            help=save_help,
+        )
+        options.insert(1, save)
+    return as_object(OutputOptions, "out", *options)
+
+
+def _document_file(
+    context: click.Context, parameter: click.Parameter, value: Path | None
+) -> Path | None:
+    """A name under which `ckpt show` would find something else than JSON is a mistake."""
+    if value is not None and value.suffix in (".safetensors", ".gguf"):
+        raise UsageError("this result is saved as JSON", path=value, hint="change -o")
+    return value
