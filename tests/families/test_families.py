@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import ckptforensics
-import tests.families as package
+import tests.support.families as package
 from tests.support.families.harness import (
     Case,
     build_model,
@@ -30,7 +30,7 @@ CASES: list[Case] = [
     case
     for module in sorted(m.name for m in pkgutil.iter_modules(package.__path__))
     if module.startswith("cases_")
-    for case in importlib.import_module(f"tests.families.{module}").CASES
+    for case in importlib.import_module(f"{package.__name__}.{module}").CASES
 ]
 TOKENS = [3, 7, 11, 19, 42]
 
