@@ -20,7 +20,8 @@ import numpy as np
 from scipy.integrate import quad
 from scipy.special import ndtr
 
-from ckptforensics.linear import activation, gaussian_moments
+from ckptforensics.forward import activation
+from ckptforensics.linear import gaussian_moments
 from ckptforensics.linear.moments import clamped_moments
 
 ACTIVATIONS = ("silu", "gelu_new", "quick_gelu", "sigmoid", "gelu", "relu", "relu2")

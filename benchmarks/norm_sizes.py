@@ -17,8 +17,7 @@ import click
 import numpy as np
 
 from ckptforensics import Fit, open_checkpoint
-from ckptforensics.forward.branches import branch_result
-from ckptforensics.forward.norms import affine
+from ckptforensics.forward import affine, branch_result
 from ckptforensics.layers import Attention, Ffn, stream_blocks
 from ckptforensics.linear import AttentionMap, ffn_map
 from tools import gemma3, minilm

@@ -17,19 +17,18 @@ from ckptforensics.compute.threads import all_cores
 from ckptforensics.errors import NothingAnalysable
 from ckptforensics.findings.scope import Scope, is_prefix
 from ckptforensics.findings.skipped import skipped_layers
+from ckptforensics.forward import embed, vocabulary_size
 from ckptforensics.layers import Block, Ffn, Moe, stream_blocks
 from ckptforensics.linear import BlockMap, ExpertsMap, FfnMap, Fit, ResidualMap, block_map
 from ckptforensics.probes import (
     Response,
     Trigger,
     advance,
-    embed,
     probe_pair,
     read_response,
     response,
     start_tokens,
     trigger,
-    vocabulary_size,
 )
 from ckptforensics.progress import Progress, running
 from ckptforensics.results import Eigenvalue, Skipped

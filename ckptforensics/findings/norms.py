@@ -13,14 +13,9 @@ from ckptforensics.checkpoint import Checkpoint
 from ckptforensics.compute.threads import all_cores
 from ckptforensics.errors import NothingAnalysable, UsageError
 from ckptforensics.findings.model import model_record, opened
+from ckptforensics.forward import embed, finish_embedding, vocabulary_size
 from ckptforensics.layers import stream_blocks
-from ckptforensics.probes import (
-    advance,
-    embed,
-    finish_embedding,
-    start_tokens,
-    vocabulary_size,
-)
+from ckptforensics.probes import advance, start_tokens
 from ckptforensics.progress import Progress, running
 from ckptforensics.results import NormsDocument, Skipped, write_atomically
 from ckptforensics.version import __version__

@@ -104,7 +104,7 @@ def _sign_with(
             "tool_version": __version__,
         }
         return replace(found, document=found.document.model_copy(update=afresh))
-    journal = cache.partial(keys[0], len(checkpoint.architecture.analysed))
+    journal = cache.journal(keys[0], len(checkpoint.architecture.analysed))
     try:
         measured = measure(
             checkpoint,

@@ -32,7 +32,7 @@ from ckptforensics.lineage.tree import (
     tree_of,
 )
 from ckptforensics.lineage.verdict import Decision, Evidence, decide
-from ckptforensics.progress import Progress, Silent
+from ckptforensics.progress import Progress, Silent, running
 from ckptforensics.results import (
     AlignmentRecord,
     ChangeRecord,
@@ -80,7 +80,7 @@ def compare(
     cache: SignatureCache | None = None,
     progress: Progress | None = None,
 ) -> ComparisonDocument:
-    """Whether models share a training run, how they are related and what shows it; DESIGN 2.8-2.10.
+    """Whether models share a training run, how they are related and what shows it.
 
     Parameters
     ----------
@@ -111,8 +111,7 @@ def compare(
     left: list[str] = []
     with all_cores():
         steps = 1 + sum(level in test.levels for test in CRITERIA)
-        progress.start("tests", steps * len(chosen))
-        try:
+        with running(progress, "criteria", steps * len(chosen)) as done:
             for a, b in chosen:
                 pair = Pair(a, b, level, progress)
                 record = compare_pair(pair)
@@ -121,9 +120,7 @@ def compare(
                 pairs.append(record)
                 left += _entries_left_out(pair, record)
                 lengths[record.a, record.b] = _length(pair, record)
-                progress.step("what changed")
-        finally:
-            progress.finish()
+                done("what changed")
         found = _merges(opened, pairs, lengths, EFFORTS[level]) if level != "fast" else ()
     pairs = through_others(pairs, lengths, [merge.model for merge in found])
     pairs = _with_merges(pairs, found)

@@ -17,8 +17,7 @@ from ckptforensics.errors import NotApplicable, NothingAnalysable
 from ckptforensics.findings.cache.store import SignatureCache
 from ckptforensics.findings.model import model_record
 from ckptforensics.findings.sign import sign
-from ckptforensics.forward.embedding import embedding_name, vocabulary_size
-from ckptforensics.forward.norms import fold_norm
+from ckptforensics.forward import embedding_name, fold_norm, vocabulary_size
 from ckptforensics.layers import Block, Ffn, Norm, load_block
 from ckptforensics.progress import Progress
 from ckptforensics.results import ModelRecord, Signature

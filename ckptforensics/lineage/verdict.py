@@ -17,7 +17,7 @@ from ckptforensics.results.comparison import Arrow, Group, Level, Relation, Verd
 # limit the answer is 'inconclusive'.
 EXACT_LOG10_P = -6.0
 WEAK_LOG10_P = -3.0
-# Neuron agreement f; strangers were at most .045 where all neurons were matched.
+# Neuron agreement f; independent models were at most .045 where all neurons were matched.
 RELATED_AGREEMENT = 0.5
 UNCLEAR_AGREEMENT = 0.15
 
@@ -65,7 +65,7 @@ class Decision:
 
 
 def decide(evidence: Evidence) -> Decision:
-    """The verdict on two models; DESIGN 2.9 and 2.10."""
+    """The verdict on two models, by the rules of docs/lineage.md."""
     if evidence.identical:
         reason = "every tensor has the same name, type, shape and bytes"
         return Decision("identical", None, "unknown", (reason,))
@@ -135,8 +135,8 @@ def _negative(evidence: Evidence) -> Decision:
     unclear = []
     if f is not None and f >= UNCLEAR_AGREEMENT:
         unclear.append(
-            f"{f:.0%} of the neurons agree: more than strangers ({UNCLEAR_AGREEMENT:.0%}), less "
-            f"than relatives ({RELATED_AGREEMENT:.0%})"
+            f"{f:.0%} of the neurons agree: more than independent models have "
+            f"({UNCLEAR_AGREEMENT:.0%}), less than relatives ({RELATED_AGREEMENT:.0%})"
         )
     if p is not None and p <= WEAK_LOG10_P:
         unclear.append(
@@ -152,8 +152,8 @@ def _negative(evidence: Evidence) -> Decision:
         blind = "a copy whose residual basis was changed would look the same here"
         return Decision("inconclusive", None, "unknown", (why, blind), _what_else(evidence, []))
     reasons = [
-        f"{f:.1%} of the neurons agree ('{evidence.agreement_name}'); strangers stay below "
-        f"{UNCLEAR_AGREEMENT:.0%}"
+        f"{f:.1%} of the neurons agree ('{evidence.agreement_name}'); independent models stay "
+        f"below {UNCLEAR_AGREEMENT:.0%}"
     ]
     if p is not None:
         reasons.append(f"exact tests in {_STORED} have p <= {_power(p)} together")

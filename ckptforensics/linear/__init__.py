@@ -1,7 +1,6 @@
 """The linear approximation of a block: norm folding, attention map, FFN fit, block operator."""
 
 from ckptforensics.compute.operator import Operator
-from ckptforensics.forward.activations import activation
 from ckptforensics.linear.attention import AttentionMap
 from ckptforensics.linear.block import block_map, ffn_map
 from ckptforensics.linear.fit import Calibration, Fit, fit_ffn
@@ -22,7 +21,6 @@ __all__ = [
     "Fit",
     "Operator",
     "ResidualMap",
-    "activation",
     "block_map",
     "ffn_map",
     "fit_ffn",

@@ -12,7 +12,7 @@ from ckptforensics.arrays import Doubles, Floats
 from ckptforensics.compute.bf16 import Bf16Matrix
 from ckptforensics.compute.operator import Operator
 from ckptforensics.compute.products import multiply, multiply_adjoint
-from ckptforensics.forward.norms import fold_norm
+from ckptforensics.forward import fold_norm
 from ckptforensics.layers import Attention, Ffn, Linear, Matrix, Norm, Sink
 from ckptforensics.linear.fit import Fit, fit_ffn
 from ckptforensics.linear.folded import FoldedMatrix

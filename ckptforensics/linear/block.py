@@ -11,9 +11,7 @@ import numpy as np
 from ckptforensics.arrays import Floats
 from ckptforensics.compute.operator import Operator
 from ckptforensics.errors import UsageError
-from ckptforensics.forward.branches import branch_result, finish_branch
-from ckptforensics.forward.norms import affine
-from ckptforensics.forward.routing import expert_shares
+from ckptforensics.forward import affine, branch_result, expert_shares, finish_branch
 from ckptforensics.layers import Attention, Block, Ffn, Linear, Moe, Norm
 from ckptforensics.linear.attention import AttentionMap
 from ckptforensics.linear.fit import (

@@ -19,8 +19,14 @@ from ckptforensics.compute.bf16 import Bf16Matrix
 from ckptforensics.compute.products import multiply
 from ckptforensics.compute.threads import over_rows
 from ckptforensics.errors import UsageError
-from ckptforensics.forward.branches import dense_forward, ffn_hidden
-from ckptforensics.forward.norms import affine, fold_in_place, fold_norm, normalise
+from ckptforensics.forward import (
+    affine,
+    dense_forward,
+    ffn_hidden,
+    fold_in_place,
+    fold_norm,
+    normalise,
+)
 from ckptforensics.layers import Ffn, Linear, Matrix, Norm
 from ckptforensics.linear.folded import FoldedMatrix, Term
 from ckptforensics.linear.moments import clamped_moments, gaussian_moments

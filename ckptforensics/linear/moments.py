@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from ckptforensics.arrays import Array, Doubles
 from ckptforensics.compute.threads import in_threads
-from ckptforensics.forward.activations import Activation, activation
+from ckptforensics.forward import Activation, activation
 
 _SPLIT_SIGMA = 4.0
 _TRAPEZOID_REACH = 8.0  # Gaussian mass beyond 8 sigma: 1e-15

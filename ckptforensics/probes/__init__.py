@@ -1,6 +1,5 @@
 """The true, nonlinear block applied to chosen vectors."""
 
-from ckptforensics.forward.embedding import embed, finish_embedding, vocabulary_size
 from ckptforensics.probes.response import (
     Response,
     SuperWeight,
@@ -17,12 +16,9 @@ __all__ = [
     "SuperWeight",
     "Trigger",
     "advance",
-    "embed",
-    "finish_embedding",
     "probe_pair",
     "read_response",
     "response",
     "start_tokens",
     "trigger",
-    "vocabulary_size",
 ]

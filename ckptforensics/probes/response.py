@@ -13,7 +13,7 @@ import numpy as np
 from ckptforensics.arrays import Doubles, Floats
 from ckptforensics.compute.bf16 import Bf16Matrix
 from ckptforensics.compute.threads import over_rows
-from ckptforensics.forward.activations import sigmoid
+from ckptforensics.forward import apply_norm, routing_weights, sigmoid
 from ckptforensics.forward.branches import (
     apply_linear,
     block_forward,
@@ -21,8 +21,6 @@ from ckptforensics.forward.branches import (
     ffn_hidden,
     finish_branch,
 )
-from ckptforensics.forward.norms import apply_norm
-from ckptforensics.forward.routing import routing_weights
 from ckptforensics.layers import Block, Ffn, Moe
 
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from ckptforensics.arrays import Floats
 from ckptforensics.errors import NotFinite
-from ckptforensics.forward.branches import block_forward
+from ckptforensics.forward import block_forward
 from ckptforensics.layers import Block
 
 # The FFN's hidden activation of this many tokens is in memory at once.

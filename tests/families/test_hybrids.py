@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 import ckptforensics
 from ckptforensics.cli.main import main
 from ckptforensics.errors import FormatError, NothingAnalysable, TensorError
-from ckptforensics.forward.branches import block_forward, ffn_forward
+from ckptforensics.forward import block_forward, ffn_forward
 from ckptforensics.layers import Moe, load_block
 from tests.support.families.cases_experts import experts, granite, sizes
 from tests.support.families.cases_hybrids import bamba, lfm2, lfm2_moe, nemotron_h

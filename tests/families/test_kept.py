@@ -18,7 +18,7 @@ from ckptforensics.checkpoint import Checkpoint
 from ckptforensics.compute.bf16 import Bf16Matrix
 from ckptforensics.errors import NotFinite
 from ckptforensics.findings import measure as measuring
-from ckptforensics.forward.branches import block_forward
+from ckptforensics.forward import block_forward
 from ckptforensics.layers import Block, Ffn, load_block, reader
 from ckptforensics.linear import BlockMap, Fit, block_map
 from ckptforensics.probes import trigger

@@ -12,7 +12,7 @@ import torch
 
 import ckptforensics
 from ckptforensics.errors import NothingAnalysable, TensorError
-from ckptforensics.forward.branches import ffn_forward
+from ckptforensics.forward import ffn_forward
 from ckptforensics.layers import load_block
 from ckptforensics.linear import Fit
 from ckptforensics.linear.block import ffn_map

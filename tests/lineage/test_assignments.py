@@ -63,7 +63,7 @@ def test_bound_is_above_the_enumerated_p_and_is_its_factorial_moment(units, laye
 
 
 def test_log10_p_of_smollm2_and_its_fine_tune():
-    """DESIGN 2.9: all 1,536 neurons of a layer, log10 p = -4229."""
+    """All 1,536 neurons of a layer, log10 p = -4229."""
     assert assignments.log10_fixed_points(1536) == pytest.approx(-4229, abs=1)
     assert assignments.log10_fixed_points(0, 12) == assignments.log10_fixed_points(1) == 0
 

@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 
 from ckptforensics.architectures import RoutingPlan
-from ckptforensics.forward.branches import attention_forward, experts_forward
-from ckptforensics.forward.norms import affine
+from ckptforensics.forward import affine, attention_forward, experts_forward
 from ckptforensics.layers import Attention, Ffn, Linear, Moe, Norm, Sink
 from ckptforensics.linear import AttentionMap, Fit
 from ckptforensics.linear.block import ffn_map

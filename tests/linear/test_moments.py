@@ -9,7 +9,8 @@ from scipy.integrate import quad_vec
 from transformers.activations import ACT2FN
 
 from ckptforensics.errors import NothingAnalysable
-from ckptforensics.linear import activation, gaussian_moments
+from ckptforensics.forward import activation
+from ckptforensics.linear import gaussian_moments
 
 # One name of every function, and the other names configurations use for them.
 FUNCTIONS = ["silu", "gelu", "gelu_new", "quick_gelu", "relu", "relu2"]

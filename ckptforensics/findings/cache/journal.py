@@ -30,7 +30,7 @@ _DIGEST_BYTES = 32
 _FACTS = "facts"
 
 
-class Partial:
+class JournalFile:
     """A journal of `measure` in a file; a file that cannot be written or read only costs time.
 
     Experts are left out: a signature does not show them.

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ckptforensics.errors import CkptError, OutputError, one_line
-from ckptforensics.findings.cache.journal import Partial
+from ckptforensics.findings.cache.journal import JournalFile
 from ckptforensics.results import (
     CacheDocument,
     Signature,
@@ -129,12 +129,12 @@ class SignatureCache:
             )
         self._prune()
 
-    def partial(self, key: str, layers: int) -> Partial:
+    def journal(self, key: str, layers: int) -> JournalFile:
         """The journal of a signing of so many layers."""
         with contextlib.suppress(OutputError):  # told when the signature is put
             self._make_folder()
         self._prune()
-        return Partial(self.folder / f"{key}.partial", layers, self.tell)
+        return JournalFile(self.folder / f"{key}.partial", layers, self.tell)
 
     def files(self) -> list[CachedFile]:
         """The cache's files, the one used last first."""

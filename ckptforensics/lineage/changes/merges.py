@@ -23,7 +23,7 @@ from ckptforensics.lineage.effort import Effort, within
 from ckptforensics.lineage.models import Model
 from ckptforensics.lineage.pair import spread
 from ckptforensics.lineage.randomness import Stream, generator
-from ckptforensics.progress import Progress
+from ckptforensics.progress import Progress, running
 from ckptforensics.results import MergeRecord
 from ckptforensics.tensors import matrix_shape
 
@@ -106,31 +106,32 @@ def find_merge(
 def _blocks(models: Sequence[Model], effort: Effort, progress: Progress | None) -> Iterator[_Block]:
     """The same rows of the same matrices of layers, of all models."""
     first = models[0]
-    stores = [model.weights.store for model in models]
     whole = within(max(map(stored_bytes, models)), effort.entry_bytes)
     layers = spread(first.layers, None if whole else effort.entry_layers)
     names = [
         (layer, name) for layer in layers for name in sorted(layer_names(first, layer).values())
     ]
-    if progress is not None:
-        progress.start("mixture", len(names))
-    for layer, name in names:
-        if progress is not None:
-            progress.step(name)
-        infos = [store.tensors.get(name) for store in stores]
-        shapes = {info.shape for info in infos if info is not None and not info.unreadable}
-        if len(shapes) != 1 or None in infos or len(infos[0].shape) < 2:  # type: ignore[union-attr]
-            continue
-        columns, rows = matrix_shape(infos[0])  # type: ignore[arg-type]
-        step = max(1, min(_BLOCK // columns, -(-rows // _BLOCKS)))
-        for start in range(0, rows, max(step, rows // _BLOCKS)):
-            stop = min(start + step, rows)
-            values = [store.read_rows(name, start, stop).reshape(-1) for store in stores]
-            for model, info in zip(models, infos, strict=True):
-                model.bytes_read += info.nbytes * (stop - start) // rows  # type: ignore[union-attr]
-            yield _Block(layer, np.stack(values))
-    if progress is not None:
-        progress.finish()
+    with running(progress, "mixture", len(names)) as done:
+        for layer, name in names:
+            done(name)
+            yield from _blocks_of(models, layer, name)
+
+
+def _blocks_of(models: Sequence[Model], layer: int, name: str) -> Iterator[_Block]:
+    """Rows of one matrix; nothing where a model has none of this name and shape."""
+    stores = [model.weights.store for model in models]
+    infos = [store.tensors.get(name) for store in stores]
+    shapes = {info.shape for info in infos if info is not None and not info.unreadable}
+    if len(shapes) != 1 or None in infos or len(infos[0].shape) < 2:  # type: ignore[union-attr]
+        return
+    columns, rows = matrix_shape(infos[0])  # type: ignore[arg-type]
+    step = max(1, min(_BLOCK // columns, -(-rows // _BLOCKS)))
+    for start in range(0, rows, max(step, rows // _BLOCKS)):
+        stop = min(start + step, rows)
+        values = [store.read_rows(name, start, stop).reshape(-1) for store in stores]
+        for model, info in zip(models, infos, strict=True):
+            model.bytes_read += info.nbytes * (stop - start) // rows  # type: ignore[union-attr]
+        yield _Block(layer, np.stack(values))
 
 
 def _inner_products(

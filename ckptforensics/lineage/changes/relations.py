@@ -1,4 +1,4 @@
-"""How two related models are related, and who came first, from what changed (DESIGN 2.8 to 2.10).
+"""How two related models are related, and who came first, from what changed.
 
 A direction is stated only where the weights show it; each rule says in its docstring why it does.
 """

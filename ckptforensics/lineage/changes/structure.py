@@ -27,7 +27,7 @@ from ckptforensics.results.comparison import Arrow
 
 # Units of a layer, and experts, that are looked at.
 _UNITS, _EXPERTS = 256, 8
-# Share of the units that must agree; of strangers no more than a few in a hundred do.
+# Share of the units that must agree; of independent models no more than a few in a hundred do.
 _AGREE = 0.5
 # Cosine of a unit's row and that of its copy.
 _COPY = 0.999

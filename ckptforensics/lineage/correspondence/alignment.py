@@ -17,7 +17,7 @@ import numpy as np
 from ckptforensics.arrays import Floats, Ints
 from ckptforensics.compute.products import multiply, multiply_adjoint
 from ckptforensics.errors import NotApplicable
-from ckptforensics.forward.embedding import finish_embedding
+from ckptforensics.forward import finish_embedding
 from ckptforensics.lineage.correspondence.directions import has_reliable_direction
 from ckptforensics.lineage.correspondence.neuron_map import confirmed, map_from_neurons
 from ckptforensics.lineage.correspondence.shared_tokens import shared_tokens
@@ -30,10 +30,11 @@ from ckptforensics.results.comparison import AlignmentKind
 
 # Tokens that a map is fitted on (three for every two coordinates of a rotation), and held out.
 _FIT_TOKENS, _HELD_OUT = 1_000, 500
-# Mean held-out cosine of a rotation: copied embeddings reach .985, strangers of one tokenizer .6.
+# Mean held-out cosine of a rotation: copied embeddings reach .985, independent
+# models of one tokenizer .6.
 # Those in between (.89 for two stages of one training run) are believed if neurons confirm them.
 _ROTATION, _PLAUSIBLE = 0.95, 0.75
-# The same of a signed permutation, which fits strangers less: .38, and .87 of two stages.
+# The same of a signed permutation, which fits independent models less: .38, and .87 of two stages.
 _PERMUTATION = 0.6
 # Share of embedding columns that resemble their own index most, of an unchanged basis.
 _IDENTITY = 0.5

@@ -24,7 +24,7 @@ def has_reliable_direction(pair: Pair, which: Vector) -> tuple[Bools, Bools]:
 
     Where s1 is hardly larger than s2, or L = I as in blocks added with zero weights, u1 is close
     to the random start vector of the iteration, which is the same for all models; so is the trigger
-    of an FFN that does nothing, which is seen by triggers that are equal though u1 are strangers.
+    of an FFN that does nothing, which is seen by triggers that are equal though u1 are not alike.
     Leaving these layers out keeps the tests exact: s1, s2 and the residual depend on no order of
     coordinates, and independent triggers are never equal.
     """

@@ -14,7 +14,7 @@ import numpy as np
 from ckptforensics.arrays import Bools, Doubles, Floats, Ints
 from ckptforensics.compute.products import multiply
 from ckptforensics.errors import NotApplicable
-from ckptforensics.forward.norms import fold_norm
+from ckptforensics.forward import fold_norm
 from ckptforensics.layers import Attention, Ffn, Moe
 from ckptforensics.lineage.correspondence.alignment import find_alignment
 from ckptforensics.lineage.effort import Effort

@@ -21,9 +21,10 @@ from ckptforensics.lineage.pair import Pair
 from ckptforensics.lineage.randomness import Stream
 
 # Share of neurons recognised by both sides from which a map is tried: copies with 5% noise 99%,
-# strangers 8%.
+# independent models 8%.
 _RECOGNISED = 0.25
-# Share of neurons of the other layer that agree by gate, up and down: copies 1.0, strangers 0.0.
+# Share of neurons of the other layer that agree by gate, up and down: copies 1.0,
+# independent models 0.0.
 _AGREEING = 0.5
 _ROUNDS = 4
 _UNITS = 256

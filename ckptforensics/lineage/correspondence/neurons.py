@@ -14,8 +14,7 @@ import numpy as np
 from ckptforensics.arrays import Floats
 from ckptforensics.compute.products import multiply
 from ckptforensics.errors import NotApplicable
-from ckptforensics.forward.embedding import finish_embedding
-from ckptforensics.forward.norms import fold_norm, normalise
+from ckptforensics.forward import finish_embedding, fold_norm, normalise
 from ckptforensics.layers import Ffn
 from ckptforensics.lineage.correspondence.shared_tokens import shared_tokens
 from ckptforensics.lineage.models import Model

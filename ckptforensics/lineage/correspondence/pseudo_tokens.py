@@ -6,7 +6,7 @@ import numpy as np
 
 from ckptforensics.arrays import Floats
 from ckptforensics.errors import NotApplicable
-from ckptforensics.forward.branches import attention_forward, ffn_forward
+from ckptforensics.forward import attention_forward, ffn_forward
 from ckptforensics.lineage.correspondence.layer_map import matched_layers
 from ckptforensics.lineage.models import Model
 from ckptforensics.lineage.numeric import unit_rows

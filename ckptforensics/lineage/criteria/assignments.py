@@ -4,7 +4,7 @@ Units of A are matched with units of B by the Hungarian method, and the units th
 the one of the same index, the fixed points, are counted. If the units of one model are exchangeable
 and independent of the other model, the assignment is a uniformly random permutation whatever the
 weights look like: its fixed points K have E[K (K - 1) ... (K - k + 1)] <= 1, so P(K >= k) <= 1/k!,
-and for the sum over L layers, whose units are ordered independently, L^k/k! (DESIGN 2.9).
+and for the sum over L layers, whose units are ordered independently, L^k/k! (docs/lineage.md).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from ckptforensics.arrays import Floats, Ints
 from ckptforensics.compute.products import multiply
 from ckptforensics.errors import NotApplicable
-from ckptforensics.forward.norms import fold_norm
+from ckptforensics.forward import fold_norm
 from ckptforensics.layers import Ffn
 from ckptforensics.lineage.correspondence.directions import Vector, has_reliable_direction
 from ckptforensics.lineage.correspondence.layer_map import matched_layers
@@ -214,7 +214,7 @@ def _outcome(
     profile: tuple[float | None, ...] = (),
     note: str | None = None,
 ) -> Outcome:
-    words = f"{count:,} of {units:,} at the same index, {layers} expected of strangers"
+    words = f"{count:,} of {units:,} at the same index, {layers} expected of independent models"
     return Outcome(
         float(count),
         log10_p=log10_fixed_points(count, layers),

@@ -1,11 +1,11 @@
 """Correspondence: what two models look like side by side once the map between them is undone.
 
 Independent models that learned from the same text resemble each other after any map that was
-fitted, so nothing here has a p-value (DESIGN 2.10), with three exceptions. A map that is found from
-embeddings does not know in which order a layer's neurons are stored, nor with which sign of their
-input rows; and a match of coordinates by absolute correlations does not know their signs. Where a
-laundering left one of these alone, that is a witness whose probability under independent training
-is exact.
+fitted, so nothing here has a p-value (docs/lineage.md), with three exceptions. A map that is
+found from embeddings does not know in which order a layer's neurons are stored, nor with which sign
+of their input rows; and a match of coordinates by absolute correlations does not know their signs.
+Where a laundering left one of these alone, that is a witness whose probability under independent
+training is exact.
 """
 
 from __future__ import annotations
@@ -168,7 +168,7 @@ def _neuron_order(pair: Pair) -> Outcome:
 
     Of m sampled units, each with one nearest among n, the expected number of sets of k that are at
     their own index is C(m, k) (n - k)! / n! <= (m / n)^k / k! in a random order; over layers, whose
-    orders are independent, the terms m / n add up (DESIGN 2.9).
+    orders are independent, the terms m / n add up (docs/lineage.md).
     """
     facts = sampled_facts(pair)
     fixed, sampled = sum(f.fixed for f in facts), sum(f.units for f in facts)

@@ -2,7 +2,8 @@
 
 Independently initialised models have exchangeable residual coordinates: any order of one model's
 is as likely as the stored one. So a statistic of the stored order is compared with that of random
-orders, one for all layers at once, and p = (1 + #{as good}) / (1 + #orders) is exact (DESIGN 2.9).
+orders, one for all layers at once, and p = (1 + #{as good}) / (1 + #orders) is exact
+(docs/lineage.md).
 """
 
 from __future__ import annotations
@@ -141,7 +142,7 @@ def _subspaces(pair: Pair) -> _Frames:
     for at, model in enumerate(pair.models):
         for layer in layers[at]:
             # The start vectors of A and B must differ: what is left of a shared one in vectors
-            # that are not determined well would make strangers alike.
+            # that are not determined well would make independent models alike.
             generator = pair.generator(Stream.SUBSPACE_STARTS, layer, at)
             with np.errstate(over="ignore", invalid="ignore"):  # is reported as an error
                 operator = block_map(model.block(layer), Fit())

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ckptforensics.errors import TensorError
-from ckptforensics.forward.embedding import embedding_name
+from ckptforensics.forward import embedding_name
 from ckptforensics.lineage.correspondence.alignment import find_alignment
 from ckptforensics.lineage.correspondence.layer_map import matched_layers
 from ckptforensics.lineage.correspondence.matched_layers import (

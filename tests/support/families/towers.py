@@ -13,7 +13,7 @@ import torch
 import transformers
 
 import ckptforensics
-from ckptforensics.forward.branches import block_forward
+from ckptforensics.forward import block_forward
 from ckptforensics.layers import stream_blocks
 from tests.support.families.harness import Case, build_model
 
