@@ -2,6 +2,7 @@
 
 from ckptforensics.forward.activations import Activation, activation, sigmoid
 from ckptforensics.forward.branches import (
+    apply_linear,
     attention_forward,
     block_forward,
     branch_result,
@@ -19,6 +20,7 @@ __all__ = [
     "Activation",
     "activation",
     "affine",
+    "apply_linear",
     "apply_norm",
     "attention_forward",
     "block_forward",

@@ -13,13 +13,15 @@ import numpy as np
 from ckptforensics.arrays import Doubles, Floats
 from ckptforensics.compute.bf16 import Bf16Matrix
 from ckptforensics.compute.threads import over_rows
-from ckptforensics.forward import apply_norm, routing_weights, sigmoid
-from ckptforensics.forward.branches import (
+from ckptforensics.forward import (
     apply_linear,
+    apply_norm,
     block_forward,
     ffn_forward,
     ffn_hidden,
     finish_branch,
+    routing_weights,
+    sigmoid,
 )
 from ckptforensics.layers import Block, Ffn, Moe
 
