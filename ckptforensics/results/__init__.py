@@ -3,30 +3,6 @@
 from typing import TYPE_CHECKING
 
 from ckptforensics.deferred import on_first_use
-from ckptforensics.results.documents import (
-    AccumulatedRecord,
-    BeginTokenRecord,
-    CacheDocument,
-    Direction,
-    Document,
-    Eigenvalue,
-    ExpertRecord,
-    FamiliesDocument,
-    FamilyRecord,
-    FileRecord,
-    FitOptions,
-    InspectDocument,
-    LayerEvidence,
-    LayersDocument,
-    LayerSignature,
-    ModelRecord,
-    NormsDocument,
-    ResponseRecord,
-    SignatureDocument,
-    Skipped,
-    SuperWeightRecord,
-    TensorRecord,
-)
 from ckptforensics.results.files import (
     Signature,
     holds_signature,
@@ -38,8 +14,19 @@ from ckptforensics.results.files import (
     write_atomically,
     write_bytes_atomically,
 )
+from ckptforensics.results.kinds import DOCUMENTS
+from ckptforensics.results.records import (
+    Direction,
+    Document,
+    FileRecord,
+    FitOptions,
+    ModelRecord,
+    Skipped,
+)
+from ckptforensics.results.signature import LayerSignature, SignatureDocument
 
 if TYPE_CHECKING:
+    from ckptforensics.results.cache import CacheDocument
     from ckptforensics.results.comparison import (
         AlignmentRecord,
         ChangeRecord,
@@ -49,7 +36,19 @@ if TYPE_CHECKING:
         PairRecord,
         TreeEdge,
     )
-    from ckptforensics.results.kinds import DOCUMENTS
+    from ckptforensics.results.families import FamiliesDocument, FamilyRecord
+    from ckptforensics.results.inspection import InspectDocument, TensorRecord
+    from ckptforensics.results.layers import (
+        AccumulatedRecord,
+        BeginTokenRecord,
+        Eigenvalue,
+        ExpertRecord,
+        LayerEvidence,
+        LayersDocument,
+        ResponseRecord,
+        SuperWeightRecord,
+    )
+    from ckptforensics.results.norms import NormsDocument
 
 __all__ = [
     "DOCUMENTS",
@@ -93,16 +92,30 @@ __all__ = [
     "write_bytes_atomically",
 ]
 
+# A command needs the classes of one kind.
 __getattr__ = on_first_use(
     __name__,
     {
-        "DOCUMENTS": "kinds",
+        "AccumulatedRecord": "layers",
+        "BeginTokenRecord": "layers",
+        "Eigenvalue": "layers",
+        "ExpertRecord": "layers",
+        "LayerEvidence": "layers",
+        "LayersDocument": "layers",
+        "ResponseRecord": "layers",
+        "SuperWeightRecord": "layers",
+        "NormsDocument": "norms",
+        "InspectDocument": "inspection",
+        "TensorRecord": "inspection",
+        "FamiliesDocument": "families",
+        "FamilyRecord": "families",
+        "CacheDocument": "cache",
         "AlignmentRecord": "comparison",
         "ChangeRecord": "comparison",
         "ComparisonDocument": "comparison",
+        "CriterionRecord": "comparison",
         "MergeRecord": "comparison",
         "PairRecord": "comparison",
-        "CriterionRecord": "comparison",
         "TreeEdge": "comparison",
     },
 )

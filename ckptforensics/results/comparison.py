@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import model_validator
 
-from ckptforensics.results.documents import Document, Finite, Frozen, ModelRecord, Name
+from ckptforensics.results.records import Document, Finite, Frozen, ModelRecord, Name
 
 Verdict = Literal[
     "identical",
@@ -149,6 +149,7 @@ class ComparisonDocument(Document):
     over pairs of models), `clusters` the groups of models that are related.
     """
 
+    schema_version: Literal["2.0"] = "2.0"
     kind: Literal["comparison"] = "comparison"
     level: Level
     models: tuple[ModelRecord, ...]

@@ -8,12 +8,12 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
-
-from pydantic import ValidationError
+from typing import TYPE_CHECKING, TypeVar
 
 from ckptforensics.errors import CkptError, OutputError, ResultError, UsageError
-from ckptforensics.results.documents import Document, SignatureDocument
+from ckptforensics.results.records import Document
+from ckptforensics.results.signature import SignatureDocument
+from ckptforensics.results.versions import read_document
 from ckptforensics.sources import parse_json_object, read_json_object
 from ckptforensics.tensors.containers.safetensors import read_safetensors
 
@@ -121,7 +121,7 @@ def load_result(path: str | Path) -> Document | Signature:
     UsageError
         if there is no such file.
     ResultError
-        if it is not a saved result, or one of another schema version.
+        if it is not a saved result, or one of a version that cannot be read (`results.versions`).
     """
     return _load(path, _load_signature)
 
@@ -141,7 +141,7 @@ def _load(path: str | Path, of_signature: Callable[[Path], Loaded]) -> Document 
     try:
         if file.suffix == ".safetensors":
             return of_signature(file)
-        return _document(read_json_object(file, what="the result"), file)
+        return read_document(read_json_object(file, what="the result"), file)
     except ResultError:
         raise
     except CkptError as problem:
@@ -178,7 +178,7 @@ def _read_signature(file: Path) -> tuple[SignatureDocument, Container]:
             hint="sign the checkpoint with 'ckpt sign' first",
         )
     fields = parse_json_object(text.encode(), path=file, what="the signature's document")
-    document = _document(fields, file)
+    document = read_document(fields, file)
     if not isinstance(document, SignatureDocument):
         raise ResultError(f"the file holds a '{fields.get('kind')}' document", path=file)
     layers, width = len(document.layers), document.model.hidden_size
@@ -189,33 +189,6 @@ def _read_signature(file: Path) -> tuple[SignatureDocument, Container]:
                 "the signature's array is missing or misshapen", path=file, tensor=name
             )
     return document, container
-
-
-def _document(fields: dict[str, Any], file: Path) -> Document:
-    kind = fields.get("kind")
-    known = _class_of(kind)
-    if known is None:
-        raise ResultError(
-            f"not a saved result: its kind is {kind!r}", path=file, hint="give a file written by -o"
-        )
-    try:
-        return known.model_validate(fields)
-    except ValidationError as problem:
-        first = problem.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise ResultError(
-            f"the saved result does not fit its schema at '{place}': {first['msg']}",
-            path=file,
-            hint="it was written by another version: make it again",
-        ) from None
-
-
-def _class_of(kind: object) -> type[Document] | None:
-    if kind == "signature":  # which is shown at once, without the classes of all other kinds
-        return SignatureDocument
-    from ckptforensics.results.kinds import DOCUMENTS
-
-    return DOCUMENTS.get(kind) if isinstance(kind, str) else None
 
 
 def _write_text(file: Path, text: str) -> None:

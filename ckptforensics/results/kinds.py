@@ -1,29 +1,47 @@
-"""The kind a document names to its class."""
+"""The one registry of kinds of documents: what a document calls itself, and its class."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from importlib import import_module
 from types import MappingProxyType
 
-from ckptforensics.results.comparison import ComparisonDocument
-from ckptforensics.results.documents import (
-    CacheDocument,
-    Document,
-    FamiliesDocument,
-    InspectDocument,
-    LayersDocument,
-    NormsDocument,
-    SignatureDocument,
-)
+from ckptforensics.results.records import Document
 
-DOCUMENTS: Mapping[str, type[Document]] = MappingProxyType(
+
+class Registry(Mapping[str, type[Document]]):
+    """Kinds to classes, each of which is imported when it is asked for.
+
+    The version of a kind is its class's `current_version`.
+
+    Parameters
+    ----------
+    homes : kind to the module of this package that has the class, and the class's name
+    """
+
+    def __init__(self, homes: Mapping[str, tuple[str, str]]) -> None:
+        self._homes = MappingProxyType(dict(homes))
+
+    def __getitem__(self, kind: str) -> type[Document]:
+        module, name = self._homes[kind]
+        found: type[Document] = getattr(import_module(f"ckptforensics.results.{module}"), name)
+        return found
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._homes)
+
+    def __len__(self) -> int:
+        return len(self._homes)
+
+
+DOCUMENTS = Registry(
     {
-        "signature": SignatureDocument,
-        "layers": LayersDocument,
-        "norms": NormsDocument,
-        "inspect": InspectDocument,
-        "families": FamiliesDocument,
-        "cache": CacheDocument,
-        "comparison": ComparisonDocument,
+        "signature": ("signature", "SignatureDocument"),
+        "layers": ("layers", "LayersDocument"),
+        "norms": ("norms", "NormsDocument"),
+        "inspect": ("inspection", "InspectDocument"),
+        "families": ("families", "FamiliesDocument"),
+        "cache": ("cache", "CacheDocument"),
+        "comparison": ("comparison", "ComparisonDocument"),
     }
 )

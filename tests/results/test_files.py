@@ -107,7 +107,6 @@ def test_documents_are_frozen_and_refuse_unknown_keys(documents, kind, tmp_path)
     fields = json.loads(document.model_dump_json())
     for change in (
         {"surprise": 1},
-        {"schema_version": "2.0"},
         {"schema_version": None},
         {"model": {**fields["model"], "surprise": 1}},
         {"model": {**fields["model"], "hidden_size": "wide"}},

@@ -123,6 +123,12 @@ def test_fields_of_every_document_are_explained():
                 assert f"`{name}`" in text, f"docs/json.md does not explain '{name}' of {kind}"
 
 
+def test_versions_of_every_kind_are_said():
+    text = (ROOT / "docs" / "json.md").read_text()
+    for kind, known in DOCUMENTS.items():
+        assert f"| `{kind}` | {known.current_version()} |" in text
+
+
 EXAMPLE = re.compile(r"```console\n\$ (?P<command>ckpt [^\n]*)\n(?P<output>\{.*?)```", re.S)
 
 
