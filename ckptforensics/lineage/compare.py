@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
 
@@ -13,13 +13,14 @@ from ckptforensics.compute.threads import all_cores
 from ckptforensics.errors import NotApplicable, UsageError
 from ckptforensics.findings.cache.store import SignatureCache
 from ckptforensics.lineage.changes import merges, relations
+from ckptforensics.lineage.configuration import differing_settings
 from ckptforensics.lineage.correspondence.alignment import find_alignment
 from ckptforensics.lineage.correspondence.layer_map import map_layers
 from ckptforensics.lineage.correspondence.matched_layers import undone
 from ckptforensics.lineage.correspondence.neurons import expert_count, unit_width
 from ckptforensics.lineage.criteria import assignments, description, directions, neurons
 from ckptforensics.lineage.criteria.criterion import Criterion, Outcome, skip
-from ckptforensics.lineage.criteria.equivalence import same_function
+from ckptforensics.lineage.criteria.equivalence import Equivalence, same_function
 from ckptforensics.lineage.effort import EFFORTS, Effort
 from ckptforensics.lineage.models import Model
 from ckptforensics.lineage.pair import Pair
@@ -159,7 +160,8 @@ def compare_pair(pair: Pair) -> PairRecord:
         agreement=agreement,
         agreement_name=name,
         identical=looked.identical,
-        same_function=looked.same_function,
+        equivalence=looked.equivalence,
+        settings=looked.settings,
         findings=(),
         map_found=(),
     )
@@ -176,7 +178,23 @@ def compare_pair(pair: Pair) -> PairRecord:
                 changes = relations.find_changes(pair)
                 evidence = replace(evidence, findings=relations.find_relation(pair))
             decision = decide(evidence)
-    return _record(pair, decision, alignment, records, changes)
+    made = _record(pair, decision, alignment, records, changes)
+    return made.model_copy(update=_rests_on(pair, made, looked.equivalence))
+
+
+def _rests_on(
+    pair: Pair, record: PairRecord, equivalence: Equivalence
+) -> dict[str, tuple[str, ...]]:
+    """What of the weights of relatives was compared, and what was not, with its reason."""
+    if record.verdict not in RELATIVES:
+        return {}
+    if not pair.reads_weights:
+        return {"not_compared": ("the weights: only signatures were looked at",)}
+    compared, missing = list(equivalence.compared), list(equivalence.not_compared)
+    if record.changes:
+        compared.append(f"{len(record.changes):,} tensors entry by entry")
+        missing += relations.not_compared(pair)
+    return {"compared": tuple(compared), "not_compared": tuple(missing)}
 
 
 @dataclass(frozen=True)
@@ -184,16 +202,21 @@ class _Looked:
     """Whether the weights are the same, or the same but for their spelling and basis."""
 
     identical: bool = False
-    same_function: tuple[bool, str] = (False, "")
+    equivalence: Equivalence = field(default_factory=lambda: Equivalence(False, ""))
+    settings: tuple[str, ...] = ()
 
     @classmethod
     def at(cls, pair: Pair) -> _Looked:
         if relations.identical(pair):
-            return cls(identical=True)
+            differ, unknown = differing_settings(pair)
+            compared = ("every byte of every tensor",)
+            told = tuple(f"the configuration's {words}" for words in unknown)
+            found = Equivalence(not differ and not unknown, "", compared, told)
+            return cls(identical=True, equivalence=found, settings=differ)
         try:
-            return cls(same_function=same_function(pair))
+            return cls(equivalence=same_function(pair))
         except NotApplicable as problem:
-            return cls(same_function=(False, problem.message))
+            return cls(equivalence=Equivalence(False, problem.message))
 
 
 def _undone(pair: Pair) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ckptforensics.lineage.changes.finding import Finding
+from ckptforensics.lineage.criteria.equivalence import Equivalence
 from ckptforensics.results import CriterionRecord
 from ckptforensics.results.comparison import Arrow, Group, Level, Relation, Verdict
 
@@ -36,8 +37,8 @@ class Evidence:
     agreement : median neuron agreement f; None if it could not be measured
     agreement_name : the test that measured it
     identical : whether every tensor has the same name, type, shape and bytes
-    same_function : whether the weights are the same but for their spelling and basis, and the
-        largest relative error in words
+    equivalence : whether the models are one function in other weights, and what that rests on
+    settings : what the configurations say otherwise though it changes the function, in words
     findings : what changed, strongest first
     map_found : words for the map that was undone, empty where nothing had to be
     """
@@ -48,7 +49,8 @@ class Evidence:
     agreement: float | None
     agreement_name: str
     identical: bool
-    same_function: tuple[bool, str]
+    equivalence: Equivalence
+    settings: tuple[str, ...]
     findings: Sequence[Finding]
     map_found: Sequence[str]
 
@@ -68,9 +70,10 @@ def decide(evidence: Evidence) -> Decision:
     """The verdict on two models, by the rules of docs/lineage.md."""
     if evidence.identical:
         reason = "every tensor has the same name, type, shape and bytes"
-        return Decision("identical", None, "unknown", (reason,))
+        settings = [f"but the configurations differ: {words}" for words in evidence.settings]
+        return Decision("identical", None, "unknown", (reason, *settings))
     reasons = _positive(evidence)
-    if evidence.same_function[0]:
+    if evidence.equivalence.same:
         return _same(evidence, reasons)
     if reasons:
         return _relatives(evidence, reasons)
@@ -101,7 +104,7 @@ def _positive(evidence: Evidence) -> list[str]:
 
 
 def _same(evidence: Evidence, reasons: list[str]) -> Decision:
-    words = [evidence.same_function[1], *reasons]
+    words = [evidence.equivalence.told, *reasons]
     if evidence.map_found:
         words.insert(0, "undone: " + "; ".join(evidence.map_found))
     otherwise = ("a change of the weights beyond rounding would make it 'derived'",)
@@ -111,6 +114,9 @@ def _same(evidence: Evidence, reasons: list[str]) -> Decision:
 def _relatives(evidence: Evidence, reasons: list[str]) -> Decision:
     if evidence.map_found:
         reasons = [*reasons, "undone: " + "; ".join(evidence.map_found)]
+    equivalence = evidence.equivalence
+    if equivalence.compared:  # units and heads are the same, and something else is not
+        reasons = [*reasons, f"not one function in other weights, though alike: {equivalence.told}"]
     if not evidence.findings:
         otherwise = ["nothing shows how they are related or who came first"]
         if evidence.level == "fast":

@@ -32,7 +32,6 @@ from ckptforensics.forward import Activation, activation
 
 _SPLIT_SIGMA = 4.0
 _TRAPEZOID_REACH = 8.0  # Gaussian mass beyond 8 sigma: 1e-15
-_TAIL = 40.0  # exp(-40) = 4e-18: s equals relu beyond it
 # Panels of Gauss-Legendre nodes on [0, 40], fine where the activations bend.
 _PANELS = (0.0, 1.0, 2.0, 4.0, 7.0, 12.0, 20.0, 40.0)
 _NODES_A_PANEL = 10

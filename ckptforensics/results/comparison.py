@@ -92,7 +92,8 @@ class PairRecord(Frozen):
     `distance_deg` is the paper's: the smallest acute angle between u1 of corresponding layers, at
     `layer` of A; `angles_deg` are all of them, null where a layer has no partner. They are null
     where the widths differ. `reasons` carried the verdict, `otherwise` says what would have changed
-    it.
+    it. `compared` and `not_compared` say what of relatives' weights and settings the verdict rests
+    on, and what was not looked at or could not be, with its reason.
     """
 
     a: Name
@@ -109,6 +110,8 @@ class PairRecord(Frozen):
     changes: tuple[ChangeRecord, ...] = ()
     reasons: tuple[str, ...]
     otherwise: tuple[str, ...] = ()
+    compared: tuple[str, ...] = ()
+    not_compared: tuple[str, ...] = ()
 
 
 class MergeRecord(Frozen):

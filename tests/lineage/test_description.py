@@ -152,7 +152,7 @@ def test_strangers(model, tmp_path):
     for name in ("aligned angles", "gate-up-down agreement", "recovered layers", *WITNESSES):
         assert found[name].statistic is None
         assert found[name].skipped
-    assert same_function(pair(tmp_path, model, other))[0] is False
+    assert not same_function(pair(tmp_path, model, other)).same
 
 
 def test_trained_strangers_and_relatives(tmp_path):
@@ -253,7 +253,8 @@ def test_witnesses_of_independent_models_are_exact(tmp_path):
 
 @pytest.mark.parametrize("kind", sorted(launder.EXACT))
 def test_launderings_compute_the_same(model, tmp_path, kind):
-    same, told = same_function(pair(tmp_path, model, laundered(model, kind)))
+    found = same_function(pair(tmp_path, model, laundered(model, kind)))
+    same, told = found.same, found.told
     assert same, told
     assert told.startswith("units and heads of all layers agree to ")
 
@@ -261,7 +262,8 @@ def test_launderings_compute_the_same(model, tmp_path, kind):
 @pytest.mark.parametrize("dtype", ["F16", "BF16"])
 @pytest.mark.parametrize("kind", ["dtype", "rotation", "value-basis", "updown-scaling", "all"])
 def test_rounded_launderings_compute_the_same(model, tmp_path, dtype, kind):
-    same, told = same_function(pair(tmp_path, model, laundered(model, kind), ("BF16", dtype)))
+    found = same_function(pair(tmp_path, model, laundered(model, kind), ("BF16", dtype)))
+    same, told = found.same, found.told
     assert same, told
 
 
@@ -271,11 +273,12 @@ def test_smollm2_in_disguise(smollm2_f32, tmp_path):
     few = few.change({EMBEDDING: few.tensors[EMBEDDING][:4096]}, vocab_size=4096)
     for dtype in ("F32", "BF16"):
         both = pair(tmp_path / dtype, few, laundered(few, "all"), ("F32", dtype))
-        same, told = same_function(both)
+        found = same_function(both)
+        same, told = found.same, found.told
         assert same, told
         assert max(fact.error for fact in sampled_facts(both)) < (1e-4 if dtype == "F32" else 1e-2)
     noisy = launder.noise(laundered(few, "all"), 0.02)
-    assert not same_function(pair(tmp_path / "noisy", few, noisy))[0]
+    assert not same_function(pair(tmp_path / "noisy", few, noisy)).same
 
 
 def replaced(model, name):
@@ -303,7 +306,8 @@ def test_a_small_change_of_one_tensor_is_another_function(model, tmp_path, name,
     both = pair(tmp_path, model, replaced(model, name), dtypes)
     if name == EMBEDDING and dtypes[0] == "BF16":
         pytest.skip("a thousandth of the embeddings is less than rounding to BF16")
-    same, why = same_function(both)
+    found = same_function(both)
+    same, why = found.same, found.told
     assert not same
     assert re.search(told, why)
 
@@ -326,7 +330,8 @@ def test_a_small_change_of_one_tensor_is_another_function(model, tmp_path, name,
     ],
 )
 def test_other_functions(model, tmp_path, change):
-    same, why = same_function(pair(tmp_path, model, change(model)))
+    found = same_function(pair(tmp_path, model, change(model)))
+    same, why = found.same, found.told
     assert not same
     assert why
 

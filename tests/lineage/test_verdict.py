@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from ckptforensics.lineage.changes.finding import Finding
+from ckptforensics.lineage.criteria.equivalence import Equivalence
 from ckptforensics.lineage.verdict import Evidence, decide
 from ckptforensics.results import CriterionRecord
 
@@ -32,7 +33,8 @@ STRANGERS = Evidence(
     agreement=0.01,
     agreement_name="neuron agreement on tokens",
     identical=False,
-    same_function=(False, "the embeddings differ"),
+    equivalence=Equivalence(False, "the embeddings differ"),
+    settings=(),
     findings=(),
     map_found=(),
 )
@@ -79,7 +81,7 @@ def test_a_witness_behind_a_map_counts():
 
 def test_the_same_function_is_re_parameterised_and_the_map_is_named():
     same = (True, "units and heads agree")
-    found = given(same_function=same, agreement=1.0, map_found=("a rotation",))
+    found = given(equivalence=Equivalence(*same), agreement=1.0, map_found=("a rotation",))
     assert found.verdict == "re-parameterised"
     assert "a rotation" in found.reasons[0]
 

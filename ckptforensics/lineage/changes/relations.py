@@ -92,6 +92,24 @@ def left_out(pair: Pair) -> str | None:
     return f"what changed was looked for in layers {words} of {len(pair.a.layers)} alone"
 
 
+def not_compared(pair: Pair) -> list[str]:
+    """Tensors that were not compared entry by entry, in words with the reason."""
+    changes = pair.once(measure_changes)
+    if any(change.tensors.mapped for change in changes):
+        return ["tensors as they are stored: a map between the models was undone"]
+    compared = {change.tensors.tensor for change in changes}
+    told = [] if (left := left_out(pair)) is None else [left]
+    stores = [model.weights.store for model in pair.models]
+    for name, own, other in (("A", stores[0], stores[1]), ("B", stores[1], stores[0])):
+        alone = sorted(n for n in own if n not in other)
+        if alone and len(alone) < len(own.tensors):
+            told.append(f"{len(alone):,} tensors that {name} alone has, such as {alone[0]}")
+    both = [n for n in stores[0] if n in stores[1] and n not in compared]
+    if both and not is_sampled(pair):
+        told.append(f"{len(both):,} tensors of other shapes or types, such as {sorted(both)[0]}")
+    return told
+
+
 def find_relation(pair: Pair) -> tuple[Finding, ...]:
     """All findings, the strongest first; empty where the weights say nothing.
 

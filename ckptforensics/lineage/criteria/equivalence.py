@@ -1,20 +1,24 @@
 """Whether two models are one function, spelled in different ways.
 
-What a block does to one token is compared to the last weight: every hidden unit, and every head's
-product W_O W_V, after the residual map, orders and factors are undone. Queries, keys and the output
-head are compared where nothing had to be undone, so that they must be the same numbers; in another
-basis they are not.
+Everything that decides the function is compared to the last weight, after the residual map, orders
+and factors are undone: every hidden unit, every head's products W_O W_V and of queries and keys,
+biases, embeddings, the output head behind the final norm, and the settings of the configuration.
+What cannot be compared is named, and then the answer is not yes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
-from ckptforensics.errors import TensorError
+from ckptforensics.architectures.schema import UNUSED_REASONS
+from ckptforensics.errors import NotApplicable, TensorError
 from ckptforensics.forward import embedding_name
+from ckptforensics.lineage.configuration import differing_settings
 from ckptforensics.lineage.correspondence.alignment import find_alignment
+from ckptforensics.lineage.correspondence.constants import constants_error
 from ckptforensics.lineage.correspondence.layer_map import matched_layers
 from ckptforensics.lineage.correspondence.matched_layers import (
     BASIS,
@@ -25,6 +29,13 @@ from ckptforensics.lineage.correspondence.matched_layers import (
     layer_facts,
     layers_within,
 )
+from ckptforensics.lineage.correspondence.matching import match_heads
+from ckptforensics.lineage.correspondence.readout import (
+    embedding_error,
+    readout_error,
+    readout_refs,
+)
+from ckptforensics.lineage.correspondence.scores import score_error, score_refs
 from ckptforensics.lineage.pair import Pair
 from ckptforensics.lineage.randomness import Stream
 from ckptforensics.tensors import matrix_shape
@@ -34,17 +45,38 @@ _ARITHMETIC, _EXACT = 1e-4, 1e-6
 # Share of elements that may be rounded otherwise than their size says: those below the smallest
 # normal number of a type.
 _ODD = 1e-3
-# Rows of a tensor outside the blocks' maps that are compared.
+# Rows of a tensor outside the blocks' maps that are compared by name.
 _ROWS = 64
+# Ends of names of tensors that any loader makes anew.
+_CONSTANTS = ("inv_freq", ".attn.bias", "masked_bias", "position_ids", ".attention.bias")
 
 
-def same_function(pair: Pair) -> tuple[bool, str]:
-    """Whether two models compute the same in all that is compared, and the largest error in words.
+@dataclass(frozen=True)
+class Equivalence:
+    """Whether two models are one function, and what that rests on.
 
-    Errors are relative: of the embeddings, of a layer's units, and of each head's product. Numbers
-    that are stored in one basis and type must be equal. Else rounding to the coarser type is
-    allowed, twice of units and four times of a head's product, which is made of two maps with
-    their gains; at least 1e-4 for float32 arithmetic.
+    Attributes
+    ----------
+    same : whether everything that decides the function was compared and is the same
+    told : the largest error, or what differs, in words
+    compared : what was found to be the same, in words
+    not_compared : what was not, each with its reason
+    """
+
+    same: bool
+    told: str
+    compared: tuple[str, ...] = ()
+    not_compared: tuple[str, ...] = ()
+
+
+def same_function(pair: Pair) -> Equivalence:
+    """Whether two models compute the same, to the last weight and setting.
+
+    Errors are relative: of the embeddings, of a layer's units, of each head's products, of biases,
+    and of the output head behind the final norm. Numbers that are stored in one basis and type must
+    be equal. Else rounding to the coarser type is allowed, twice of units and four times of a
+    head's products, which are made of two maps with their gains; at least 1e-4 for float32
+    arithmetic. What could not be compared, or is not finite, never counts as equal.
 
     Raises
     ------
@@ -53,7 +85,7 @@ def same_function(pair: Pair) -> tuple[bool, str]:
     """
     why = _different_shape(pair) or _different_embeddings(pair)
     if why is not None:
-        return False, why
+        return Equivalence(False, why)
     layers = layers_within(pair, pair.effort.function_elements)
     worst, every = 0.0, []
     for a, b in layers:
@@ -61,19 +93,107 @@ def same_function(pair: Pair) -> tuple[bool, str]:
         every.append(facts)
         why = _different_layer(facts, in_one_basis=_in_one_basis(pair, facts))
         if why is not None:
-            return False, f"layer {b}: {why}"
+            return Equivalence(False, f"layer {b}: {why}")
         worst = max(worst, facts.error)
-    comparable = _names_mean_the_same(pair, every)
-    untouched = not any(facts.undone for facts in every)
-    why = _different_tensor(pair, every=untouched) if comparable else None
-    if why is not None:
-        return False, why
+    if _names_mean_the_same(pair, every):
+        untouched = not any(facts.undone for facts in every)
+        why = _different_tensor(pair, every=untouched)
+        if why is not None:
+            return Equivalence(False, why)
     matched = len(matched_layers(pair))
     count = "all" if len(layers) == matched else f"{len(layers)} of {matched}"
     told = f"units and heads of {count} layers agree to {worst:.0e} of their size"
-    if not comparable:
-        told += "; queries, keys and the output head are not compared"
-    return True, told
+    return _rest(pair, every, count, told)
+
+
+def _rest(pair: Pair, facts: Sequence[LayerFacts], count: str, told: str) -> Equivalence:
+    """What decides the function beside units and heads, part by part."""
+    rounding = max(fact.rounding for fact in facts)
+    exact = all(f.same_types and _in_one_basis(pair, f) for f in facts)
+    limit = (
+        _EXACT
+        if exact and _names_mean_the_same(pair, facts)
+        else max(2 * _ARITHMETIC, 4 * rounding)
+    )
+    compared, missing = [f"units and heads of {count} layers"], []
+
+    def scores() -> float:
+        return max(_score_error(pair, fact) for fact in facts)
+
+    def constants() -> float:
+        return max(constants_error(pair, fact.a, fact.b) for fact in facts)
+
+    parts: tuple[tuple[str, Callable[[], float]], ...] = (
+        ("all rows of the embeddings", lambda: embedding_error(pair)),
+        (f"queries and keys of {count} layers", scores),
+        (f"biases and norms behind branches of {count} layers", constants),
+        ("the final norm and the output head", lambda: readout_error(pair)),
+    )
+    for name, error_of in parts:
+        try:
+            error = error_of()
+        except (NotApplicable, TensorError) as problem:
+            missing.append(f"{name}: {problem.message}")
+            continue
+        if not error <= limit:
+            why = f"{name} differ by {error:.1e} of their size"
+            return Equivalence(False, why, tuple(compared), tuple(missing))
+        compared.append(name)
+    missing += _uncovered(pair)
+    differ, unknown = differing_settings(pair)
+    missing += [f"the configuration's {words}" for words in unknown]
+    if differ:
+        why = f"the configurations differ: {'; '.join(differ)}"
+        return Equivalence(False, why, tuple(compared), tuple(missing))
+    if not unknown:
+        compared.append("what the configurations say of the function")
+    if missing:
+        told = f"{told}; not everything that decides the function could be compared"
+    return Equivalence(not missing, told, tuple(compared), tuple(missing))
+
+
+def _score_error(pair: Pair, facts: LayerFacts) -> float:
+    a, b = (s.block(n).attention for s, n in zip(pair.models, (facts.a, facts.b), strict=True))
+    if a is None and b is None:
+        return 0.0
+    heads = match_heads(pair, a, b)
+    if heads is None or (heads.order < 0).any():
+        raise NotApplicable("the heads have no partners")
+    learned = [model.weights.architecture.embedding for model in pair.models]
+    rotary = not any(refs is not None and refs.positions is not None for refs in learned)
+    return score_error(pair, facts.a, facts.b, heads.order, rotary=rotary)
+
+
+def _uncovered(pair: Pair) -> list[str]:
+    """Tensors that no part of the comparison has looked at, for each model in one line."""
+    told = []
+    for name, model in zip("AB", pair.models, strict=True):
+        architecture = model.weights.architecture
+        known = set(architecture.used)
+        readout = readout_refs(model)
+        known |= readout.names() if readout is not None else set()
+        for layer in model.layers:
+            refs = score_refs(model, layer)
+            known |= refs.names() if refs is not None else set()
+        rest = [
+            tensor
+            for tensor, reason in architecture.unused.items()
+            if tensor not in known and not _is_constant(tensor, reason)
+        ]
+        rest += list(model.weights.store.aside)
+        if architecture.embedding is not None:
+            parts = architecture.embedding
+            beside = (parts.norm, parts.norm_bias, parts.projection)
+            rest += [name for name in beside if name is not None]
+        if rest:
+            more = f" and {len(rest) - 3:,} more" if len(rest) > 3 else ""
+            told.append(f"of {name}: {', '.join(rest[:3])}{more}: no part of the comparison")
+    return told
+
+
+def _is_constant(tensor: str, reason: str) -> bool:
+    """Whether a tensor is computed from the configuration by whoever loads it."""
+    return reason == UNUSED_REASONS["buffer"] and tensor.endswith(_CONSTANTS)
 
 
 def _different_shape(pair: Pair) -> str | None:
