@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from ckptforensics.errors import CkptError, OutputError, UsageError
+from ckptforensics.render import formats_of
 
 if TYPE_CHECKING:
     from ckptforensics.checkpoint import Checkpoint
@@ -25,7 +26,9 @@ if TYPE_CHECKING:
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 # Of --format where the result may be a comparison.
-COMPARISON_FORMS = ("table", "json", "csv", "html")
+COMPARISON_FORMS = formats_of("comparison")
+# Of every other result.
+_FORMS = formats_of("signature")
 # Shorter work shows no bar, and a log file gets a line no more often than this.
 _BAR_AFTER_SECONDS = 0.7
 _LINE_EVERY_SECONDS = 10.0
@@ -111,7 +114,7 @@ class Output:
 
 
 def output_options(
-    save_help: str | None, *, with_arrays: bool = False, forms: Sequence[str] = ("table", "json")
+    save_help: str | None, *, with_arrays: bool = False, forms: Sequence[str] = _FORMS
 ) -> Callable[[Function], Function]:
     """Add --format, -o (unless `save_help` is None), -q, -v and --no-progress.
 

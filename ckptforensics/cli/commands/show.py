@@ -6,12 +6,13 @@ from pathlib import Path
 
 import click
 
-from ckptforensics.cli.options import COMPARISON_FORMS, Output, output_options
+from ckptforensics.cli.options import Output, output_options
+from ckptforensics.render import FORMATS
 
 
 @click.command("show")
 @click.argument("result", type=click.Path(path_type=Path))
-@output_options(None, forms=COMPARISON_FORMS)
+@output_options(None, forms=FORMATS)
 def command(result: Path, form: str, quiet: bool, verbose: bool, no_progress: bool) -> None:
     """Render a saved result again, without computing anything.
 
