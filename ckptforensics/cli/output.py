@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,14 +13,12 @@ import click
 
 from ckptforensics.cli.options import Decorator, as_object
 from ckptforensics.errors import CkptError, OutputError, UsageError
+from ckptforensics.render import FORMATS, formats_of
 
 if TYPE_CHECKING:
     from ckptforensics.checkpoint import Checkpoint
     from ckptforensics.progress import Progress
     from ckptforensics.results import Document
-
-# Of --format where the result may be a comparison.
-COMPARISON_FORMS = ("table", "json", "csv", "html")
 
 
 @dataclass(frozen=True)
@@ -109,18 +106,18 @@ class OutputOptions:
 
 
 def output_options(
-    save_help: str | None, *, as_signature: bool = False, forms: Sequence[str] = ("table", "json")
+    save_help: str | None, *, as_signature: bool = False, kind: str = "signature"
 ) -> Decorator[Any]:
     """Add --format, -o (unless `save_help` is None), -q, -v and --no-progress.
 
-    With `as_signature` the result may be saved as safetensors, and several in a folder; `forms` are
-    those of --format.
+    With `as_signature` the result may be saved as safetensors, and several in a folder; --format
+    offers those of a `kind` of document, of any kind for "".
     """
     options = [
         click.option(
             "--format",
             "form",
-            type=click.Choice(forms),
+            type=click.Choice(formats_of(kind) if kind else FORMATS),
             default="table",
             show_default=True,
             help="How the result is printed.",

@@ -3,18 +3,21 @@
 from typing import TYPE_CHECKING
 
 from ckptforensics.deferred import on_first_use
-from ckptforensics.render.text import COMPARISON_FORMATS, FORMATS, render, render_several
+from ckptforensics.render.renderers import FORMATS, formats_of, render, render_several
 
 if TYPE_CHECKING:
-    from ckptforensics.render.plots import check_plot_path, plot_comparison
+    from ckptforensics.render.plots.comparison import check_plot_path, plot_comparison
 
 __all__ = [
-    "COMPARISON_FORMATS",
     "FORMATS",
     "check_plot_path",
+    "formats_of",
     "plot_comparison",
     "render",
     "render_several",
 ]
 
-__getattr__ = on_first_use(__name__, {"check_plot_path": "plots", "plot_comparison": "plots"})
+__getattr__ = on_first_use(
+    __name__,
+    {"check_plot_path": "plots.comparison", "plot_comparison": "plots.comparison"},
+)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from itertools import combinations
 from types import MappingProxyType
 
 from ckptforensics.errors import one_line
-from ckptforensics.render.console import number
+from ckptforensics.render.quantities import angle, duration, number, size
 from ckptforensics.results import (
     ChangeRecord,
     ComparisonDocument,
@@ -57,21 +56,6 @@ RELATIONS: Mapping[str, str] = MappingProxyType(
 CHANGE_COLUMNS = ("tensor", "equal", "relative", "rank", "zeros", "rounding")
 # Below this p is a power of ten.
 _DECIMALS_FROM = -3.0
-# So many random directions lie above `random_angle_deg`.
-RANDOM_SHARE = 0.99
-
-
-def names(document: ComparisonDocument) -> list[str]:
-    """What pairs, clusters and tree call the models, in their order.
-
-    That need not be their paths: a model may be there twice, or be a saved signature of a model
-    that was elsewhere. The pairs are all combinations in order, else the paths must do.
-    """
-    pairs = [(pair.a, pair.b) for pair in document.pairs]
-    found = [pairs[0][0], *(b for _, b in pairs[: len(document.models) - 1])] if pairs else []
-    if len(found) == len(document.models) and pairs == list(combinations(found, 2)):
-        return found
-    return [model.path for model in document.models]
 
 
 def short_labels(count: int) -> list[str]:
@@ -81,13 +65,13 @@ def short_labels(count: int) -> list[str]:
 
 def labels(document: ComparisonDocument) -> dict[str, str]:
     """The label of each model by its name."""
-    return dict(zip(names(document), short_labels(len(document.models)), strict=True))
+    return dict(zip(document.names, short_labels(len(document.models)), strict=True))
 
 
 def short_names(document: ComparisonDocument, longest: int) -> list[str]:
     """Names of the models for a drawing: their labels, and as much of their ends as fits."""
     found = []
-    for name, short in zip(names(document), short_labels(len(document.models)), strict=True):
+    for name, short in zip(document.names, short_labels(len(document.models)), strict=True):
         end = one_line(name)
         end = end if len(end) <= longest else "\N{HORIZONTAL ELLIPSIS}" + end[1 - longest :]
         found.append(f"{short}  {end}")
@@ -177,35 +161,10 @@ def p_text(test: CriterionRecord) -> str:
     return f"<= {text} (floor)" if test.floor else text
 
 
-def angle(value: float | None) -> str:
-    """An angle in degrees, a dash where there is none."""
-    if value is None:
-        return "-"
-    if 0 < value < 0.005:
-        return "<0.01"
-    return f"{value:.2f}" if value < 10 else f"{value:.1f}"
-
-
-def size(count: int) -> str:
-    """A number of bytes, in decimal units."""
-    value = float(count)
-    for unit in ("B", "kB", "MB"):
-        if value < 999.5:
-            return f"{value:.0f} {unit}" if unit == "B" or value >= 100 else f"{value:.1f} {unit}"
-        value /= 1000
-    return f"{value:,.1f} GB"
-
-
-def duration(seconds: float) -> str:
-    """A time in seconds, to a hundredth where it is short."""
-    return f"{seconds:.2f} s" if seconds < 9.995 else f"{seconds:,.0f} s"
-
-
 def cost(document: ComparisonDocument) -> str:
     """How far the models were compared, how long the tests took and what they read."""
-    tests = [test for pair in document.pairs for test in pair.tests]
-    seconds, read = sum(t.seconds for t in tests), sum(t.bytes_read for t in tests)
-    return f"level {document.level}; the tests took {duration(seconds)} and read {size(read)}"
+    took, read = duration(document.seconds), size(document.bytes_read)
+    return f"level {document.level}; the tests took {took} and read {read}"
 
 
 def test_row(test: CriterionRecord) -> tuple[str, ...]:
@@ -251,12 +210,6 @@ def _by_text(
     return [f"{said} ({', '.join(names)})" for said, names in found.items()]
 
 
-def largest_changes(pair: PairRecord) -> list[ChangeRecord]:
-    """The tensors that differ, largest relative change first."""
-    changed = [c for c in pair.changes if c.equal < 1 or c.relative > 0]
-    return sorted(changed, key=lambda c: -c.relative)
-
-
 def change_row(change: ChangeRecord) -> tuple[str, ...]:
     """A changed tensor: name, equal elements, relative change, rank, zeros and rounding of both."""
     zeros, lattice = change.zeros, change.lattice
@@ -294,49 +247,27 @@ def edge_line(edge: TreeEdge, called: Mapping[str, str]) -> str:
     return f"{text}  {', '.join(more)}".rstrip()
 
 
+def cluster_lines(document: ComparisonDocument, called: Mapping[str, str]) -> list[str]:
+    """The groups of related models."""
+    return [", ".join(label(name, called) for name in group) for group in document.clusters]
+
+
+def edge_lines(document: ComparisonDocument, called: Mapping[str, str]) -> list[str]:
+    """The proposed tree, edge by edge."""
+    return [edge_line(edge, called) for edge in document.tree]
+
+
+def merge_lines(document: ComparisonDocument, called: Mapping[str, str]) -> list[str]:
+    """The models that are mixtures of others."""
+    return [merge_line(merge, called) for merge in document.merges]
+
+
 def label(name: str, called: Mapping[str, str]) -> str:
     """The label of a model, or its name if it has none."""
     return called.get(name) or one_line(name)
-
-
-def pairs_by_place(document: ComparisonDocument) -> dict[frozenset[int], PairRecord]:
-    """The pairs by the places of their models among the models."""
-    place = {name: i for i, name in enumerate(names(document))}
-    return {
-        frozenset((place[pair.a], place[pair.b])): pair
-        for pair in document.pairs
-        if pair.a in place and pair.b in place
-    }
 
 
 def distance_text(value: float | None, pair: PairRecord | None) -> str:
     """A cell of the distance matrix, in brackets where the pair has no verdict to go with it."""
     undecided = pair is not None and pair.verdict in ABSTENTIONS and value is not None
     return f"({angle(value)})" if undecided else angle(value)
-
-
-def angle_layers(pair: PairRecord) -> list[int]:
-    """The layer of A that each of the pair's angles belongs to."""
-    layers = [a for a, _ in pair.layer_map if a is not None]
-    count = len(pair.angles_deg)
-    return layers if len(layers) == count else list(range(1, count + 1))
-
-
-def random_angle_deg(width: int) -> float | None:
-    """The acute angle, in degrees, above which 99 % of pairs of random directions lie.
-
-    Directions are uniform on the sphere in `width` dimensions; sqrt(n) c / sqrt(1 - c^2) of their
-    cosine c has Student's t distribution with n = width - 1 degrees of freedom. None for width 1.
-    """
-    if width < 2:
-        return None
-    from scipy.special import stdtrit
-
-    t = float(stdtrit(width - 1, (1 + RANDOM_SHARE) / 2))
-    return math.degrees(math.acos(t / math.hypot(t, math.sqrt(width - 1))))
-
-
-def width_of(document: ComparisonDocument, pair: PairRecord) -> int | None:
-    """Width of the residual stream of A, None if A is not among the models."""
-    widths = dict(zip(names(document), (m.hidden_size for m in document.models), strict=True))
-    return widths.get(pair.a)

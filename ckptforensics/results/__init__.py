@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from ckptforensics.deferred import on_first_use
 from ckptforensics.results.files import (
     Signature,
+    document_text,
     holds_signature,
     load_document,
     load_result,
@@ -82,6 +83,7 @@ __all__ = [
     "SuperWeightRecord",
     "TensorRecord",
     "TreeEdge",
+    "document_text",
     "holds_signature",
     "load_document",
     "load_result",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from itertools import combinations
 from typing import Literal
 
 from pydantic import model_validator
@@ -31,6 +33,9 @@ Arrow = Literal["a->b", "b->a", "unknown"]
 AlignmentKind = Literal["identity", "signed-permutation", "rotation", "none"]
 Level = Literal["fast", "default", "thorough"]
 Group = Literal["exact", "agreement", "correspondence", "change"]
+
+# So many random directions lie above `random_angle_deg`.
+RANDOM_SHARE = 0.99
 
 
 class CriterionRecord(Frozen):
@@ -113,6 +118,24 @@ class PairRecord(Frozen):
     compared: tuple[str, ...] = ()
     not_compared: tuple[str, ...] = ()
 
+    @property
+    def angle_layers(self) -> list[int]:
+        """The layer of A that each of `angles_deg` belongs to."""
+        layers = [a for a, _ in self.layer_map if a is not None]
+        count = len(self.angles_deg)
+        return layers if len(layers) == count else list(range(1, count + 1))
+
+    @property
+    def largest_changes(self) -> list[ChangeRecord]:
+        """The tensors that differ, largest relative change first."""
+        changed = [c for c in self.changes if c.equal < 1 or c.relative > 0]
+        return sorted(changed, key=lambda c: -c.relative)
+
+    @property
+    def tests_run(self) -> list[CriterionRecord]:
+        """The tests that were not skipped."""
+        return [test for test in self.tests if test.skipped is None]
+
 
 class MergeRecord(Frozen):
     """One model as a mixture of others: weights that sum to one.
@@ -170,3 +193,55 @@ class ComparisonDocument(Document):
         if len(self.matrix_deg) != count or any(len(row) != count for row in self.matrix_deg):
             raise ValueError("matrix_deg must have one row and one column a model")
         return self
+
+    @property
+    def names(self) -> list[str]:
+        """What pairs, clusters and tree call the models, in their order.
+
+        That need not be their paths: a model may be there twice, or be a saved signature of a model
+        that was elsewhere. The pairs are all combinations in order, else the paths must do.
+        """
+        pairs = [(pair.a, pair.b) for pair in self.pairs]
+        found = [pairs[0][0], *(b for _, b in pairs[: len(self.models) - 1])] if pairs else []
+        if len(found) == len(self.models) and pairs == list(combinations(found, 2)):
+            return found
+        return [model.path for model in self.models]
+
+    @property
+    def pairs_by_place(self) -> dict[frozenset[int], PairRecord]:
+        """The pairs by the places of their models among the models."""
+        place = {name: i for i, name in enumerate(self.names)}
+        return {
+            frozenset((place[pair.a], place[pair.b])): pair
+            for pair in self.pairs
+            if pair.a in place and pair.b in place
+        }
+
+    def width_of(self, pair: PairRecord) -> int | None:
+        """Width of the residual stream of A, None if A is not among the models."""
+        widths = dict(zip(self.names, (m.hidden_size for m in self.models), strict=True))
+        return widths.get(pair.a)
+
+    @property
+    def seconds(self) -> float:
+        """What all tests took."""
+        return sum(test.seconds for pair in self.pairs for test in pair.tests)
+
+    @property
+    def bytes_read(self) -> int:
+        """What all tests read of the weights."""
+        return sum(test.bytes_read for pair in self.pairs for test in pair.tests)
+
+
+def random_angle_deg(width: int) -> float | None:
+    """The acute angle, in degrees, above which `RANDOM_SHARE` of pairs of random directions lie.
+
+    Directions are uniform on the sphere in `width` dimensions; sqrt(n) c / sqrt(1 - c^2) of their
+    cosine c has Student's t distribution with n = width - 1 degrees of freedom. None for width 1.
+    """
+    if width < 2:
+        return None
+    from scipy.special import stdtrit
+
+    t = float(stdtrit(width - 1, (1 + RANDOM_SHARE) / 2))
+    return math.degrees(math.acos(t / math.hypot(t, math.sqrt(width - 1))))

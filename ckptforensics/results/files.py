@@ -96,8 +96,13 @@ def write_bytes_atomically(path: str | Path, data: bytes) -> None:
 
 def save_document(document: Document, path: str | Path) -> None:
     """Write a document as JSON; OutputError if that fails."""
-    text = document.model_dump_json(indent=2) + "\n"
+    text = document_text(document)
     write_atomically(path, lambda file: _write_text(file, text))
+
+
+def document_text(document: Document) -> str:
+    """The document as JSON text ending in a newline."""
+    return document.model_dump_json(indent=2) + "\n"
 
 
 def save_signature(signature: Signature, path: str | Path) -> None:

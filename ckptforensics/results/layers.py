@@ -66,6 +66,11 @@ class LayerEvidence(Frozen):
     evidence: tuple[str, ...]
     experts: tuple[ExpertRecord, ...] = ()
 
+    @property
+    def strongest_experts(self) -> list[ExpertRecord]:
+        """The experts, the strongest answer to its own trigger first."""
+        return sorted(self.experts, key=lambda expert: -expert.trigger_norm)
+
 
 class SuperWeightRecord(Frozen):
     """An entry of a down projection and what it adds to its row when the layer is triggered."""

@@ -2,11 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from pydantic import model_validator
 
 from ckptforensics.results.records import Document, Finite, ModelRecord, Skipped
+
+
+class Stage(NamedTuple):
+    """Norms at one place of the network: before layer 1 (`layer` is None) or after a layer."""
+
+    layer: int | None
+    norms: tuple[float, ...]
+    median: float
+
+    @property
+    def minimum(self) -> float:
+        """Over the tokens."""
+        return min(self.norms)
+
+    @property
+    def maximum(self) -> float:
+        """Over the tokens."""
+        return max(self.norms)
 
 
 class NormsDocument(Document):
@@ -34,3 +52,14 @@ class NormsDocument(Document):
         if any(len(row) != len(self.median) for row in self.norms):
             raise ValueError("norms and median must have one entry a layer")
         return self
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """The norms of all tokens before layer 1 and after each layer, in order."""
+        from statistics import median
+
+        after = (
+            Stage(layer, tuple(row[layer - 1] for row in self.norms), middle)
+            for layer, middle in enumerate(self.median, 1)
+        )
+        return (Stage(None, self.embedding_norms, median(self.embedding_norms)), *after)

@@ -66,6 +66,11 @@ class Skipped(Frozen):
     reason: str
 
 
+def rollout_incomplete(skipped: tuple[Skipped, ...]) -> bool:
+    """Whether no token was followed through every layer: 'none found' then says little."""
+    return any(row.what == "single-token rollout" for row in skipped)
+
+
 class FitOptions(Frozen):
     """Options of the sampled fit; `calibration_sha256` is that of the supplied vectors' file."""
 

@@ -129,7 +129,7 @@ def test_every_command_has_help_for_every_option(command, capsys):
 def test_help_comes_without_the_heavy_modules():
     code = (
         "import sys; from ckptforensics.cli.main import main; main(['--help'])\n"
-        "print(*(m for m in ('numpy', 'scipy', 'torch', 'rich', 'pydantic', 'gguf', "
+        "print(*(m for m in ('numpy', 'scipy', 'torch', 'rich', 'pydantic', 'gguf', 'jinja2', "
         "'safetensors', 'huggingface_hub') if m in sys.modules), file=sys.stderr)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -143,7 +143,9 @@ def test_a_signature_is_shown_without_the_heavy_modules(planted, tmp_path):
         "assert main(sys.argv[1:]) == 0\n"
         "assert not {'numpy', 'huggingface_hub', 'ckptforensics.tensors.files',"
         " 'ckptforensics.sources.hub', 'ckptforensics.results.comparison',"
-        " 'ckptforensics.render.comparison', 'ckptforensics.render.plots'} & set(sys.modules)"
+        " 'ckptforensics.results.layers', 'ckptforensics.results.norms', 'jinja2',"
+        " 'ckptforensics.render.tables.comparison', 'ckptforensics.render.plots'}"
+        " & set(sys.modules)"
     )
     ckptforensics.sign(planted).save(saved)
     command = [sys.executable, "-c", code, "show", str(saved)]

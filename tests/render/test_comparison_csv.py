@@ -8,7 +8,7 @@ import io
 import pytest
 
 from ckptforensics.render import render
-from ckptforensics.render.tables_csv import COLUMNS
+from ckptforensics.render.comparison_csv import COLUMNS
 from tests.support.comparisons import ODD_NAMES, TESTS, empty, several, two
 
 HEADER = (

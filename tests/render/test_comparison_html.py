@@ -13,7 +13,7 @@ from scipy.spatial.distance import pdist
 
 from ckptforensics.render import render
 from ckptforensics.render.dendrogram import lay_out
-from ckptforensics.render.svg import angle_profile
+from ckptforensics.render.html.svg import angle_profile
 from tests.support.comparisons import CHANGES, ODD_NAMES, TESTS, empty, several, two
 
 VOID = {"meta", "link", "img", "br", "input", "base"}
@@ -93,6 +93,15 @@ def test_names_are_text_and_nothing_else():
     for shown in (*ODD_NAMES[:3], "\\x1b[31mred\\n"):
         assert shown in page.text
     assert Page(render(several(), "html")).elements == page.elements  # the same markup
+
+
+def test_a_name_is_no_template_and_no_markup_in_a_drawing():
+    text = render(several(("{{ 7 * 7 }}", "{% if x %}", "<b>", "c")), "html")
+    shown = Page(text)
+    assert "{{ 7 * 7 }}" in shown.text
+    assert "{% if x %}" in shown.text
+    assert "b" not in {tag for tag, _ in shown.elements}
+    assert "3  <b>" in [element.text for element in drawings(text)[0].findall("text")]
 
 
 @pytest.mark.parametrize("verdict", ["derived", "independent", "inconclusive"])

@@ -11,7 +11,7 @@ from rich.cells import cell_len
 from scipy.stats import beta
 
 from ckptforensics.errors import UsageError
-from ckptforensics.render import render, wording
+from ckptforensics.render import quantities, render, wording
 from ckptforensics.results import (
     AlignmentRecord,
     CacheDocument,
@@ -20,6 +20,7 @@ from ckptforensics.results import (
     TreeEdge,
     save_document,
 )
+from ckptforensics.results.comparison import random_angle_deg
 from tests.support.comparisons import ODD_NAMES, a_pair, a_test, empty, model, several, two
 from tests.support.containers import run
 
@@ -160,7 +161,7 @@ def test_p_of_a_document_that_makes_no_sense():
      (3_210_000_000, "3.2 GB"), (10**13, "10,000.0 GB")],
 )  # fmt: skip
 def test_sizes(count, text):
-    assert wording.size(count) == text
+    assert quantities.size(count) == text
 
 
 def test_changes_are_the_largest_unless_all_are_asked_for():
@@ -266,7 +267,7 @@ def test_names_that_are_not_the_models_paths_are_those_of_the_pairs():
     moved = document.model_copy(
         update={"models": tuple(model("signed.safetensors") for _ in document.models)}
     )
-    assert wording.names(moved) == wording.names(document) == [m.path for m in document.models]
+    assert moved.names == document.names == [m.path for m in document.models]
     text = " ".join(render(moved).split())
     assert "2 tuned (signed.safetensors, llama" in text
     assert "- 1 -> 2 quantized" in text
@@ -297,15 +298,15 @@ def test_a_mixture_whose_lists_differ_in_length_is_still_shown():
 def test_random_directions_against_samples_and_the_beta_distribution():
     generator = np.random.default_rng(0)
     for width in (2, 3, 64, 4096):
-        found = wording.random_angle_deg(width)
+        found = random_angle_deg(width)
         assert found is not None
         cosine = np.sqrt(beta(0.5, (width - 1) / 2).ppf(0.99))
         assert found == pytest.approx(np.degrees(np.arccos(cosine)), rel=1e-9)
     x = generator.standard_normal((20_000, 64))
     angles = np.degrees(np.arccos(np.abs(x[:, 0]) / np.linalg.norm(x, axis=1)))
-    share = np.mean(angles >= (wording.random_angle_deg(64) or 0))
+    share = np.mean(angles >= (random_angle_deg(64) or 0))
     assert share == pytest.approx(0.99, abs=5 * np.sqrt(0.01 * 0.99 / 20_000))
-    assert wording.random_angle_deg(1) is None
+    assert random_angle_deg(1) is None
 
 
 @pytest.mark.parametrize("form", ["table", "json", "csv", "html"])
@@ -328,5 +329,5 @@ def test_other_results_have_no_such_form(form):
         most_entries=1,
         most_bytes=1,
     )
-    with pytest.raises(UsageError, match=f"{form} is a format of 'ckpt compare'.*cache"):
+    with pytest.raises(UsageError, match=f"cache .* no format '{form}'; it has: table, json"):
         render(document, form)

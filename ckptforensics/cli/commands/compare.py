@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 import click
 
 from ckptforensics.cli.options import as_object, offline_option, refuse_overwriting
-from ckptforensics.cli.output import COMPARISON_FORMS, OutputOptions, output_options
+from ckptforensics.cli.output import OutputOptions, output_options
 from ckptforensics.errors import CkptError, ExitCode
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ compare_options = as_object(
 @click.command("compare")
 @click.argument("models", metavar="A B [C...]", nargs=-1, required=True, type=str)
 @compare_options
-@output_options("Also save it as JSON.", forms=COMPARISON_FORMS)
+@output_options("Also save it as JSON.", kind="comparison")
 def command(models: tuple[str, ...], how: CompareOptions, out: OutputOptions) -> ExitCode:
     """Compare checkpoints: whether they share a training run, and how.
 

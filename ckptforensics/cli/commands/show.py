@@ -6,12 +6,12 @@ from pathlib import Path
 
 import click
 
-from ckptforensics.cli.output import COMPARISON_FORMS, OutputOptions, output_options
+from ckptforensics.cli.output import OutputOptions, output_options
 
 
 @click.command("show")
 @click.argument("result", type=click.Path(path_type=Path))
-@output_options(None, forms=COMPARISON_FORMS)
+@output_options(None, kind="")
 def command(result: Path, out: OutputOptions) -> None:
     """Render a saved result again, without computing anything.
 

@@ -10,18 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from ckptforensics.errors import MissingDependency, UsageError, one_line
 from ckptforensics.render.dendrogram import Dendrogram, lay_out
-from ckptforensics.render.wording import (
-    KIN,
-    RANDOM_SHARE,
-    angle_layers,
-    distance_text,
-    names,
-    pairs_by_place,
-    random_angle_deg,
-    short_names,
-    width_of,
-)
+from ckptforensics.render.wording import KIN, distance_text, short_names
 from ckptforensics.results import ComparisonDocument, PairRecord, write_atomically
+from ckptforensics.results.comparison import RANDOM_SHARE, random_angle_deg
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -109,8 +100,8 @@ def plot_comparison(document: ComparisonDocument, path: str | Path) -> None:
 def _profile(axes: Axes, document: ComparisonDocument, pair: PairRecord) -> None:
     from matplotlib.ticker import MaxNLocator
 
-    layers = angle_layers(pair)
-    width = width_of(document, pair)
+    layers = pair.angle_layers
+    width = document.width_of(pair)
     limit = None if width is None else random_angle_deg(width)
     if limit is not None:
         axes.axhspan(
@@ -129,7 +120,7 @@ def _profile(axes: Axes, document: ComparisonDocument, pair: PairRecord) -> None
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("layer of A")
     axes.set_ylabel("angle, degrees")
-    a, b = (one_line(name)[-_LONGEST_NAME:] for name in names(document))
+    a, b = (one_line(name)[-_LONGEST_NAME:] for name in document.names)
     axes.set_title(f"A: {a}   B: {b}", fontsize="medium")
     axes.figure.legend(loc="outside lower center", ncols=2, fontsize="small", frameon=False)
 
@@ -168,7 +159,7 @@ def _matrix(
     figure.colorbar(image, ax=axes, location="bottom", label="degrees", shrink=0.6)
     if len(order) > _MOST_CELLS_WITH_TEXT:
         return
-    pairs = pairs_by_place(document)
+    pairs = document.pairs_by_place
     for row, i in enumerate(order):
         for column, j in enumerate(order):
             pair = pairs.get(frozenset((i, j)))

@@ -6,6 +6,7 @@ import csv
 from io import StringIO
 
 from ckptforensics.errors import one_line
+from ckptforensics.render.view import View
 from ckptforensics.results import ComparisonDocument, CriterionRecord, PairRecord
 
 COLUMNS = (
@@ -17,7 +18,7 @@ COLUMNS = (
 _FORMULA = tuple("=+-@\uff1d\uff0b\uff0d\uff20")
 
 
-def comparison_csv(document: ComparisonDocument) -> str:
+def comparison_csv(document: ComparisonDocument, view: View) -> str:
     """The pairs and their tests with the columns `COLUMNS`, lines ending in CR LF.
 
     A pair without tests has one row, whose columns of a test are empty, as is a value that is not

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ckptforensics.errors import one_line
+from ckptforensics.render.view import View
 
 # Width of tables written to a file or pipe, where nothing says how wide the reader's screen is.
 _PIPE_WIDTH = 100
@@ -18,13 +19,13 @@ _NARROWEST_NAMES = 12
 _UNBOUNDED = 10_000
 
 
-def make_console(width: int | None, *, color: bool) -> Console:
-    """A console that collects its text for `text_of`; `width` is None without a terminal."""
+def make_console(view: View) -> Console:
+    """A console that collects its text for `text_of`."""
     return Console(
         file=StringIO(),
-        width=width or _PIPE_WIDTH,
-        force_terminal=color,
-        no_color=not color,
+        width=view.width or _PIPE_WIDTH,
+        force_terminal=view.color,
+        no_color=not view.color,
         highlight=False,
         markup=False,
         emoji=False,
@@ -73,8 +74,3 @@ def print_table(console: Console, table: Table) -> None:
     console.width = max(min(needed, natural.maximum), min(natural.maximum, terminal))
     console.print(table)
     console.width = terminal
-
-
-def number(value: float) -> str:
-    """A number as tables show it: four digits, or whole from a thousand on."""
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"

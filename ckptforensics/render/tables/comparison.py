@@ -9,7 +9,8 @@ from rich.table import Table
 from rich.text import Text
 
 from ckptforensics.errors import one_line
-from ckptforensics.render.console import make_table, print_table
+from ckptforensics.render.tables.console import make_console, make_table, print_table, text_of
+from ckptforensics.render.view import View
 from ckptforensics.render.wording import (
     ABSTENTIONS,
     CHANGE_COLUMNS,
@@ -17,20 +18,18 @@ from ckptforensics.render.wording import (
     GROUPS,
     alignment_line,
     change_row,
+    cluster_lines,
     cost,
     distance_line,
     distance_text,
-    edge_line,
+    edge_lines,
     invariances,
     label,
     labels,
-    largest_changes,
     layers_line,
-    merge_line,
+    merge_lines,
     model_line,
-    names,
     nulls,
-    pairs_by_place,
     skipped,
     test_notes,
     test_row,
@@ -46,15 +45,17 @@ _ROOMY = 70
 _CELL = 8
 
 
-def comparison(console: Console, document: ComparisonDocument, verbose: bool) -> None:
-    """Print a comparison: of two models everything, of more the matrices and the tree first.
+def comparison_table(document: ComparisonDocument, view: View) -> str:
+    """A comparison: of two models everything, of more the matrices and the tree first.
 
-    With `verbose` every pair is shown whole, with every change and the notes of its tests; without,
-    of more than two models, those that the tree joins or that are undecided, each with one reason.
+    Where the view is verbose every pair is shown whole, with every change and the notes of its
+    tests; else, of more than two models, those that the tree joins or that are undecided, each with
+    one reason.
     """
+    console, verbose = make_console(view), view.verbose
     called = labels(document)
     several = len(document.models) > 2
-    for name, model in zip(names(document), document.models, strict=True):
+    for name, model in zip(document.names, document.models, strict=True):
         _fact(console, called[name], model_line(model, name))
         for note in model.notes:
             _fact(console, "", f"assumed: {note}", "yellow")
@@ -76,6 +77,7 @@ def comparison(console: Console, document: ComparisonDocument, verbose: bool) ->
     console.print()
     _list(console, "left out", document.left_out, "yellow")
     _fact(console, "compared", cost(document))
+    return text_of(console)
 
 
 def _telling(document: ComparisonDocument) -> list[PairRecord]:
@@ -103,7 +105,7 @@ def _verdict(console: Console, pair: PairRecord, most: int | None = None) -> Non
 
 
 def _tests(console: Console, pair: PairRecord, verbose: bool) -> None:
-    ran = [test for test in pair.tests if test.skipped is None]
+    ran = pair.tests_run
     if ran:
         table = make_table("test", "statistic", "p", "time", "read")
         table.padding = (0, int(console.width >= _ROOMY), 0, 0)
@@ -124,7 +126,7 @@ def _tests(console: Console, pair: PairRecord, verbose: bool) -> None:
 
 
 def _changes(console: Console, pair: PairRecord, verbose: bool) -> None:
-    changed = largest_changes(pair)
+    changed = pair.largest_changes
     if not pair.changes:
         return
     shown = changed[: None if verbose else _CHANGES_SHOWN]
@@ -141,7 +143,7 @@ def _changes(console: Console, pair: PairRecord, verbose: bool) -> None:
 
 
 def _matrices(console: Console, document: ComparisonDocument) -> None:
-    pairs = pairs_by_place(document)
+    pairs = document.pairs_by_place
 
     def verdict(i: int, j: int) -> str:
         pair = pairs.get(frozenset((i, j)))
@@ -175,13 +177,9 @@ def _matrix(console: Console, count: int, title: str, cell: Callable[[int, int],
 
 def _tree(console: Console, document: ComparisonDocument, called: Mapping[str, str]) -> None:
     console.print()
-    _list(
-        console,
-        "clusters",
-        [", ".join(label(name, called) for name in group) for group in document.clusters],
-    )
-    _list(console, "tree", [edge_line(edge, called) for edge in document.tree])
-    _list(console, "mixtures", [merge_line(merge, called) for merge in document.merges])
+    _list(console, "clusters", cluster_lines(document, called))
+    _list(console, "tree", edge_lines(document, called))
+    _list(console, "mixtures", merge_lines(document, called))
 
 
 def _common_invariances(tests: Sequence[CriterionRecord]) -> list[str]:

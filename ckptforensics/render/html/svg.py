@@ -1,25 +1,39 @@
-"""Drawings of a comparison as SVG to stand inside a page, in the page's own colours."""
+"""Drawings of a comparison as SVG to stand inside a page, in the page's own colours.
+
+Elements are made by `Markup.format`, which escapes what is put in.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from html import escape
 from types import MappingProxyType
+
+from markupsafe import Markup
 
 from ckptforensics.errors import one_line
 from ckptforensics.render.dendrogram import Dendrogram
-from ckptforensics.render.wording import angle
+from ckptforensics.render.quantities import angle
 
 _RIGHT_ANGLE = 90.0
 _TICKS_DEG = (0, 30, 60, 90)
 _MOST_LAYER_TICKS = 12
 # Where the page's style is not applied.
 _STROKES = MappingProxyType({"grid": "#ccc", "curve": "#06c"})
+_BAND = Markup('<rect class="band" fill="#ddd" x="{}" y="{}" width="{}" height="{:.2f}"/>')
+_DOT = Markup(
+    '<circle class="dot" cx="{:.2f}" cy="{:.2f}" r="3"><title>layer {}: {} degrees</title></circle>'
+)
+_LINE = Markup('<line class="{}" stroke="{}" x1="{:.2f}" y1="{:.2f}" x2="{:.2f}" y2="{:.2f}"/>')
+_WORDS = Markup('<text x="{:.2f}" y="{:.2f}" text-anchor="{}">{}</text>')
+_DRAWING = Markup(
+    '<svg role="img" aria-label="{}" viewBox="0 0 {:.0f} {:.0f}" width="{:.0f}" height="{:.0f}">'
+    "{}</svg>"
+)
 
 
 def angle_profile(
     layers: Sequence[int], angles: Sequence[float | None], random_from: float | None
-) -> str:
+) -> Markup:
     """Angles between u1 of corresponding layers over the layers of A, gaps where there is none.
 
     Parameters
@@ -39,10 +53,7 @@ def angle_profile(
     parts = []
     if random_from is not None:
         band = y(random_from) - y(_RIGHT_ANGLE)
-        parts.append(
-            f'<rect class="band" fill="#ddd" x="{left}" y="{top}" width="{width}" '
-            f'height="{band:.2f}"/>'
-        )
+        parts.append(_BAND.format(left, top, width, band))
     for tick in _TICKS_DEG:
         parts.append(_line(left, y(tick), left + width, y(tick), "grid"))
         parts.append(_words(left - 6, y(tick) + 4, str(tick), "end"))
@@ -58,15 +69,12 @@ def angle_profile(
         following = angles[i + 1] if i + 1 < len(angles) else None
         if following is not None:
             parts.append(_line(x(i), y(value), x(i + 1), y(following), "curve"))
-        title = f"<title>layer {layers[i]}: {angle(value)} degrees</title>"
-        parts.append(
-            f'<circle class="dot" cx="{x(i):.2f}" cy="{y(value):.2f}" r="3">{title}</circle>'
-        )
+        parts.append(_DOT.format(x(i), y(value), layers[i], angle(value)))
     name = "angle between u1 of corresponding layers, in degrees"
     return _drawing(left + width + 10, top + height + 40, name, parts)
 
 
-def dendrogram_drawing(tree: Dendrogram, names: Sequence[str]) -> str:
+def dendrogram_drawing(tree: Dendrogram, names: Sequence[str]) -> Markup:
     """A dendrogram lying on its side, its leaves' names at the right.
 
     Parameters
@@ -99,20 +107,13 @@ def dendrogram_drawing(tree: Dendrogram, names: Sequence[str]) -> str:
     return _drawing(left + width + 320, bottom + 44, "dendrogram of the distances", parts)
 
 
-def _line(x1: float, y1: float, x2: float, y2: float, kind: str) -> str:
-    return (
-        f'<line class="{kind}" stroke="{_STROKES[kind]}" x1="{x1:.2f}" y1="{y1:.2f}" '
-        f'x2="{x2:.2f}" y2="{y2:.2f}"/>'
-    )
+def _line(x1: float, y1: float, x2: float, y2: float, kind: str) -> Markup:
+    return _LINE.format(kind, _STROKES[kind], x1, y1, x2, y2)
 
 
-def _words(x: float, y: float, text: str, anchor: str) -> str:
-    shown = escape(one_line(text))
-    return f'<text x="{x:.2f}" y="{y:.2f}" text-anchor="{anchor}">{shown}</text>'
+def _words(x: float, y: float, text: str, anchor: str) -> Markup:
+    return _WORDS.format(x, y, anchor, one_line(text))
 
 
-def _drawing(width: float, height: float, name: str, parts: Sequence[str]) -> str:
-    return (
-        f'<svg role="img" aria-label="{escape(name)}" viewBox="0 0 {width:.0f} {height:.0f}" '
-        f'width="{width:.0f}" height="{height:.0f}">{"".join(parts)}</svg>'
-    )
+def _drawing(width: float, height: float, name: str, parts: Sequence[Markup]) -> Markup:
+    return _DRAWING.format(name, width, height, width, height, Markup().join(parts))

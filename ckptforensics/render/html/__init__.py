@@ -1,0 +1,1 @@
+"""Documents as pages, by jinja2 with every value escaped."""

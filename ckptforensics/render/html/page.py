@@ -1,0 +1,101 @@
+"""A comparison as one HTML page that loads nothing and runs nothing.
+
+The pages are the templates beside this file. They see documents and the functions of `wording`, and
+whatever they put into a page is one line and escaped.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import NamedTuple
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from ckptforensics.errors import one_line
+from ckptforensics.render import wording
+from ckptforensics.render.dendrogram import lay_out
+from ckptforensics.render.html.svg import angle_profile, dendrogram_drawing
+from ckptforensics.render.view import View
+from ckptforensics.results import ComparisonDocument, PairRecord
+from ckptforensics.results.comparison import RANDOM_SHARE, random_angle_deg
+
+_LONGEST_NAME = 40
+
+
+class Figure(NamedTuple):
+    """A drawing and the words below it."""
+
+    drawing: Markup
+    caption: str
+
+
+def comparison_html(document: ComparisonDocument, view: View) -> str:
+    """All of a comparison as a page in one file: tables, and drawings as inline SVG."""
+    pairs = document.pairs_by_place
+    heads = wording.short_labels(len(document.models))
+    page = _environment().get_template("comparison.html")
+    return page.render(
+        document=document,
+        models=list(zip(heads, _models(document), strict=True)),
+        heads=heads,
+        called=wording.labels(document),
+        pair_at=lambda i, j: None if i == j else pairs.get(frozenset((i, j))),
+        dendrogram=_dendrogram(document),
+        profile=lambda pair: _profile(document, pair),
+    )
+
+
+@cache
+def _environment() -> Environment:
+    made = Environment(
+        loader=PackageLoader("ckptforensics.render.html"),
+        autoescape=True,
+        finalize=lambda value: value if isinstance(value, Markup) else one_line(str(value)),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    made.globals.update(words=wording, shade=_shade)
+    return made
+
+
+def _models(document: ComparisonDocument) -> list[str]:
+    return [
+        "; ".join([wording.model_line(model, name), *(f"assumed: {note}" for note in model.notes)])
+        for name, model in zip(document.names, document.models, strict=True)
+    ]
+
+
+def _shade(pair: PairRecord | None) -> str:
+    """The class of what stands for a pair."""
+    if pair is None:
+        return ""
+    if pair.verdict in wording.KIN:
+        return "kin"
+    return "unsure" if pair.verdict in wording.ABSTENTIONS else "plain"
+
+
+def _profile(document: ComparisonDocument, pair: PairRecord) -> Figure | None:
+    if all(value is None for value in pair.angles_deg):
+        return None
+    width = document.width_of(pair)
+    limit = None if width is None else random_angle_deg(width)
+    caption = "Angle between u1 of corresponding layers, in degrees."
+    if limit is not None:
+        caption += (
+            f" Shaded: {RANDOM_SHARE:.0%} of random directions in {width:,} dimensions. Those of "
+            "real models lie near single coordinates, so a small angle alone decides nothing."
+        )
+    return Figure(angle_profile(pair.angle_layers, pair.angles_deg, limit), caption)
+
+
+def _dendrogram(document: ComparisonDocument) -> Figure | None:
+    tree = lay_out(document.linkage, len(document.models))
+    if tree is None:
+        return None
+    return Figure(
+        dendrogram_drawing(tree, wording.short_names(document, _LONGEST_NAME)),
+        "Dendrogram of the distances (average linkage). It shows angles, not verdicts.",
+    )

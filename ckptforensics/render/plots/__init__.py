@@ -1,0 +1,1 @@
+"""Documents as drawings, by matplotlib where it is installed."""

@@ -1,0 +1,91 @@
+"""The table of renderers: which function shows a kind of document in a format.
+
+Nothing heavy is imported here: the command line takes its lists of formats from this module.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from importlib import import_module
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from ckptforensics.errors import UsageError
+from ckptforensics.render.view import View
+
+if TYPE_CHECKING:
+    from ckptforensics.results import Document, SignatureDocument
+
+    # A document in, text ending in a newline out.
+    Renderer = Callable[[Any, View], str]
+
+
+# (kind, format) to module and function, which are imported when they are used. The formats of a
+# kind stand in the order in which they are listed to users.
+_RENDERERS: Mapping[tuple[str, str], str] = MappingProxyType(
+    {
+        ("signature", "table"): "tables.signature:signature_table",
+        ("signature", "json"): "document_json:document_json",
+        ("layers", "table"): "tables.layers:layers_table",
+        ("layers", "json"): "document_json:document_json",
+        ("norms", "table"): "tables.norms:norms_table",
+        ("norms", "json"): "document_json:document_json",
+        ("inspect", "table"): "tables.inspection:inspection_table",
+        ("inspect", "json"): "document_json:document_json",
+        ("families", "table"): "tables.families:families_table",
+        ("families", "json"): "document_json:document_json",
+        ("cache", "table"): "tables.cache:cache_table",
+        ("cache", "json"): "document_json:document_json",
+        ("comparison", "table"): "tables.comparison:comparison_table",
+        ("comparison", "json"): "document_json:document_json",
+        ("comparison", "csv"): "comparison_csv:comparison_csv",
+        ("comparison", "html"): "html.page:comparison_html",
+    }
+)
+# All that any kind has.
+FORMATS = tuple(dict.fromkeys(form for _, form in _RENDERERS))
+
+
+def formats_of(kind: str) -> tuple[str, ...]:
+    """The formats of a kind of document; empty for a kind that is not known."""
+    return tuple(form for known, form in _RENDERERS if known == kind)
+
+
+def render(
+    document: Document,
+    form: str = "table",
+    *,
+    verbose: bool = False,
+    width: int | None = None,
+    color: bool = False,
+) -> str:
+    """The document as text ending in a newline.
+
+    Parameters
+    ----------
+    form : one of `formats_of` the document's kind
+    verbose, width, color : as in `View`
+
+    Raises
+    ------
+    UsageError
+        if its kind has no such format.
+    """
+    return _renderer(document.kind, form)(document, View(verbose, width, color))
+
+
+def render_several(documents: Iterable[SignatureDocument]) -> str:
+    """Signatures of several models as a table, a row each."""
+    from ckptforensics.render.tables.signature import signatures_table
+
+    return signatures_table(documents)
+
+
+def _renderer(kind: str, form: str) -> Renderer:
+    home = _RENDERERS.get((kind, form))
+    if home is None:
+        known = ", ".join(formats_of(kind)) or "none"
+        raise UsageError(f"a {kind} document has no format '{form}'", hint=f"it has: {known}")
+    module, function = home.split(":")
+    found: Renderer = getattr(import_module(f"ckptforensics.render.{module}"), function)
+    return found

@@ -1,0 +1,1 @@
+"""Tables for people, a file a kind of document."""

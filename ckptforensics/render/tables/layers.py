@@ -1,0 +1,123 @@
+"""Explosion and decay layers for people."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.text import Text
+
+from ckptforensics.errors import one_line
+from ckptforensics.render.quantities import number
+from ckptforensics.render.tables.console import fact, make_console, make_table, print_table, text_of
+from ckptforensics.render.tables.facts import (
+    coordinates,
+    heading,
+    layer_facts,
+    layer_styles,
+    skipped,
+)
+from ckptforensics.render.view import View
+from ckptforensics.results import BeginTokenRecord, LayerEvidence, LayersDocument
+
+_SUPER_WEIGHTS_SHOWN = 5
+_EXPERTS_SHOWN = 3
+
+
+def layers_table(document: LayersDocument, view: View) -> str:
+    """Each layer with a label and its evidence; every layer where the view is verbose."""
+    console = make_console(view)
+    heading(console, document.model)
+    fact(console, "fit", document.fit)
+    layer_facts(console, document)
+    if document.begin_token is not None:
+        fact(console, "begin token", _begin_token(document.begin_token))
+    _labelled(console, document, view.verbose)
+    _super_weights(console, document, view.verbose)
+    if document.accumulated:
+        _accumulated(console, document, view.verbose)
+    skipped(console, document.skipped)
+    return text_of(console)
+
+
+def _labelled(console: Console, document: LayersDocument, verbose: bool) -> None:
+    styles = layer_styles(document)
+    for row in document.layers:
+        if row.label is None and not verbose:
+            continue
+        strength = "" if row.strength is None else f", strength {row.strength:.2f}"
+        name = row.label or "no label"
+        console.print(
+            Text(
+                f"\nlayer {row.layer} ({one_line(row.prefix)}): {name}{strength}",
+                style=styles.get(row.layer, ""),
+            ),
+            soft_wrap=True,
+        )
+        for line in _evidence(row, verbose):
+            console.print(Text(f"  - {line}"), soft_wrap=True)
+
+
+def _evidence(row: LayerEvidence, verbose: bool) -> list[str]:
+    lines = list(row.evidence)
+    if row.response is not None:
+        at = f"u: {row.response.direction}, c = {number(row.response.size)}"
+        lines.append(
+            f"true block at +-c u ({at}): adds {row.response.plus:+.4g} and "
+            f"{row.response.minus:+.4g} along u"
+        )
+    lines.extend(
+        f"{expert.name}: mean weight {expert.weight:.3f}, s1 {number(expert.sigma)}, "
+        f"answers its trigger with norm {number(expert.trigger_norm)}"
+        for expert in row.strongest_experts[: None if verbose else _EXPERTS_SHOWN]
+    )
+    if row.eigenvalue is not None:
+        imag = f" +- {row.eigenvalue.imag:.4g}i" if row.eigenvalue.imag else ""
+        lines.append(
+            f"eigenvalue of R nearest u: {row.eigenvalue.real:+.4g}{imag} at "
+            f"{row.eigenvalue.angle_deg:.1f} degrees"
+        )
+    return lines
+
+
+def _super_weights(console: Console, document: LayersDocument, verbose: bool) -> None:
+    shown = document.super_weights[: None if verbose else _SUPER_WEIGHTS_SHOWN]
+    console.print("\nstrongest entries of the down projections (super-weight candidates, ranked)")
+    table = make_table("layer", "tensor", "row", "column", "value", "amplitude")
+    for weight in shown:
+        table.add_row(
+            str(weight.layer),
+            one_line(weight.tensor),
+            str(weight.row),
+            str(weight.column),
+            f"{weight.value:.4g}",
+            number(weight.amplitude),
+        )
+    print_table(console, table)
+
+
+def _accumulated(console: Console, document: LayersDocument, verbose: bool) -> None:
+    console.print("\naccumulated: u1 of the product of all layers so far")
+    table = make_table("layer", "log10 s1", "gap", "to u1 of L", "u1: largest coordinates")
+    for product in document.accumulated:
+        table.add_row(
+            str(product.layer),
+            f"{product.log10_sigma:.3f}",
+            number(product.gap),
+            f"{product.angle_deg:.1f} deg",
+            coordinates(product.direction_top[: 5 if verbose else 3]),
+        )
+    print_table(console, table)
+
+
+def _begin_token(record: BeginTokenRecord) -> str:
+    at = f"norm {number(record.peak_norm)} after layer {record.peak_layer}"
+    if record.growth == "like the others":
+        return f"token {record.token} is like the others ({at})"
+    how = (
+        f"one layer adds {record.largest_gain:.0%} of it"
+        if record.growth == "abrupt"
+        else f"gradually: no layer adds more than {record.largest_gain:.0%} of it"
+    )
+    return (
+        f"token {record.token} stands out: {at}, up to {record.largest_ratio:.3g} times the "
+        f"ordinary tokens' median; {how}"
+    )
