@@ -116,6 +116,8 @@ def test_a_pair_is_told_whole(verdict):
     for words in (
         *pair.reasons,
         *pair.otherwise,
+        *pair.compared,
+        *pair.not_compared,
         *document.left_out,
         "<= 10^-4 (floor)",
         "10^-4229.6",

@@ -86,6 +86,8 @@ def a_pair(a: str, b: str, verdict: str = "derived", **more: Any) -> PairRecord:
         "changes": CHANGES,
         "reasons": ("gate rows agree: 18,432 of 18,432", "B lies on an int8 lattice, A does not"),
         "otherwise": ("independent, if the gate rows had agreed no more than by chance",),
+        "compared": ("units and heads of all layers",),
+        "not_compared": ("the output head: the weight at row 3, column 1 is nan",),
     }
     return PairRecord(a=a, b=b, verdict=verdict, **{**fields, **more})
 

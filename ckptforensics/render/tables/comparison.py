@@ -89,6 +89,8 @@ def _telling(document: ComparisonDocument) -> list[PairRecord]:
 def _pair(console: Console, pair: PairRecord, verbose: bool) -> None:
     _verdict(console, pair)
     _list(console, "would change", pair.otherwise)
+    _list(console, "rests on", pair.compared)
+    _list(console, "not compared", pair.not_compared)
     _fact(console, "distance", distance_line(pair))
     _fact(console, "map", alignment_line(pair))
     layers = layers_line(pair)
