@@ -11,6 +11,7 @@ from fnmatch import fnmatchcase
 from types import MappingProxyType
 from typing import Any, cast
 
+from ckptforensics.architectures.agreement import require_agreement, require_layers
 from ckptforensics.architectures.block import BlockResolver, misshapen
 from ckptforensics.architectures.infer import infer_family
 from ckptforensics.architectures.known import Known
@@ -93,9 +94,12 @@ def _build(
     store = known.store
     known.require_supported(family)
     known.notes.extend(layout.assumed)
-    num_layers = known.count(family, "num_layers") or _count_layers(layout, prefix, store)
+    said = known.count(family, "num_layers")
+    num_layers = said or _count_layers(layout, prefix, store)
     if known.gguf:  # the count includes the blocks that predict further tokens
         num_layers -= known.first_count((), "nextn_predict_layers") or 0
+    stored = _stored_layers(layout, prefix, store)
+    require_layers(known, None if said is None else num_layers, stored)
     activation = known.activation(family, inferred=source == "inferred")
     eps = known.eps(family)
     routing = _routing(known, family, num_layers)
@@ -139,10 +143,7 @@ def _build(
         notes=tuple(known.notes),
     )
     unused = _unused(store, layout, architecture, prefix)
-    if beyond := sum(reason == _BEYOND for reason in unused.values()):
-        known.notes.append(
-            f"{beyond} tensors belong to blocks beyond the configured {num_layers} layers"
-        )
+    require_agreement(known, architecture)
     return replace(architecture, unused=unused, notes=tuple(known.notes))
 
 
@@ -200,6 +201,24 @@ def _count_layers(layout: Layout, prefix: str, store: TensorReader) -> int:
     while any(name.startswith(block_prefixes(layout, prefix, number)) for name in store):
         number += 1
     return number
+
+
+def _stored_layers(layout: Layout, prefix: str, store: TensorReader) -> frozenset[int]:
+    """Numbers, from 0, of the blocks of which any tensor is stored that is not known to be beside.
+
+    Blocks beyond the stack, such as those that predict further tokens, are in `layout.unused`.
+    """
+    begins = tuple(begin.rpartition("0.")[0] for begin in block_prefixes(layout, prefix, 0))
+    beside = [pattern for pattern, reason in layout.unused.items() if reason == "prediction"]
+    found = set()
+    for name in store:
+        for begin in begins:
+            number = name[len(begin) :].partition(".")[0]
+            if begin and name.startswith(begin) and number.isdecimal():
+                if not any(fnmatchcase(name, pattern) for pattern in beside):
+                    found.add(int(number))
+                break
+    return frozenset(found)
 
 
 def _routing(known: Known, family: Family, num_layers: int) -> RoutingPlan | None:

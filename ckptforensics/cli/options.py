@@ -122,7 +122,19 @@ class FitOptions:
         return Fit("sampled", calibration=Calibration.read(self.calibration, hidden_size))
 
 
-model_argument = click.argument("model", type=click.Path(path_type=Path))
+class _Model(click.Path):
+    """A path that is not empty: that would be the directory one happens to be in."""
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        if value == "":
+            raise UsageError("MODEL is empty", hint="name a directory, a file or org/name")
+        return super().convert(value, param, ctx)
+
+
+MODEL = _Model(path_type=Path)
+# The name as it was given.
+MODEL_NAME = _Model(path_type=str)
+model_argument = click.argument("model", type=MODEL)
 
 offline_option = click.option(
     "--offline", is_flag=True, help="Find org/name in the local cache only."

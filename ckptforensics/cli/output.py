@@ -6,6 +6,7 @@ import os
 import shutil
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -68,12 +69,23 @@ class OutputOptions:
             raise OutputError(f"cannot write to stdout: {problem.strerror}") from None
 
     def save(self, document: Document) -> None:
-        """Write the document as JSON to the file of -o, if there is one."""
-        from ckptforensics.results import save_document
+        """Write the document to the file of -o, if there is one, in the form of its extension.
 
-        if self.output is not None:
+        That is JSON, or another form in which a document of its kind is shown.
+        """
+        from ckptforensics.render import render
+        from ckptforensics.results import save_document, write_bytes_atomically
+
+        if self.output is None:
+            return
+        form = self.output.suffix.removeprefix(".")
+        if form in ("", "json"):
             save_document(document, self.output)
             self.tell_saved()
+            return
+        text = render(document, form, verbose=True)
+        write_bytes_atomically(self.output, text.encode())
+        self.hint(f"saved to {self.output} as {form}")
 
     def tell_saved(self) -> None:
         """Say where the result is kept."""
@@ -131,7 +143,7 @@ def output_options(
             "-o",
             "--output",
             type=click.Path(dir_okay=as_signature, path_type=Path),
-            callback=None if as_signature else _document_file,
+            callback=None if as_signature else partial(_document_file, kind),
             help=save_help,
         )
         options.insert(1, save)
@@ -139,9 +151,13 @@ def output_options(
 
 
 def _document_file(
-    context: click.Context, parameter: click.Parameter, value: Path | None
+    kind: str, context: click.Context, parameter: click.Parameter, value: Path | None
 ) -> Path | None:
-    """A name under which `ckpt show` would find something else than JSON is a mistake."""
-    if value is not None and value.suffix in (".safetensors", ".gguf"):
-        raise UsageError("this result is saved as JSON", path=value, hint="change -o")
+    """A file must hold what its name says."""
+    forms = [form for form in formats_of(kind) if form != "table"]
+    known = ("", *(f".{form}" for form in forms), *((".npz",) if kind == "norms" else ()))
+    if value is not None and value.suffix not in known:
+        raise UsageError(
+            f"this result is saved as {', '.join(known[1:])}", path=value, hint="change -o"
+        )
     return value

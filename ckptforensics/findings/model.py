@@ -53,6 +53,6 @@ def model_record(
         num_layers=architecture.sizes.num_layers,
         files=tuple(files),
         commit=source.commit,
-        notes=architecture.notes,
+        notes=(*source.notes, *architecture.notes),
         base=None if checkpoint.source.base is None else str(checkpoint.source.base),
     )

@@ -136,6 +136,21 @@ def load_document(path: str | Path) -> Document:
     return _load(path, lambda file: _read_signature(file)[0])
 
 
+def parse_document(text: bytes) -> Document:
+    """The document in JSON text that comes from a pipe; ResultError as `load_result`."""
+    where = Path("-")
+    try:
+        return read_document(parse_json_object(text, path=where, what="the result"), where)
+    except ResultError:
+        raise
+    except CkptError as problem:
+        raise ResultError(
+            f"not a saved result: {problem.message}",
+            path=where,
+            hint="pipe what --format json prints",
+        ) from None
+
+
 def _load(path: str | Path, of_signature: Callable[[Path], Loaded]) -> Document | Loaded:
     file = Path(path)
     try:

@@ -82,6 +82,7 @@ class Source:
     remote : fetches byte ranges into `files`, where these are mirrors of remote files
     sha256 : of whole files, where the repository states it
     base : what the user named as the model that an adapter at `path` is merged onto
+    notes : which of several files are read, where that is a choice
     """
 
     path: Path
@@ -93,6 +94,7 @@ class Source:
     remote: Fetcher | None = None
     sha256: Mapping[Path, str] = field(default_factory=dict)
     base: Path | None = None
+    notes: tuple[str, ...] = ()
 
 
 def locate(model: str | Path, config: str | Path | None = None) -> Source:
@@ -274,7 +276,9 @@ def _in_layout(
 ) -> Source | None:
     indexes = [n for n in names if n.endswith(layout.index_suffix)]
     weights = [n for n in names if n.endswith(layout.suffixes) and not _NOT_A_MODEL.fullmatch(n)]
-    if layout.index in indexes:
+    # transformers reads a whole file rather than the shards beside it, which may be an older state.
+    whole = layout.single in weights and not _needs(path / layout.index, layout.single)
+    if layout.index in indexes and not whole:
         return _from_index(path / layout.index, path, layout, config)
     if layout.single in weights:
         weights = [layout.single]
@@ -289,7 +293,22 @@ def _in_layout(
         raise SeveralModels(path, weights)
     _require_all_shards(path, weights)
     files = tuple(path / n for n in weights)
-    return Source(path, layout.container, files, _config_beside(path, config))
+    notes: tuple[str, ...] = ()
+    if layout.index in indexes:
+        notes = (
+            f"{layout.single} is read, as transformers does, and not the shards that "
+            f"{layout.index} names",
+        )
+    return Source(path, layout.container, files, _config_beside(path, config), notes=notes)
+
+
+def _needs(index: Path, name: str) -> bool:
+    """Whether an index names this file as one of its shards; False where it is no index."""
+    try:
+        shards = read_json_object(index, what="index").get("weight_map")
+    except FormatError:
+        return False
+    return isinstance(shards, dict) and name in shards.values()
 
 
 def _from_index(
@@ -360,7 +379,15 @@ def _config_beside(folder: Path, given: Mapping[str, Any] | None) -> Mapping[str
     if given is not None:
         return given
     beside = folder / "config.json"
-    return read_json_object(beside, what="configuration") if beside.exists() else None
+    if beside.exists():
+        return read_json_object(beside, what="configuration")
+    if beside.is_symlink():
+        raise FormatError(
+            "the link to the configuration leads nowhere",
+            path=beside,
+            hint="fetch the file it names, or name another with --config",
+        )
+    return None
 
 
 def _nothing(path: Path, names: list[str]) -> NothingAnalysable:

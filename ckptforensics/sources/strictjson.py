@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,10 @@ def read_json_object(path: Path, *, what: str) -> dict[str, Any]:
         if the file is unreadable, too large or not such an object.
     """
     try:
-        if path.stat().st_size > _LARGEST_JSON_FILE:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):  # reading a pipe or a device could wait for ever
+            raise FormatError(f"{what} is not a regular file", path=path, hint="give a file")
+        if status.st_size > _LARGEST_JSON_FILE:
             raise FormatError(f"{what} is larger than {_LARGEST_JSON_FILE:,} bytes", path=path)
         text = path.read_bytes()
     except OSError as problem:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -703,3 +704,37 @@ def test_every_public_name_exists():
     assert (Path(ckptforensics.__file__).parent / "py.typed").exists()
     with pytest.raises(AttributeError):
         _ = ckptforensics.nosuch
+
+
+def test_an_empty_name_is_no_model(capsys):
+    """An empty path would be the directory one happens to be in."""
+    for command in ("sign", "inspect", "layers", "norms"):
+        assert_one_error(run(capsys, command, ""), 4, "MODEL is empty")
+    assert_one_error(run(capsys, "compare", "", "b"), 4, "MODEL is empty")
+
+
+def test_show_reads_a_pipe(planted, capsys, monkeypatch):
+    printed = run(capsys, "inspect", planted, "--format", "json").out
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(printed.encode())))
+    shown = run(capsys, "show", "-")
+    assert shown.code == 0
+    assert shown.out == run(capsys, "inspect", planted).out
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"no JSON")))
+    assert_one_error(run(capsys, "show", "-"), 2, "not a saved result")
+
+
+def test_a_saved_file_holds_what_its_name_says(planted, tmp_path, capsys):
+    seed0 = planted.parent / "zoo" / "seed0"
+    pages = {}
+    for name in ("pair.json", "pair.html", "pair.csv"):
+        ran = run(capsys, "compare", "--fast", seed0, seed0, "-o", tmp_path / name)
+        assert ran.code == 0
+        pages[name] = (tmp_path / name).read_text()
+    assert json.loads(pages["pair.json"])["kind"] == "comparison"
+    assert pages["pair.html"].lstrip().lower().startswith("<!doctype html>")
+    assert pages["pair.csv"].startswith("a,b,verdict")
+    for name in ("pair.txt", "pair.safetensors"):
+        ran = run(capsys, "compare", "--fast", seed0, seed0, "-o", tmp_path / name)
+        assert_one_error(ran, 4, "saved as .json")
+        assert not (tmp_path / name).exists()
+    assert_one_error(run(capsys, "inspect", planted, "-o", tmp_path / "x.html"), 4, ".json")

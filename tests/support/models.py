@@ -78,10 +78,20 @@ def _randomised(model: Any, seed: int) -> Any:
 def save(model: Any, folder: Path, *, shards: int = 1) -> Path:
     """`save_pretrained`, at about the number of shards asked for."""
     size = sum(p.numel() * p.element_size() for p in model.parameters())
+    name_tokens_within(model)
     model.save_pretrained(folder, max_shard_size=size if shards == 1 else size // shards)
     found = len(list(folder.glob("*.safetensors")))
     assert (found == 1) == (shards == 1), f"{found} shards"
     return folder
+
+
+def name_tokens_within(model: Any) -> None:
+    """Tokens that the configuration names by default, such as GPT-2's 50,256, as one there is."""
+    config = model.config
+    for part in (config, getattr(config, "text_config", None)):
+        size = getattr(part, "vocab_size", None)
+        if isinstance(size, int) and (getattr(part, "bos_token_id", None) or 0) >= size:
+            part.bos_token_id = part.eos_token_id = 0
 
 
 def load(folder: Path) -> Any:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
-from ckptforensics.cli.options import as_object, offline_option, refuse_overwriting
+from ckptforensics.cli.options import MODEL_NAME, as_object, offline_option, refuse_overwriting
 from ckptforensics.cli.output import OutputOptions, output_options
 from ckptforensics.errors import CkptError, ExitCode
 
@@ -63,9 +63,9 @@ compare_options = as_object(
 
 
 @click.command("compare")
-@click.argument("models", metavar="A B [C...]", nargs=-1, required=True, type=str)
+@click.argument("models", metavar="A B [C...]", nargs=-1, required=True, type=MODEL_NAME)
 @compare_options
-@output_options("Also save it as JSON.", kind="comparison")
+@output_options("Also save it: FILE.json, .html or .csv.", kind="comparison")
 def command(models: tuple[str, ...], how: CompareOptions, out: OutputOptions) -> ExitCode:
     """Compare checkpoints: whether they share a training run, and how.
 

@@ -8,7 +8,7 @@ from ckptforensics.cli.output import OutputOptions, output_options
 
 
 @click.command("families")
-@output_options("Save the result as JSON.")
+@output_options("Save the result as JSON.", kind="families")
 def command(out: OutputOptions) -> None:
     """List the supported families of architectures and how each was verified."""
     from ckptforensics.findings import list_families

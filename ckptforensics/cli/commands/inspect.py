@@ -14,7 +14,7 @@ from ckptforensics.cli.output import OutputOptions, output_options
 @model_argument
 @model_options
 @click.option("--digest", is_flag=True, help="Also compute the SHA-256 of whole files.")
-@output_options("Save the result as JSON.")
+@output_options("Save the result as JSON.", kind="inspect")
 def command(model: Path, opening: ModelOptions, digest: bool, out: OutputOptions) -> None:
     """Show family, shapes and files; what is read and what is not, and why.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import click
@@ -15,9 +16,12 @@ from ckptforensics.cli.output import OutputOptions, output_options
 def command(result: Path, out: OutputOptions) -> None:
     """Render a saved result again, without computing anything.
 
-    RESULT is a file written with -o: a signature (.safetensors) or a document (.json). Only a
-    comparison can be shown as csv or html.
+    RESULT is a file written with -o: a signature (.safetensors) or a document (.json), or - for a
+    document on stdin. Only a comparison can be shown as csv or html.
     """
-    from ckptforensics.results import load_document
+    from ckptforensics.results import load_document, parse_document
 
-    out.emit(load_document(result))
+    if str(result) == "-":
+        out.emit(parse_document(sys.stdin.buffer.read()))
+    else:
+        out.emit(load_document(result))

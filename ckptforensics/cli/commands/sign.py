@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ckptforensics.cli.options import (
+    MODEL_NAME,
     FitOptions,
     ModelOptions,
     as_arguments,
@@ -81,7 +82,7 @@ sign_options = as_object(
 
 
 @click.command("sign")
-@click.argument("models", metavar="MODEL...", nargs=-1, required=True, type=str)
+@click.argument("models", metavar="MODEL...", nargs=-1, required=True, type=MODEL_NAME)
 @model_options
 @fit_options
 @sign_options

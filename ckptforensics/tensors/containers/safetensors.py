@@ -21,6 +21,8 @@ from ckptforensics.tensors.info import Container, TensorInfo, element_count
 
 # Limit of the reference implementation.
 LARGEST_HEADER = 100_000_000
+# Largest models have a few hundred thousand; a million empty ones would take a minute to read.
+MOST_TENSORS = 500_000
 
 
 def read_safetensors(path: Path) -> Container:
@@ -61,8 +63,15 @@ def read_safetensors(path: Path) -> Container:
     except OSError as problem:
         raise FormatError(f"cannot read the file: {problem.strerror}", path=path) from None
 
+    listed = header_bytes.count(b'"data_offsets"')
+    if listed > MOST_TENSORS:
+        raise FormatError(
+            f"the header lists {listed:,} tensors, more than the {MOST_TENSORS:,} of any model",
+            path=path,
+            hint="do not trust this checkpoint",
+        )
     header = parse_json_object(header_bytes, path=path, what="the header")
-    metadata = header.pop("__metadata__", {})
+    metadata = header.pop("__metadata__", None) or {}  # null, as the reference library reads it
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise FormatError("'__metadata__' is not a map of strings", path=path)
     buffer = 8 + length
@@ -76,8 +85,9 @@ def _tensor(name: str, entry: Any, path: Path, buffer: int) -> TensorInfo:
     def broken(what: str) -> FormatError:
         return FormatError(what, path=path, tensor=name)
 
-    if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
-        raise broken("the header entry must have exactly dtype, shape and data_offsets")
+    # The reference library reads over other keys.
+    if not isinstance(entry, dict) or not set(entry) >= {"dtype", "shape", "data_offsets"}:
+        raise broken("the header entry must have dtype, shape and data_offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in SAFETENSORS_BITS:
         raise broken(f"unknown element type {short(dtype)}")

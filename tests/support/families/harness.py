@@ -83,6 +83,7 @@ def build_model(case: Case) -> torch.nn.Module:
 
 def save_model(model: torch.nn.Module, folder: Path, case: Case) -> Path:
     """Write the model as `save_pretrained` does, or as published checkpoints of the case are."""
+    name_tokens_within(model)
     model.save_pretrained(folder)
     if case.on_disk is not None:
         case.on_disk(folder)

@@ -1,0 +1,119 @@
+"""Sizes that two sources give must agree: the configuration or metadata, and the tensors.
+
+A checkpoint that contradicts itself is analysed wrongly in silence whichever source is believed, so
+it is refused, with both numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from ckptforensics.architectures.known import Known
+from ckptforensics.architectures.plan import Architecture, LayerPlan
+from ckptforensics.errors import FormatError
+from ckptforensics.tensors import matrix_shape
+
+# A value map's part of a tensor's name, and what stands there for queries and keys.
+_SCORES = (("v_proj", "q_proj", "k_proj"), ("attn_v.", "attn_q.", "attn_k."))
+# Settings that say whether maps have biases, and the roles or names of these maps.
+_BIASES: Mapping[str, tuple[str, ...]] = {
+    "attention_bias": ("q_proj.bias", "k_proj.bias", "v_proj.bias", "o_proj.bias"),
+    "mlp_bias": ("gate_proj.bias", "up_proj.bias", "down_proj.bias"),
+}
+
+
+def require_layers(known: Known, said: int | None, stored: frozenset[int]) -> None:
+    """FormatError if blocks are missing, or more are stored than are said.
+
+    Parameters
+    ----------
+    said : number of blocks by the configuration or metadata, None where it does not say
+    stored : numbers of the blocks that have tensors, from 0
+    """
+    if not stored:
+        return
+    count = max(stored) + 1
+    gaps = sorted(set(range(count)) - stored)
+    if gaps:
+        raise FormatError(
+            f"layer {gaps[0] + 1} has no tensors, though later ones have: a part of the model is "
+            "missing",
+            path=known.path.parent if not known.gguf else known.path,
+            hint="fetch all of its files",
+        )
+    if said is None or said == count:
+        return
+    where = "the metadata says" if known.gguf else "the configuration says"
+    raise FormatError(
+        f"{where} {said} layers, and the files hold {count}",
+        path=known.path,
+        hint="fetch all of its files"
+        if said > count
+        else "give the files and the configuration of one model",
+    )
+
+
+def require_agreement(known: Known, architecture: Architecture) -> None:
+    """FormatError if heads, FFN widths, biases, vocabulary or begin token contradict each other."""
+    for told in _contradictions(known, architecture):
+        raise FormatError(
+            told,
+            path=known.path,
+            hint="the metadata is wrong or the file damaged"
+            if known.gguf
+            else "correct config.json, or name another with --config",
+        )
+
+
+def _contradictions(known: Known, architecture: Architecture) -> Iterator[str]:
+    for plan in architecture.layers:
+        if plan.gap is None:
+            yield from _heads(known, architecture, plan)
+    yield from _biases(known, tuple(plan.prefix for plan in architecture.layers))
+    embedding = architecture.embedding
+    if embedding is None:
+        return
+    info = known.store.info(embedding.tokens)
+    rows = matrix_shape(info)[1]
+    said = known.value("vocab_size", "vocab_size")
+    # An adapter may bring more rows than its base's configuration says.
+    if type(said) is int and said != rows and not info.path.name.startswith("adapter_model"):
+        yield f"{embedding.tokens} has {rows:,} rows, and vocab_size is {said:,}"
+    bos = architecture.bos_token_id
+    if bos is not None and bos >= rows:
+        yield f"the begin-of-sequence token is {bos:,}, outside the {rows:,} of the vocabulary"
+
+
+def _heads(known: Known, architecture: Architecture, plan: LayerPlan) -> Iterator[str]:
+    """Contradictions about the heads of one block."""
+    value, sizes = plan.refs.get("value"), architecture.sizes
+    if value is None or "latent" in plan.refs or not sizes.num_heads or value.transposed:
+        return
+    width = known.value("head_dim", "attention.value_length")
+    if type(width) is int and width != sizes.head_dim:
+        yield (
+            f"heads are {width} wide by the configuration, and {sizes.head_dim} by "
+            f"{value.weight} with {sizes.num_kv_heads} key-value heads"
+        )
+    if value.ranges is not None:
+        return
+    for mark, query, key in _SCORES:
+        if mark not in value.weight:
+            continue
+        for name, heads in ((query, sizes.num_heads), (key, sizes.num_kv_heads)):
+            tensor = value.weight.replace(mark, name)
+            if tensor in known.store:
+                rows = matrix_shape(known.store.info(tensor))[1]
+                if rows % heads:
+                    yield f"{tensor} has {rows:,} rows, which do not part into {heads} heads"
+
+
+def _biases(known: Known, blocks: tuple[str, ...]) -> Iterator[str]:
+    """Biases that are stored though the configuration says that there are none."""
+    for setting, ends in _BIASES.items():
+        if known.value(setting) is not False:
+            continue
+        for name in known.store:
+            if name.startswith(blocks) and name.endswith(ends):
+                yield f"{setting} is false, and {name} is stored: transformers would not read it"
+                break
