@@ -19,6 +19,8 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
+from tests.support.models import name_tokens_within
+
 State = dict[str, torch.Tensor]
 OnDisk = Callable[[Path], None]
 
