@@ -27,7 +27,7 @@ from ckptforensics.lineage.numeric import unit_rows
 from ckptforensics.lineage.pair import Level, Pair
 from tests.support.models import save, tiny_gpt2, tiny_llama, write_gguf
 
-ZOO = Path(__file__).resolve().parents[2] / "fixtures" / "zoo"
+ZOO = Path(__file__).resolve().parents[3] / "fixtures" / "zoo"
 TOKENS, DIRECTIONS = neurons.CRITERIA
 
 

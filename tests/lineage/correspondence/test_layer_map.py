@@ -18,7 +18,7 @@ from ckptforensics.lineage.correspondence.partners import free_partners
 from ckptforensics.lineage.models import Model
 from ckptforensics.lineage.pair import Level, Pair
 from ckptforensics.results import Signature
-from tests.lineage.test_neurons import ZOO, opened, pair_with, zoo
+from tests.lineage.criteria.test_neurons import ZOO, opened, pair_with, zoo
 from tests.support.models import save, tiny_gpt2, tiny_llama
 
 
