@@ -197,7 +197,7 @@ def test_repeated_layers_have_one_partner(tmp_path, rotate, redraw):
     assert all(score > least for _, _, score in partners)
 
 
-def test_layers_of_strangers_have_no_partner():
+def test_layers_of_independent_models_have_no_partner():
     pair = Pair(opened(ZOO / "seed0"), opened(ZOO / "seed1"))
     partners = free_partners(pair)
     assert all(a is None for _, a, _ in partners)
