@@ -9,6 +9,10 @@ from pathlib import Path
 
 import pytest
 
+import ckptforensics
+from ckptforensics import Signature
+from ckptforensics.results import LayersDocument
+
 ROOT = Path(__file__).resolve().parents[1]
 # Tests measure, whatever was signed before; those of the cache name a directory.
 os.environ["CKPT_CACHE"] = ""
@@ -83,6 +87,18 @@ def smollm2_gguf() -> Path:
     from tools.smollm2 import gguf_file
 
     return _real_model(gguf_file)
+
+
+@pytest.fixture(scope="session")
+def smollm2_signature(smollm2_gguf: Path) -> Signature:
+    """Its signature with the default fit."""
+    return ckptforensics.sign(smollm2_gguf)
+
+
+@pytest.fixture(scope="session")
+def smollm2_layers(smollm2_gguf: Path) -> LayersDocument:
+    """Its explosion and decay layers, with their evidence."""
+    return ckptforensics.find_layers(smollm2_gguf)
 
 
 @pytest.fixture(scope="session")

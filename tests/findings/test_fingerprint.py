@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import ckptforensics
+from ckptforensics import Signature
 from ckptforensics.findings import fingerprint, fingerprint_distance
 
 BITS = 128
@@ -183,8 +184,8 @@ def test_distance():
 
 
 @pytest.fixture(scope="module")
-def mark(smollm2_gguf: Path) -> str:
-    return ckptforensics.sign(smollm2_gguf).document.fingerprint
+def mark(smollm2_signature: Signature) -> str:
+    return smollm2_signature.document.fingerprint
 
 
 def test_same_on_a_second_run(smollm2_gguf: Path, mark: str):
