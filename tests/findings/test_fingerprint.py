@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import gguf
@@ -213,12 +214,16 @@ def test_bf16_is_few_bits_away(smollm2_bf16: Path, mark: str):
     assert fingerprint_distance(ckptforensics.sign(smollm2_bf16).document.fingerprint, mark) <= 2
 
 
+# Reading the strings of a vocabulary takes seconds.
+_reader = cache(gguf.GGUFReader)
+
+
 def _copy(source: Path, file: Path, change) -> Path:
     """A GGUF file of the same model whose block matrices went through `change`.
 
     `change` maps float32 values to (stored array, quantization type).
     """
-    reader = gguf.GGUFReader(source)
+    reader = _reader(source)
     writer = gguf.GGUFWriter(file, "llama")
     for key in ("embedding_length", "block_count", "attention.head_count"):
         field = reader.get_field(f"llama.{key}")
