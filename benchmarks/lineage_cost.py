@@ -1,4 +1,4 @@
-"""What comparisons cost: the table of docs/lineage.md.
+"""What comparisons cost: the table of docs/lineage-measurements.md.
 
     python -m benchmarks.lineage_cost [PART ...] [--folder DIR] [--write]
 
@@ -64,7 +64,7 @@ def bench_signatures(folder: Path) -> Iterator[Row]:
 
 
 def bench_smollm2(folder: Path) -> Iterator[Row]:
-    """Groups 1 and 2 on SmolLM2 and a relative, and on a stranger of the same configuration."""
+    """Groups `exact` and `agreement` on SmolLM2 with a relative, and with an independent model."""
     base = transforms.read(cached_hf_layout())
     model = open_model(cached_hf_layout())
     model.sign()
@@ -138,7 +138,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("parts", nargs="*", metavar="PART", help=", ".join(PARTS))
     parser.add_argument("--folder", type=Path, help="where models are built")
-    parser.add_argument("--write", action="store_true", help="also into docs/lineage.md")
+    parser.add_argument("--write", action="store_true", help="also into the page")
     options = parser.parse_args()
     if unknown := set(options.parts) - set(PARTS):
         parser.error(f"no such part: {', '.join(sorted(unknown))}")

@@ -1,4 +1,6 @@
-"""Every laundering with every damage, against its original: a table of docs/lineage.md.
+"""Every laundering with every damage, against its original.
+
+The table of docs/lineage-measurements.md:
 
     python -m benchmarks.lineage_launder [--real] [--write]
 
@@ -58,7 +60,7 @@ def cell(base: Model, path: Path) -> str:
 
 @click.command()
 @click.option("--real", is_flag=True, help="SmolLM2 in place of the zoo's seed0")
-@click.option("--write", is_flag=True, help="also into docs/lineage.md")
+@click.option("--write", is_flag=True, help="also into docs/lineage-measurements.md")
 def main(real: bool, write: bool) -> None:
     """Print the table."""
     source = cached_hf_layout() if real else ZOO / "seed0"

@@ -1,9 +1,9 @@
-"""Whether the exact tests of lineage are calibrated: p-values of models that share nothing.
+"""Whether the exact criteria of lineage are calibrated: p-values of models that share nothing.
 
     python -m benchmarks.lineage_null [DIR ...] [--random 30] [--level default] [--orders 999]
 
 Compares all pairs of models of one configuration in each folder DIR, such as
-`tools/make_strangers.py` trains (those named `-half` are left out: they are relatives), or pairs
+`tools/make_independent.py` trains (those named `-half` are left out: they are relatives), or pairs
 of random models, and prints a markdown table. Under the null a p-value is uniform whatever the
 other model is, so pairs that share a model are independent two by two. For tests with random
 orders it says the Kolmogorov-Smirnov p against uniformity, for tests by assignment mean and
@@ -109,8 +109,8 @@ def main(folders: tuple[Path, ...], count: int, level: Level, orders: int, patte
         found = outcomes(models, level, orders)
     click.echo(
         f"{len(models)} models, level {level}\n\n"
-        "| test | pairs | uniform (KS p) | fixed points: mean, variance | p <= 0.001 (chance) | "
-        "share p <= 0.05 | smallest p |\n|---|---|---|---|---|---|---|"
+        "| criterion | pairs | uniform (KS p) | fixed points: mean, variance | "
+        "p <= 0.001 (chance) | share p <= 0.05 | smallest p |\n|---|---|---|---|---|---|---|"
     )
     for name, values in found.items():
         click.echo(row(name, values))

@@ -1,8 +1,8 @@
-"""Verdicts on models whose lineage is known: the tables of docs/lineage.md.
+"""Verdicts on models whose lineage is known: the tables of docs/lineage-measurements.md.
 
     python -m benchmarks.lineage_zoo                     the zoo, every pair
     python -m benchmarks.lineage_zoo --real              versions of SmolLM2 (downloads it)
-    python -m benchmarks.lineage_zoo --write             also into docs/lineage.md
+    python -m benchmarks.lineage_zoo --write             also into docs/lineage-measurements.md
 
 Asserts nothing: tests/lineage/test_zoo.py does.
 """
@@ -32,12 +32,12 @@ from tools import launder, transforms
 from tools.smollm2 import cached_hf_layout
 from tools.zoo import RELATIONS, Direction, Kind, Relation, Verdict, zoo
 
-DOCS = Path(__file__).parents[1] / "docs" / "lineage.md"
+DOCS = Path(__file__).parents[1] / "docs" / "lineage-measurements.md"
 RELATIVES = ("identical", "re-parameterised", "derived", "related")
 
 
 def fill(name: str, text: str) -> None:
-    """Put a table between its markers in docs/lineage.md."""
+    """Put a table between its markers in docs/lineage-measurements.md."""
     begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
     page = DOCS.read_text(encoding="utf-8")
     head, rest = page.split(begin)
@@ -69,7 +69,7 @@ def statistic(record: PairRecord, name: str) -> float | None:
 
 
 def strongest(record: PairRecord) -> float | None:
-    """The smallest log10 p of the exact tests."""
+    """The smallest log10 p of the exact criteria."""
     values = [t.log10_p for t in record.tests if t.group == "exact" and t.log10_p is not None]
     return min(values, default=None)
 
@@ -132,13 +132,13 @@ def summary(rows: Sequence[tuple[Relation, PairRecord, float]]) -> str:
         words = ", ".join(f"{n} {name}" for name, n in other.items()) or "-"
         lines.append(f"| {verdict} | {count} | {right} | {full} | {words} |")
     relatives = [p for r, p, _ in rows if r.verdict in RELATIVES]
-    strangers = [p for r, p, _ in rows if r.verdict == "independent"]
+    independent = [p for r, p, _ in rows if r.verdict == "independent"]
     missed = sum(p.verdict not in RELATIVES for p in relatives)
-    wrong = sum(p.verdict in RELATIVES for p in strangers)
+    wrong = sum(p.verdict in RELATIVES for p in independent)
     lines.append("")
     lines.append(
         f"{len(relatives) - missed} of {len(relatives)} pairs of relatives are found, "
-        f"{wrong} of {len(strangers)} pairs of strangers are taken for relatives."
+        f"{wrong} of {len(independent)} pairs of independent models are taken for relatives."
     )
     return "\n".join(lines)
 
@@ -148,7 +148,7 @@ STATISTICS: dict[str, Callable[[PairRecord], float | None]] = {
     "neuron agreement on directions": lambda pair: statistic(
         pair, "neuron agreement on directions"
     ),
-    "exact tests, -log10 p": lambda pair: None if (p := strongest(pair)) is None else -p,
+    "exact criteria, -log10 p": lambda pair: None if (p := strongest(pair)) is None else -p,
     "smallest angle (the paper's distance)": lambda pair: (
         None if pair.distance_deg is None else -pair.distance_deg
     ),
@@ -156,9 +156,9 @@ STATISTICS: dict[str, Callable[[PairRecord], float | None]] = {
 
 
 def roc(rows: Sequence[tuple[Relation, PairRecord, float]], drawing: Path | None) -> str:
-    """How well each statistic alone tells relatives from strangers, as a table and a drawing."""
+    """How well each statistic tells relatives from independent models: a table and a drawing."""
     lines = [
-        "| statistic | relatives, strangers | area under the curve | found without a false one |",
+        "| statistic | relatives, independent | area under the curve | found without a false one |",
         "|---|---|---|---|",
     ]
     curves = {}
@@ -189,7 +189,7 @@ def _draw(curves: dict[str, tuple[list[float], list[float]]], path: Path) -> Non
     figure, axes = plt.subplots(figsize=(5, 4), layout="constrained")
     for name, (false, true) in curves.items():
         axes.step(false, true, where="post", label=name)
-    axes.set_xlabel("share of strangers taken for relatives")
+    axes.set_xlabel("share of independent models taken for relatives")
     axes.set_ylabel("share of relatives found")
     axes.legend(frameon=False, fontsize="small", loc="lower right")
     figure.savefig(path, metadata={"Date": None})
@@ -256,7 +256,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--real", action="store_true", help="versions of SmolLM2")
     parser.add_argument("--only", help="pairs with this model alone")
-    parser.add_argument("--write", action="store_true", help="also into docs/lineage.md")
+    parser.add_argument("--write", action="store_true", help="also into the page")
     options = parser.parse_args()
 
     def wanted(relation: Relation) -> bool:

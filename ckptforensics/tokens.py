@@ -40,10 +40,10 @@ def read_vocabulary(checkpoint: Checkpoint) -> Mapping[str, int] | None:
     FormatError
         if the file is damaged.
     """
-    tensor_pairs = _from_gguf(checkpoint)
-    if tensor_pairs is None:
-        tensor_pairs = _from_files(checkpoint)
-    return None if tensor_pairs is None else _spelled(tensor_pairs)
+    pieces = _from_gguf(checkpoint)
+    if pieces is None:
+        pieces = _from_files(checkpoint)
+    return None if pieces is None else _spelled(pieces)
 
 
 def _from_gguf(checkpoint: Checkpoint) -> list[tuple[str, int]] | None:
@@ -91,14 +91,14 @@ def _entries(vocabulary: Mapping[str, Any], path: Path) -> list[tuple[str, int]]
     return sorted(vocabulary.items(), key=lambda entry: entry[1])
 
 
-def _spelled(tensor_pairs: list[tuple[str, int]]) -> dict[str, int]:
+def _spelled(pieces: list[tuple[str, int]]) -> dict[str, int]:
     """Pieces in one spelling; which one they have is what most of their marks say."""
     marks = (_BYTE_LEVEL, _PIECE, _CONTINUED)
-    counts = {mark: sum(text.startswith(mark) for text, _ in tensor_pairs) for mark in marks}
+    counts = {mark: sum(text.startswith(mark) for text, _ in pieces) for mark in marks}
     kind = max(marks, key=lambda mark: counts[mark])
     spell = {_BYTE_LEVEL: _of_bytes, _PIECE: _of_pieces, _CONTINUED: _of_words}[kind]
     found: dict[str, int] = {}
-    bytes_last = sorted(tensor_pairs, key=lambda entry: _byte(entry[0]) is not None)
+    bytes_last = sorted(pieces, key=lambda entry: _byte(entry[0]) is not None)
     for text, number in bytes_last:
         byte = _byte(text)
         found.setdefault(spell(text) if byte is None else byte, number)

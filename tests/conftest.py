@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import os
+import signal
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+import ckptforensics
+from ckptforensics import Signature
+from ckptforensics.results import LayersDocument
+
 ROOT = Path(__file__).resolve().parents[1]
 # Tests measure, whatever was signed before; those of the cache name a directory.
 os.environ["CKPT_CACHE"] = ""
+# Fixtures that are real models; what uses one of them, also through another, has the marker.
+REAL_MODELS = {"smollm2_gguf", "smollm2_bf16", "smollm2_f32", "gemma3", "minilm"}
 
 
 def pytest_sessionstart() -> None:
@@ -21,7 +29,27 @@ def pytest_sessionstart() -> None:
     threadpool_limits(1)
 
 
-def _real_model(make):
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark every test that needs a real model, before `-m` selects."""
+    for item in items:
+        if not REAL_MODELS.isdisjoint(getattr(item, "fixturenames", ())):
+            item.add_marker("real_model")
+
+
+@pytest.fixture
+def default_interrupt() -> Iterator[None]:
+    """What the test starts can be interrupted.
+
+    A process whose parent ignores SIGINT ignores it too, as a shell's background jobs do; tests
+    run there as well.
+    """
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def _real_model(make: Callable[[], Path]) -> Path:
     """Call `make`; without the model CI fails and other machines skip, both with the reason."""
     try:
         return make()
@@ -38,6 +66,14 @@ def planted() -> Path:
 
 
 @pytest.fixture(scope="session")
+def minilm() -> Path:
+    """all-MiniLM-L6-v2, an encoder."""
+    from tools.minilm import model_directory
+
+    return _real_model(model_directory)
+
+
+@pytest.fixture(scope="session")
 def gemma3() -> Path:
     """Gemma 3 270M as GGUF (Q4_K_M)."""
     from tools.gemma3 import gguf_file
@@ -51,6 +87,18 @@ def smollm2_gguf() -> Path:
     from tools.smollm2 import gguf_file
 
     return _real_model(gguf_file)
+
+
+@pytest.fixture(scope="session")
+def smollm2_signature(smollm2_gguf: Path) -> Signature:
+    """Its signature with the default fit."""
+    return ckptforensics.sign(smollm2_gguf)
+
+
+@pytest.fixture(scope="session")
+def smollm2_layers(smollm2_gguf: Path) -> LayersDocument:
+    """Its explosion and decay layers, with their evidence."""
+    return ckptforensics.find_layers(smollm2_gguf)
 
 
 @pytest.fixture(scope="session")

@@ -13,6 +13,8 @@ DOCS = Path(__file__).parents[1] / "docs"
 _TEXT = """\
 # The zoo: models whose lineage is known
 
+For people who change how lineage is found, and need models whose lineage is known.
+
 Written by `python -m tools.make_zoo`, which trains everything here from nothing in about 12
 minutes of one core (torch {torch}, one thread; the same bits again on the same machine). They
 are tiny LLaMAs: 4 layers, width 96, 192 neurons a layer, 4 query and 2 key-value heads, tied
@@ -49,9 +51,9 @@ function as it is; `laundered-finetune` is `finetune` after all of them, `launde
 What a comparison of any two should say follows from who descends from whom by which change:
 `tools.zoo.relation(a, b)`, and `RELATIONS` for the pairs that are tested.
 
-## Strangers
+## Independent models
 
-`python -m tools.make_strangers DIR` trains models of one configuration on the same data in the
+`python -m tools.make_independent DIR` trains models of one configuration on the same data in the
 same order, that share nothing but that; how alike they are is what comparisons are calibrated
 against. They are not committed.
 """

@@ -76,7 +76,7 @@ def test_every_test_says_what_it_cost_and_proves(related):
             assert test["log10_p"] is None
 
 
-def test_strangers_of_one_configuration_are_independent():
+def test_independent_models_of_one_configuration_are_independent():
     done = ckpt("compare", SEED0, OTHER, "--format", "json", "-q")
     (pair,) = json.loads(done.stdout)["pairs"]
     assert (pair["verdict"], pair["relation"]) == ("independent", None)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import gguf
@@ -26,19 +25,6 @@ from tests.support.families.harness import (
 TOKENS = [101, 0, 1, 2023, 7592, 29999]
 _NAMES = ("bert", "roberta", "distilbert", "xlnet", "xlm")
 CONTROLS = [case for case in CASES if case.name in _NAMES]
-
-
-@pytest.fixture(scope="module")
-def minilm() -> Path:
-    """all-MiniLM-L6-v2; without it CI fails and other machines skip, both with the reason."""
-    from tools.minilm import model_directory
-
-    try:
-        return model_directory()
-    except RuntimeError as problem:
-        if os.environ.get("CI"):
-            raise
-        pytest.skip(f"the real model is not available: {problem}")
 
 
 def test_rollout_of_minilm_equals_transformers(minilm: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import gguf
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 
 import ckptforensics
+from ckptforensics import Signature
 from ckptforensics.findings import fingerprint, fingerprint_distance
 
 BITS = 128
@@ -183,8 +185,8 @@ def test_distance():
 
 
 @pytest.fixture(scope="module")
-def mark(smollm2_gguf: Path) -> str:
-    return ckptforensics.sign(smollm2_gguf).document.fingerprint
+def mark(smollm2_signature: Signature) -> str:
+    return smollm2_signature.document.fingerprint
 
 
 def test_same_on_a_second_run(smollm2_gguf: Path, mark: str):
@@ -212,12 +214,16 @@ def test_bf16_is_few_bits_away(smollm2_bf16: Path, mark: str):
     assert fingerprint_distance(ckptforensics.sign(smollm2_bf16).document.fingerprint, mark) <= 2
 
 
+# Reading the strings of a vocabulary takes seconds.
+_reader = cache(gguf.GGUFReader)
+
+
 def _copy(source: Path, file: Path, change) -> Path:
     """A GGUF file of the same model whose block matrices went through `change`.
 
     `change` maps float32 values to (stored array, quantization type).
     """
-    reader = gguf.GGUFReader(source)
+    reader = _reader(source)
     writer = gguf.GGUFWriter(file, "llama")
     for key in ("embedding_length", "block_count", "attention.head_count"):
         field = reader.get_field(f"llama.{key}")

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import ckptforensics
+from ckptforensics.tensors.containers.gguf import read_gguf
 
 TOKENS = [2, 818, 1441, 107, 5000, 99999]
 
@@ -38,7 +39,7 @@ def transformers_states(gemma3: Path) -> np.ndarray:
     import transformers
 
     config = transformers.Gemma3TextConfig(
-        vocab_size=262144,
+        vocab_size=len(TOKENS),
         hidden_size=640,
         intermediate_size=2048,
         num_hidden_layers=18,
@@ -48,9 +49,17 @@ def transformers_states(gemma3: Path) -> np.ndarray:
         rms_norm_eps=1e-6,
     )
     state = {}
-    for tensor in gguf.GGUFReader(gemma3).tensors:
-        values = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
-        values = np.array(values, np.float32).reshape(tuple(int(n) for n in tensor.shape[::-1]))
+    # gguf's own reader makes arrays of all strings of the vocabulary first, which takes a minute;
+    # that ours finds the same bytes is tested with the containers.
+    for tensor in read_gguf(gemma3).tensors.values():
+        shape = tensor.shape
+        stored = np.memmap(
+            gemma3, np.uint8, "r", tensor.offset, (shape[0], tensor.nbytes // shape[0])
+        )
+        if tensor.name == "token_embd.weight":  # most of the model, of which few rows are looked up
+            stored, shape = stored[TOKENS], (len(TOKENS), shape[1])
+        values = gguf.quants.dequantize(stored, gguf.GGMLQuantizationType[tensor.dtype])
+        values = np.array(values, np.float32).reshape(shape)
         parts = tensor.name.removesuffix(".weight").split(".")
         block = f"layers.{parts[1]}." if parts[0] == "blk" else ""
         # GGUF stores Gemma's gains as they are applied, transformers less 1.
@@ -60,9 +69,7 @@ def transformers_states(gemma3: Path) -> np.ndarray:
         model = transformers.Gemma3TextModel(config)
     model.to_empty(device="cpu")
     rebuilt = transformers.Gemma3TextModel._from_config(
-        config.__class__(
-            **{**config.to_dict(), "num_hidden_layers": 6, "layer_types": None, "vocab_size": 8}
-        )
+        config.__class__(**{**config.to_dict(), "num_hidden_layers": 6, "layer_types": None})
     )
     # Buffers (rotary frequencies, embedding scale) are not stored: take them from a small model.
     # Its sixth layer is the first of full attention, which has frequencies of its own.
@@ -77,7 +84,7 @@ def transformers_states(gemma3: Path) -> np.ndarray:
             block.register_forward_hook(
                 lambda _m, _i, out: outputs.append(out[0] if isinstance(out, tuple) else out)
             )
-        model(input_ids=torch.tensor(TOKENS)[:, None])
+        model(input_ids=torch.arange(len(TOKENS))[:, None])
     return torch.stack([o.reshape(len(TOKENS), -1) for o in outputs], dim=1).numpy()
 
 
@@ -106,7 +113,7 @@ def test_output_says_what_the_begin_token_does(gemma3: Path) -> None:
     assert not {1, *range(4, 19)} & {*document.explosion, *document.decay}
 
 
-def test_smollm2_treats_the_begin_token_like_the_others(smollm2_gguf: Path) -> None:
-    record = ckptforensics.find_layers(smollm2_gguf).begin_token
+def test_smollm2_treats_the_begin_token_like_the_others(smollm2_layers) -> None:
+    record = smollm2_layers.begin_token
     assert record is not None
     assert record.growth == "like the others"

@@ -1,4 +1,4 @@
-"""The rules that make a verdict of tests, each against what docs/lineage.md promises."""
+"""The rules that make a verdict of criteria, each against what docs/lineage.md promises."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def record(name="gate rows", group="exact", statistic=1.0, log10_p=None, skipped
     )
 
 
-STRANGERS = Evidence(
+INDEPENDENT = Evidence(
     level="default",
     tests=(record(log10_p=-0.2), record("neuron agreement on tokens", "agreement", 0.01)),
     exact_log10_p=0.0,
@@ -43,11 +43,11 @@ PRUNED = Finding("pruned", "a->b", "half of the entries of B are 0", 35)
 
 
 def given(**changes):
-    return decide(replace(STRANGERS, **changes))
+    return decide(replace(INDEPENDENT, **changes))
 
 
-def test_strangers_are_independent_and_told_why():
-    found = decide(STRANGERS)
+def test_independent_models_are_independent_and_told_why():
+    found = decide(INDEPENDENT)
     assert (found.verdict, found.relation, found.direction) == ("independent", None, "unknown")
     assert any("1.0%" in reason for reason in found.reasons)
     assert found.otherwise
@@ -59,7 +59,7 @@ def test_equal_bytes_are_identical_whatever_the_tests_say():
 
 @pytest.mark.parametrize("evidence", [{"exact_log10_p": -9.0}, {"agreement": 0.5}])
 def test_either_tier_alone_shows_a_relation(evidence):
-    tests = (record(log10_p=evidence.get("exact_log10_p", -0.1)), STRANGERS.tests[1])
+    tests = (record(log10_p=evidence.get("exact_log10_p", -0.1)), INDEPENDENT.tests[1])
     assert given(**evidence, tests=tests).verdict == "related"
     found = given(**evidence, tests=tests, findings=(PRUNED, TUNED))
     assert (found.verdict, found.relation, found.direction) == ("derived", "pruned", "a->b")
@@ -74,9 +74,9 @@ def test_a_change_without_a_kind_of_its_own_is_derived_too():
 
 def test_a_witness_behind_a_map_counts():
     witness = record("neuron order", "correspondence", 1500.0, -4000.0)
-    assert given(tests=(*STRANGERS.tests, witness)).verdict == "related"
+    assert given(tests=(*INDEPENDENT.tests, witness)).verdict == "related"
     described = record("aligned angles", "correspondence", 1.0)
-    assert given(tests=(*STRANGERS.tests, described)).verdict == "independent"
+    assert given(tests=(*INDEPENDENT.tests, described)).verdict == "independent"
 
 
 def test_the_same_function_is_re_parameterised_and_the_map_is_named():
@@ -99,17 +99,17 @@ def test_the_limits_of_neuron_agreement(agreement, verdict):
     [(-2.9, "independent"), (-3.0, "inconclusive"), (-5.9, "inconclusive"), (-6.0, "related")],
 )
 def test_the_limits_of_exact_tests(log10_p, verdict):
-    tests = (record(log10_p=log10_p), STRANGERS.tests[1])
+    tests = (record(log10_p=log10_p), INDEPENDENT.tests[1])
     assert given(exact_log10_p=log10_p, tests=tests).verdict == verdict
 
 
 def test_without_neuron_agreement_nothing_is_called_independent():
     """A copy in another basis would look the same, and --fast does not look."""
     unseen = record("neuron agreement on tokens", "agreement", skipped="no shared tokens")
-    found = given(agreement=None, agreement_name="", tests=(STRANGERS.tests[0], unseen))
+    found = given(agreement=None, agreement_name="", tests=(INDEPENDENT.tests[0], unseen))
     assert found.verdict == "inconclusive"
     assert any("no shared tokens" in words for words in found.otherwise)
-    fast = given(agreement=None, agreement_name="", level="fast", tests=STRANGERS.tests[:1])
+    fast = given(agreement=None, agreement_name="", level="fast", tests=INDEPENDENT.tests[:1])
     assert fast.verdict == "inconclusive"
     assert any("--fast" in words for words in fast.otherwise)
 

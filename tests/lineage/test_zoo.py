@@ -1,7 +1,7 @@
 """Comparisons of really trained models whose lineage is known, against what they should find.
 
 `python -m benchmarks.lineage_zoo` compares every pair; here are enough of them that a kind, a
-laundering or a stranger that is no longer recognised fails.
+laundering or an independent model that is no longer recognised fails.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from ckptforensics.lineage.pair import Pair
 from tools.zoo import ORIGINS, RELATIONS, zoo
 
 PARENT = "seed0"
-STRANGERS = ("seed1", "seed2", "random")
+INDEPENDENT = ("seed1", "seed2", "random")
 
 
 @pytest.fixture(scope="module")
@@ -43,8 +43,8 @@ def check(expected, models):
         assert record.direction == expected.direction, told
 
 
-# Relatives of which neither is the older; docs/lineage.md lists those that are taken for parent and
-# child.
+# Relatives of which neither is the older; docs/lineage-measurements.md lists those that are taken
+# for parent and child.
 SIBLINGS = (
     ("finetune", "finetune-long"),
     ("finetune", "vocabulary"),
@@ -83,13 +83,13 @@ def test_hidden_copies_are_found(expected, models):
     check(expected, models)
 
 
-def strangers():
-    """Every model with one stranger: a verdict on it must not come from its change."""
+def independent():
+    """Every model with one independent model: a verdict on it must not come from its change."""
     apart = [r for r in RELATIONS if r.verdict == "independent"]
     return [r for i, r in enumerate(apart) if i % 8 == 0]
 
 
-@pytest.mark.parametrize("expected", strangers(), ids=lambda r: f"{r.a}-{r.b}")
+@pytest.mark.parametrize("expected", independent(), ids=lambda r: f"{r.a}-{r.b}")
 def test_models_of_other_seeds_are_independent(expected, models):
     record = found(expected, models)
     assert record.verdict == "independent", record.reasons

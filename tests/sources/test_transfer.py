@@ -207,6 +207,7 @@ def test_leaving_does_not_wait_for_the_next_block(hub, model):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no signals of this kind")
+@pytest.mark.usefixtures("default_interrupt")
 @pytest.mark.parametrize("command", ["inspect", "sign"])
 def test_interrupt_stops_promptly(tmp_path, command):
     """While headers are read, and while blocks are, which the second command begins with."""

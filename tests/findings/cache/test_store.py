@@ -640,6 +640,7 @@ def wait_for(condition: Callable[[], Any]) -> None:
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
+@pytest.mark.usefixtures("default_interrupt")
 @pytest.mark.parametrize("kind", [signal.SIGKILL, signal.SIGINT])
 def test_a_killed_command_leaves_no_output_and_goes_on(kind, planted, cache, tmp_path, capsys):
     folder = tmp_path / "out"
@@ -664,6 +665,21 @@ def test_a_killed_command_leaves_no_output_and_goes_on(kind, planted, cache, tmp
     assert run(capsys, "sign", planted, "-o", fresh, "--no-cache", "-q").code == 0
     assert output.read_bytes() == fresh.read_bytes()
     assert entries(cache, ".partial") == []
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
+def test_a_background_job_goes_on_where_the_terminal_is_interrupted(planted, cache):
+    """Its shell has it ignore SIGINT, and it is left at that."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        process = start(SLOW, "sign", planted, "-q")
+    finally:
+        signal.signal(signal.SIGINT, before)
+    wait_for(lambda: entries(cache, ".partial"))
+    process.send_signal(signal.SIGINT)
+    out, said = process.communicate(timeout=120)
+    assert (process.returncode, said) == (0, "")
+    assert "fingerprint" in out
 
 
 def test_two_processes_at_once(planted, cache, capsys):

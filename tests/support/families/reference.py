@@ -241,7 +241,7 @@ def _fitted(branch: Branch, width: int, counts: Sequence[int], seed: int) -> Est
     norm = _affine(branch.before, width)
     call, drifts = branch.call, ()
     if branch.experts is not None:
-        call, drifts = _mean_experts(branch.experts, norm, counts[-1], seed)
+        call, drifts = _mean_experts(branch.experts, norm, counts[0], seed)
     gram = np.zeros((width + 1, 2 * width + 1))
     maps, rows, done = {}, [], 0
     for z, n in _gaussian(norm, counts[-1], seed):
@@ -266,7 +266,8 @@ def _mean_experts(
     """The layer of experts with the mean weights of its own router, and their uncertainty.
 
     Each expert reads every vector. Where the router weighs what experts read, an expert has the
-    mean weight of those that chose it on its input and its share of them on its output.
+    mean weight of those that chose it on its input and its share of them on its output. The means
+    are over the fewest vectors: those that ours are over are fewer still, and decide the error.
     """
     seen = []
     with torch.no_grad():

@@ -1,6 +1,6 @@
 """Train independent models of the same text, configuration and data order: only the seed differs.
 
-    python -m tools.make_strangers DIR [--count N] [--size small|large] [--first SEED]
+    python -m tools.make_independent DIR [--count N] [--size small|large] [--first SEED]
 
 How alike two models are that share all but their initialisation is what a comparison has to be
 calibrated against. Each is saved after half of the steps, too, as NAME-half. Models that are
@@ -34,7 +34,7 @@ _SIZES = {
 }
 
 
-def strangers(folder: Path, size: str, count: int, first: int = 100) -> Iterator[Path]:
+def independent(folder: Path, size: str, count: int, first: int = 100) -> Iterator[Path]:
     """Train what is missing, and yield the folders of the finished models.
 
     Parameters
@@ -75,7 +75,7 @@ def main() -> None:
     parser.add_argument("--size", choices=[*_SIZES], default="small")
     parser.add_argument("--first", type=int, default=100, metavar="SEED")
     arguments = parser.parse_args()
-    for path in strangers(arguments.folder, arguments.size, arguments.count, arguments.first):
+    for path in independent(arguments.folder, arguments.size, arguments.count, arguments.first):
         facts = json.loads((path / "training.json").read_text())
         loss, entropy = facts["held_out"][-1][1], facts["unigram_entropy"]
         print(f"{path}: held-out loss {loss} (unigram entropy {entropy})", flush=True)

@@ -1,13 +1,14 @@
-"""How alike models are that share all but their initialisation: calibration of lineage tests.
+"""How alike models are that share all but their initialisation: calibration of the criteria.
 
-    python -m tools.make_strangers DIR --size small --count 24
-    python -m tools.make_strangers DIR --size large --count 18
-    python -m benchmarks.lineage_strangers DIR [--part angle] [--write]
+    python -m tools.make_independent DIR --size small --count 24
+    python -m tools.make_independent DIR --size large --count 18
+    python -m benchmarks.lineage_independent DIR [--part angle] [--write]
 
-Of all pairs of one size: the p-values of the exact tests (benchmarks/lineage_null.py), and
+Of all pairs of one size: the p-values of the exact criteria (benchmarks/lineage_null.py), and
 neuron agreement f of all neurons on all layers, also after half of the training. Of made-up
-directions near one coordinate: how often the smallest angle takes strangers for relatives. With
---write the tables go into docs/lineage.md and the distribution of f to docs/lineage-agreement.svg.
+directions near one coordinate: how often the smallest angle takes independent models for
+relatives. With --write the tables go into docs/lineage-measurements.md and the distribution of f to
+docs/lineage-agreement.svg.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ def agreements(models: list[Model]) -> dict[int, list[float]]:
 def one_coordinate(
     width: int, layers: int = 30, pairs: int = 600
 ) -> tuple[float, float, float, float]:
-    """Strangers whose directions are near one coordinate each, drawn at random for each model.
+    """Independent models whose directions are near one coordinate each, drawn at random.
 
     Returns
     -------
@@ -110,7 +111,7 @@ def draw(found: dict[tuple[str, bool], dict[int, list[float]]], path: Path) -> N
 
 
 def exact_table(sizes: dict[str, list[Model]], orders: int) -> list[str]:
-    """P-values and fixed points of the exact tests, over the pairs of all sizes."""
+    """P-values and fixed points of the exact criteria, over the pairs of all sizes."""
     whole: dict[str, list[tuple[Outcome, int]]] = defaultdict(list)
     for models in sizes.values():
         for name, outcomes in lineage_null.outcomes(models, "default", orders).items():
@@ -119,8 +120,8 @@ def exact_table(sizes: dict[str, list[Model]], orders: int) -> list[str]:
     return [
         f"Models: {', '.join(counts)}.",
         "",
-        "| test | pairs | uniform (KS p) | fixed points: mean, variance | p <= 0.001 (chance) | "
-        "share p <= 0.05 | smallest p |",
+        "| criterion | pairs | uniform (KS p) | fixed points: mean, variance | "
+        "p <= 0.001 (chance) | share p <= 0.05 | smallest p |",
         "|---|---|---|---|---|---|---|",
         *(lineage_null.row(name, values) for name, values in whole.items()),
         "",
@@ -157,7 +158,7 @@ def agreement_table(folder: Path, sizes: dict[str, list[Model]], drawing: Path |
 
 
 def angle_table() -> list[str]:
-    """How often the smallest angle and the exact tests take made-up strangers for relatives."""
+    """How often the smallest angle and exact criteria take made-up models for relatives."""
     rows = []
     for width in (64, 128, 256):
         near, chance, largest, total = one_coordinate(width)
@@ -176,7 +177,7 @@ PARTS = ("calibration", "agreement", "angle")
 @click.command()
 @click.argument("folder", type=click.Path(path_type=Path, exists=True))
 @click.option("--part", "parts", type=click.Choice(PARTS), multiple=True, default=PARTS)
-@click.option("--write", is_flag=True, help="also into docs/lineage.md")
+@click.option("--write", is_flag=True, help="also into docs/lineage-measurements.md")
 @click.option("--orders", default=999, help="random orders of a test, 4,999 in a comparison")
 def main(folder: Path, parts: tuple[str, ...], write: bool, orders: int) -> None:
     """Print the tables."""

@@ -254,8 +254,8 @@ def test_only_the_embeddings_or_the_head(model, tmp_path):
     assert "only lm_head.weight" in found.reason
 
 
-def test_strangers_have_nothing_in_common(model, tmp_path, tmp_path_factory):
-    other = llama(tmp_path_factory.mktemp("stranger"), seed=7)
+def test_independent_models_have_nothing_in_common(model, tmp_path, tmp_path_factory):
+    other = llama(tmp_path_factory.mktemp("independent"), seed=7)
     assert find_relation(pair_of(tmp_path, model, other)) == ()
 
 

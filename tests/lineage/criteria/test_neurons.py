@@ -1,4 +1,4 @@
-"""Neuron agreement: relatives keep it whatever is done to the weights, strangers never have it."""
+"""Neuron agreement: relatives keep it whatever is done to them, independent models lack it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from ckptforensics.lineage.numeric import unit_rows
 from ckptforensics.lineage.pair import Level, Pair
 from tests.support.models import save, tiny_gpt2, tiny_llama, write_gguf
 
-ZOO = Path(__file__).resolve().parents[2] / "fixtures" / "zoo"
+ZOO = Path(__file__).resolve().parents[3] / "fixtures" / "zoo"
 TOKENS, DIRECTIONS = neurons.CRITERIA
 
 
@@ -176,7 +176,7 @@ def test_training_on_keeps_the_agreement(level):
         assert TOKENS.run(pair).statistic > 0.9
 
 
-# Strangers
+# Independent models
 
 
 @pytest.mark.parametrize("level", ["default", "thorough"])
@@ -187,14 +187,14 @@ def test_models_trained_on_the_same_data_do_not_agree(level, other):
 
 
 @pytest.mark.parametrize("change", ["narrow", "upcycle", "drop_layer", "upscale", "random"])
-def test_changed_strangers_do_not_agree_either(tmp_path, change):
+def test_changed_independent_models_do_not_agree_either(tmp_path, change):
     from tools import transforms
 
     changed = getattr(transforms, change)(zoo("seed0"))
     assert max(shares(pair_with(tmp_path, changed, other="seed1"))) < 0.1
 
 
-def test_real_strangers_that_share_tokens_do_not_agree(smollm2_gguf, gemma3):
+def test_real_independent_models_that_share_tokens_do_not_agree(smollm2_gguf, gemma3):
     pair = Pair(opened(smollm2_gguf), opened(gemma3))
     pair.assume(map_layers, tuple((n + 6, n) for n in range(1, 19)))  # no need to sign them
     found = TOKENS.run(pair)
@@ -263,8 +263,8 @@ def test_each_expert_is_matched(tmp_path):
 
     # The third expert of every layer is another model's FFN.
     model = transforms.upcycle(zoo("seed0"))
-    stranger = transforms.upcycle(zoo("seed1"))
-    replaced = {n: t for n, t in stranger.tensors.items() if ".experts.2." in n}
+    independent = transforms.upcycle(zoo("seed1"))
+    replaced = {n: t for n, t in independent.tensors.items() if ".experts.2." in n}
     pair = pair_with(tmp_path, model.change(replaced))
     states, _ = token_states(pair, 512)
     table = expert_agreement(pair, (2, 2), states, units=256)

@@ -56,7 +56,7 @@ def p_of(outcome: Outcome) -> float:
 
 @pytest.mark.parametrize("depths", [(4, 4), (4, 3)])
 @pytest.mark.parametrize("name", OF_SIGNATURES)
-def test_p_is_uniform_on_strangers(name, depths, few_orders):
+def test_p_is_uniform_on_independent_models(name, depths, few_orders):
     """Their coordinates are exchangeable, though a few of each model stand out in every layer."""
     generator = np.random.default_rng(5)
     found = []
@@ -66,7 +66,7 @@ def test_p_is_uniform_on_strangers(name, depths, few_orders):
     assert stats.kstest(found, "uniform").pvalue > 0.01
 
 
-def test_p_of_gains_is_uniform_on_strangers(few_orders):
+def test_p_of_gains_is_uniform_on_independent_models(few_orders):
     generator = np.random.default_rng(6)
     found = []
     for seed in range(300):
@@ -154,7 +154,7 @@ def test_folded_norms_are_left_out_of_the_ranks():
 
 
 def test_one_coordinate_that_coincides_is_a_small_angle_and_no_evidence():
-    """The paper's distance calls these strangers relatives; p cannot be below 1 / width here."""
+    """The paper's distance calls these two relatives; p cannot be below 1 / width here."""
     width, generator = 576, np.random.default_rng(7)
     a, b = (
         unit(np.eye(width)[[507] * 6] + 1e-4 * generator.standard_normal((6, width))) for _ in "ab"
@@ -170,7 +170,7 @@ def test_one_coordinate_that_coincides_is_a_small_angle_and_no_evidence():
 
 
 def test_layers_whose_direction_is_the_start_vector_are_left_out():
-    """What stays of a shared start vector in layers that do nothing makes strangers alike."""
+    """In layers that do nothing a shared start vector makes independent models alike."""
     generator = np.random.default_rng(8)
     start = exchangeable(generator, 4)
     gaps = [1.0, 1.00001, 2.0, 1.0]

@@ -18,7 +18,7 @@ from ckptforensics.lineage.correspondence.partners import free_partners
 from ckptforensics.lineage.models import Model
 from ckptforensics.lineage.pair import Level, Pair
 from ckptforensics.results import Signature
-from tests.lineage.test_neurons import ZOO, opened, pair_with, zoo
+from tests.lineage.criteria.test_neurons import ZOO, opened, pair_with, zoo
 from tests.support.models import save, tiny_gpt2, tiny_llama
 
 
@@ -197,7 +197,7 @@ def test_repeated_layers_have_one_partner(tmp_path, rotate, redraw):
     assert all(score > least for _, _, score in partners)
 
 
-def test_layers_of_strangers_have_no_partner():
+def test_layers_of_independent_models_have_no_partner():
     pair = Pair(opened(ZOO / "seed0"), opened(ZOO / "seed1"))
     partners = free_partners(pair)
     assert all(a is None for _, a, _ in partners)

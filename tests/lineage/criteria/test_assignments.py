@@ -41,7 +41,7 @@ def compared(a: Model, b: Model, level: Level = "default", seed: int = 0) -> Pai
     return pair
 
 
-def strangers(folder: Path, seeds: range, **changes: object) -> list[Model]:
+def independent(folder: Path, seeds: range, **changes: object) -> list[Model]:
     return models(*(save(tiny_llama(seed, **changes), folder / str(seed)) for seed in seeds))
 
 
@@ -63,13 +63,13 @@ def test_bound_is_above_the_enumerated_p_and_is_its_factorial_moment(units, laye
 
 
 def test_log10_p_of_smollm2_and_its_fine_tune():
-    """All 1,536 neurons of a layer, log10 p = -4229."""
+    """All 1,536 neurons of a layer fixed: log10 p = -4229."""
     assert assignments.log10_fixed_points(1536) == pytest.approx(-4229, abs=1)
     assert assignments.log10_fixed_points(0, 12) == assignments.log10_fixed_points(1) == 0
 
 
 @pytest.mark.parametrize("kind", ["noise", "few levels", "hubs"])
-def test_fixed_points_of_strangers_are_those_of_random_permutations(kind):
+def test_fixed_points_of_independent_models_are_those_of_random_permutations(kind):
     generator = np.random.default_rng(len(kind))
     counts = []
     for _ in range(400):
@@ -105,12 +105,12 @@ def test_combined_is_the_smallest_p_times_the_tests_that_ran():
 
 @pytest.fixture(scope="module")
 def forty(tmp_path_factory) -> list[Model]:
-    return strangers(tmp_path_factory.mktemp("strangers"), range(40))
+    return independent(tmp_path_factory.mktemp("independent"), range(40))
 
 
 @pytest.mark.parametrize("level", ["default", "thorough"])
 @pytest.mark.parametrize("name", BY_ASSIGNMENT)
-def test_strangers_have_as_many_fixed_points_as_chance_gives(name, level, forty):
+def test_independent_models_have_as_many_fixed_points_as_chance_gives(name, level, forty):
     outcomes = [
         TESTS[name].run(compared(a, b, level, seed)) for seed, (a, b) in enumerate(pairwise(forty))
     ]
@@ -120,8 +120,8 @@ def test_strangers_have_as_many_fixed_points_as_chance_gives(name, level, forty)
     assert min(outcome.log10_p or 0 for outcome in outcomes) > -4
 
 
-def test_features_of_strangers_of_other_depths(forty, tmp_path):
-    deeper = strangers(tmp_path, range(40, 55), num_hidden_layers=4)
+def test_features_of_independent_models_of_other_depths(forty, tmp_path):
+    deeper = independent(tmp_path, range(40, 55), num_hidden_layers=4)
     outcomes = [
         TESTS["coordinate features"].run(compared(a, b, "thorough", seed))
         for seed, (a, b) in enumerate(zip(forty, deeper, strict=False))

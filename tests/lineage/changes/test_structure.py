@@ -66,10 +66,10 @@ def test_what_points_in_opposite_directions_has_none(model, tmp_path):
     assert {f.relation for f in find_relation(pair)} == {"depth-changed", "quantized"}
 
 
-def test_a_layer_less_does_not_relate_strangers(model, tmp_path, tmp_path_factory):
+def test_a_layer_less_does_not_relate_independent_models(model, tmp_path, tmp_path_factory):
     from tools import transforms
 
-    other = llama(tmp_path_factory.mktemp("stranger"), seed=9)
+    other = llama(tmp_path_factory.mktemp("independent"), seed=9)
     fewer = transforms.stack(*((other, i % 2) for i in range(5)))
     assert find_relation(pair_of(tmp_path, model, fewer)) == ()
 
@@ -138,10 +138,10 @@ def test_coordinates_removed(model, tmp_path):
     expect(pair, "width-changed", "a->b", "128 coordinates to 96", "256 units a layer to 172")
 
 
-def test_strangers_of_other_sizes(model, tmp_path, tmp_path_factory):
+def test_independent_models_of_other_sizes(model, tmp_path, tmp_path_factory):
     from tools import transforms
 
-    other = llama(tmp_path_factory.mktemp("stranger"), seed=9)
+    other = llama(tmp_path_factory.mktemp("independent"), seed=9)
     narrow = transforms.narrow_ffn(transforms.stack(*((other, i % 2) for i in range(6))))
     assert find_relation(pair_of(tmp_path, model, narrow)) == ()
 
@@ -163,7 +163,7 @@ def test_dense_to_experts(model, upcycled, tmp_path):
 def test_experts_of_another_model(upcycled, tmp_path, tmp_path_factory):
     from tools import transforms
 
-    other = llama(tmp_path_factory.mktemp("stranger"), seed=9)
+    other = llama(tmp_path_factory.mktemp("independent"), seed=9)
     dense = transforms.stack(*((other, i % 2) for i in range(6)))
     assert find_structure(pair_of(tmp_path, dense, upcycled)) == ()
 

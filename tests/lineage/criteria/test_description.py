@@ -145,7 +145,7 @@ def test_nothing_was_undone_of_a_tuned_model(model, relative, tmp_path):
     assert undone(pair(tmp_path, model, relative)) == ()
 
 
-def test_strangers(model, tmp_path):
+def test_independent_models(model, tmp_path):
     other = transforms.random(model, scale=0.1)
     found = outcomes(pair(tmp_path, model, other))
     assert found["embedding fit"].statistic < 0.3
@@ -155,14 +155,14 @@ def test_strangers(model, tmp_path):
     assert not same_function(pair(tmp_path, model, other)).same
 
 
-def test_trained_strangers_and_relatives(tmp_path):
+def test_trained_independent_models_and_relatives(tmp_path):
     from tools.zoo import ZOO
 
     seed0, seed1, finetune = (transforms.read(ZOO / n) for n in ("seed0", "seed1", "finetune"))
-    strangers = outcomes(pair(tmp_path / "a", seed0, seed1))
+    independent = outcomes(pair(tmp_path / "a", seed0, seed1))
     relatives = outcomes(pair(tmp_path / "b", seed0, laundered(finetune, "all")))
-    assert strangers["embedding fit"].statistic < 0.7 < relatives["embedding fit"].statistic
-    assert strangers["gate-up-down agreement"].skipped
+    assert independent["embedding fit"].statistic < 0.7 < relatives["embedding fit"].statistic
+    assert independent["gate-up-down agreement"].skipped
     assert relatives["gate-up-down agreement"].statistic > 0.9
 
 

@@ -32,8 +32,8 @@ def model(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def stranger(tmp_path_factory):
-    one, other = (llama(tmp_path_factory.mktemp("stranger"), seed) for seed in (1, 8))
+def independent(tmp_path_factory):
+    one, other = (llama(tmp_path_factory.mktemp("independent"), seed) for seed in (1, 8))
     return transforms.stack((one, 0), (one, 1), (other, 0), (other, 1))
 
 
@@ -130,9 +130,9 @@ def test_noise_is_no_scale(smollm2, tmp_path):
     assert (found.kind, found.scale, found.found) == ("identity", 1, ())
 
 
-def test_strangers_have_no_map(model, stranger, smollm2, tmp_path):
+def test_independent_models_have_no_map(model, independent, smollm2, tmp_path):
     for name, a, b in (
-        ("tiny", model, stranger),
+        ("tiny", model, independent),
         ("shape", smollm2, transforms.random(smollm2, scale=0.05)),
         ("shuffled", model, model.change({EMBEDDING: model.tensors[EMBEDDING][::-1]})),
     ):
@@ -147,7 +147,7 @@ def test_strangers_have_no_map(model, stranger, smollm2, tmp_path):
             found.once(find_alignment).apply(a.tensors[EMBEDDING])
 
 
-def test_trained_strangers_have_no_map(tmp_path):
+def test_trained_independent_models_have_no_map(tmp_path):
     zoo = transforms.read
     from tools.zoo import ZOO
 
@@ -184,7 +184,7 @@ def test_embeddings_drawn_anew(smollm2, tmp_path, kind, share, expected, source)
     assert remaining(found, smollm2, other) < max(1e-4, 2 * share)
 
 
-def test_strangers_with_embeddings_of_nobody(smollm2, tmp_path):
+def test_independent_models_with_embeddings_of_nobody(smollm2, tmp_path):
     other = transforms.random(smollm2, seed=3)
     assert (
         pair(tmp_path, smollm2, transforms.redraw_embeddings(other)).once(find_alignment).kind
@@ -221,10 +221,10 @@ def test_unchanged_basis_of_large_widths_by_moments(smollm2, tmp_path, monkeypat
     )
 
 
-def test_fast_knows_an_unchanged_basis_only(model, stranger, tmp_path):
+def test_fast_knows_an_unchanged_basis_only(model, independent, tmp_path):
     found = pair(tmp_path / "same", model, tuned(model), level="fast").once(find_alignment)
     assert (found.kind, found.source, found.held_out_fit) == ("identity", "directions", None)
-    for name, other in (("all", laundered(model, "all")), ("stranger", stranger)):
+    for name, other in (("all", laundered(model, "all")), ("independent", independent)):
         assert pair(tmp_path / name, model, other, level="fast").once(find_alignment).kind == "none"
 
 
