@@ -65,7 +65,7 @@ def _elide_layers(lines: list[str]) -> list[str]:
 
 def _elide_compare(lines: list[str]) -> list[str]:
     """All up to what is described without a p-value, and what changed."""
-    described = next(i for i, line in enumerate(lines) if line.startswith("3 "))
+    described = next(i for i, line in enumerate(lines) if line.startswith("after the recovered"))
     return [*lines[:described], "..."]
 
 

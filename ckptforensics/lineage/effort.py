@@ -1,7 +1,7 @@
 """How much of two models each level of a comparison looks at: every sample size in one place.
 
 None stands for all. The sizes were chosen where more changed no verdict on the models of
-docs/lineage.md and cost time.
+docs/lineage-measurements.md and cost time.
 """
 
 from __future__ import annotations

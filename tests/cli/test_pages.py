@@ -59,7 +59,7 @@ def test_links_lead_somewhere(page: Path):
 # The README's first lines say it in their own way, a changelog is for everybody.
 @pytest.mark.parametrize(
     "page",
-    [p for p in PAGES if p.name not in ("README.md", "CHANGELOG.md", "json.md")],
+    [p for p in PAGES if p.name not in ("README.md", "CHANGELOG.md")],
     ids=lambda page: page.name,
 )
 def test_the_first_line_names_the_reader(page: Path):

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from ckptforensics.architectures import WeightRef
 from ckptforensics.architectures.plan import Ranges
-from ckptforensics.arrays import Doubles, Floats, Ints
+from ckptforensics.arrays import Floats, Ints
 from ckptforensics.errors import NotApplicable, TensorError
 from ckptforensics.forward import fold_norm
 from ckptforensics.layers import Attention, Linear
@@ -26,6 +26,8 @@ from ckptforensics.lineage.models import Model
 from ckptforensics.lineage.pair import Pair
 
 Complex = NDArray[np.complex128]
+# One head's rows as the complex numbers that its pairs make.
+Way = Callable[[Floats], Complex]
 
 # A value map's part of a tensor's name, and what stands there for queries and keys.
 _NAMES = (
@@ -139,18 +141,17 @@ def score_error(pair: Pair, layer_a: int, layer_b: int, order: Ints, *, rotary: 
         raise NotApplicable("only one of the models norms its queries and keys")
     if a.query.shape[1] != b.query.shape[1]:
         raise NotApplicable("queries have other widths")
-    ways: list[Callable[[_Heads], tuple[Complex, Complex]]]
-    ways = [_halves, _neighbours] if rotary and a.query.shape[1] % 2 == 0 else [_whole]
+    ways = (_halves, _neighbours) if rotary and a.query.shape[1] % 2 == 0 else (_whole,)
     # How rows are paired depends on the container; no model is both ways at once.
-    return min(_worst(way_a(a), way_b(b), order) for way_a in ways for way_b in ways)
+    return min(_worst(a, b, order, (way_a, way_b)) for way_a in ways for way_b in ways)
 
 
 @dataclass(frozen=True)
 class _Heads:
     """Folded queries and keys of each query head, (heads, width, hidden_size + 1)."""
 
-    query: Doubles
-    key: Doubles
+    query: Floats
+    key: Floats
     gains: tuple[Floats, Floats] | None
 
 
@@ -170,7 +171,7 @@ def _heads(pair: Pair, at: int, layer: int) -> _Heads:
         except ValueError:
             raise TensorError("the tensor does not fit the block", tensor=ref.weight) from None
         rows_b = rows[:, :-1] if at else pair.once(find_alignment).apply(rows[:, :-1])
-        found.append(np.concatenate([rows_b, rows[:, -1:]], axis=1).astype(np.float64))
+        found.append(np.concatenate([rows_b, rows[:, -1:]], axis=1))
     sizes = checkpoint.architecture.sizes
     heads = sizes.num_heads
     if not heads or found[0].shape[0] % heads:
@@ -203,45 +204,38 @@ def _folded(linear: Linear, attention: Attention) -> Floats:
     return np.concatenate([fold_norm(linear.weight, norm), constant[:, None]], axis=1)
 
 
-def _size(heads: Doubles) -> Doubles:
-    size: Doubles = np.sqrt(np.einsum("hij,hij->h", heads, heads))[:, None, None]
+def _size(heads: Floats) -> Floats:
+    size: Floats = np.sqrt(np.einsum("hij,hij->h", heads, heads))[:, None, None]
     return size
 
 
-def _halves(heads: _Heads) -> tuple[Complex, Complex]:
-    """Coordinates i and i + width / 2 are a pair."""
-    half = heads.query.shape[1] // 2
-    return (
-        heads.query[:, :half] + 1j * heads.query[:, half:],
-        heads.key[:, :half] + 1j * heads.key[:, half:],
-    )
+def _halves(rows: Floats) -> Complex:
+    """Coordinates i and i + width / 2 of a head are a pair."""
+    half = len(rows) // 2
+    return rows[:half].astype(np.float64) + 1j * rows[half:]
 
 
-def _neighbours(heads: _Heads) -> tuple[Complex, Complex]:
-    """Coordinates 2 i and 2 i + 1 are a pair."""
-    return (
-        heads.query[:, ::2] + 1j * heads.query[:, 1::2],
-        heads.key[:, ::2] + 1j * heads.key[:, 1::2],
-    )
+def _neighbours(rows: Floats) -> Complex:
+    """Coordinates 2 i and 2 i + 1 of a head are a pair."""
+    return rows[::2].astype(np.float64) + 1j * rows[1::2]
 
 
-def _whole(heads: _Heads) -> tuple[Complex, Complex]:
+def _whole(rows: Floats) -> Complex:
     """Only the product of all coordinates counts."""
-    return heads.query.astype(np.complex128), heads.key.astype(np.complex128)
+    return rows.astype(np.complex128)
 
 
-def _worst(a: tuple[Complex, Complex], b: tuple[Complex, Complex], order: Ints) -> float:
+def _worst(a: _Heads, b: _Heads, order: Ints, ways: tuple[Way, Way]) -> float:
     """The largest |P_b - P_a| / |P_b| of a head, P = sum of q_i (x) conj(k_i) where one counts."""
-    errors = []
-    by_pair = a[0].dtype == np.complex128 and bool(np.any(a[0].imag) or np.any(b[0].imag))
+    errors = [0.0]
+    by_pair = ways[0] is not _whole
     for head, partner in enumerate(order):
-        one, other = (a[0][partner], a[1][partner]), (b[0][head], b[1][head])
-        own, both, theirs = (
-            _inner(x, y, by_pair) for x, y in ((one, one), (one, other), (other, other))
-        )
-        left = max(own - 2 * both + theirs, 0.0)
-        errors.append(np.sqrt(left / max(theirs, _TINY)) if theirs > 0 or left > 0 else 0.0)
-    return float(max(errors, default=0.0))
+        one = ways[0](a.query[partner]), ways[0](a.key[partner])
+        other = ways[1](b.query[head]), ways[1](b.key[head])
+        own, theirs = (_inner(x, x, by_pair) for x in (one, other))
+        left = max(own - 2 * _inner(one, other, by_pair) + theirs, 0.0)
+        errors.append(float(np.sqrt(left / max(theirs, _TINY))) if left > 0 else 0.0)
+    return max(errors)
 
 
 def _inner(x: tuple[Complex, Complex], y: tuple[Complex, Complex], by_pair: bool) -> float:
