@@ -23,7 +23,7 @@ _BIASES: Mapping[str, tuple[str, ...]] = {
 
 
 def require_layers(known: Known, said: int | None, stored: frozenset[int]) -> None:
-    """FormatError if blocks are missing, or more are stored than are said.
+    """FormatError if blocks are missing.
 
     Parameters
     ----------
@@ -33,7 +33,7 @@ def require_layers(known: Known, said: int | None, stored: frozenset[int]) -> No
     if not stored:
         return
     count = max(stored) + 1
-    gaps = sorted(set(range(count)) - stored)
+    gaps = sorted(set(range(count if said is None else min(count, said))) - stored)
     if gaps:
         raise FormatError(
             f"layer {gaps[0] + 1} has no tensors, though later ones have: a part of the model is "
@@ -41,16 +41,22 @@ def require_layers(known: Known, said: int | None, stored: frozenset[int]) -> No
             path=known.path.parent if not known.gguf else known.path,
             hint="fetch all of its files",
         )
-    if said is None or said == count:
-        return
+    if said is not None and said > count:
+        raise _other_count(known, said, count, "fetch all of its files")
+
+
+def refuse_more_layers(known: Known, said: int | None, stored: frozenset[int]) -> None:
+    """FormatError if more blocks are stored than are said; parameters as `require_layers`."""
+    count = max(stored, default=-1) + 1
+    if said is not None and said < count:
+        hint = "give the files and the configuration of one model"
+        raise _other_count(known, said, count, hint)
+
+
+def _other_count(known: Known, said: int, count: int, hint: str) -> FormatError:
     where = "the metadata says" if known.gguf else "the configuration says"
-    raise FormatError(
-        f"{where} {said} layers, and the files hold {count}",
-        path=known.path,
-        hint="fetch all of its files"
-        if said > count
-        else "give the files and the configuration of one model",
-    )
+    told = f"{where} {said} layers, and the files hold {count}"
+    return FormatError(told, path=known.path, hint=hint)
 
 
 def require_agreement(known: Known, architecture: Architecture) -> None:

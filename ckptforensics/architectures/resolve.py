@@ -11,7 +11,11 @@ from fnmatch import fnmatchcase
 from types import MappingProxyType
 from typing import Any, cast
 
-from ckptforensics.architectures.agreement import require_agreement, require_layers
+from ckptforensics.architectures.agreement import (
+    refuse_more_layers,
+    require_agreement,
+    require_layers,
+)
 from ckptforensics.architectures.block import BlockResolver, misshapen
 from ckptforensics.architectures.infer import infer_family
 from ckptforensics.architectures.known import Known
@@ -143,6 +147,7 @@ def _build(
         notes=tuple(known.notes),
     )
     unused = _unused(store, layout, architecture, prefix)
+    refuse_more_layers(known, None if said is None else num_layers, stored)
     require_agreement(known, architecture)
     return replace(architecture, unused=unused, notes=tuple(known.notes))
 

@@ -303,12 +303,16 @@ def _in_layout(
 
 
 def _needs(index: Path, name: str) -> bool:
-    """Whether an index names this file as one of its shards; False where it is no index."""
-    try:
-        shards = read_json_object(index, what="index").get("weight_map")
-    except FormatError:
+    """Whether an index names this file as one of its shards, or is one that must not be trusted."""
+    if not _is_file(index):
         return False
-    return isinstance(shards, dict) and name in shards.values()
+    shards = read_json_object(index, what="index").get("weight_map")
+    if not isinstance(shards, dict):
+        return True
+    return any(
+        not isinstance(shard, str) or Path(shard).name != shard or shard == name
+        for shard in shards.values()
+    )
 
 
 def _from_index(

@@ -66,7 +66,8 @@ def read_json_object(path: Path, *, what: str) -> dict[str, Any]:
     """
     try:
         status = path.stat()
-        if not stat.S_ISREG(status.st_mode):  # reading a pipe or a device could wait for ever
+        # Reading a pipe or a device could wait for ever; a directory is told when it is read.
+        if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):
             raise FormatError(f"{what} is not a regular file", path=path, hint="give a file")
         if status.st_size > _LARGEST_JSON_FILE:
             raise FormatError(f"{what} is larger than {_LARGEST_JSON_FILE:,} bytes", path=path)

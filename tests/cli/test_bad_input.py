@@ -280,7 +280,7 @@ DAMAGE: dict[str, tuple[Damage, int, tuple[str, ...]]] = {
     "config has half a pair": (set_config('{"a": "\\ud800"}'), 2, ("surrogate",)),
     "billions of layers": (with_config(num_hidden_layers=1 << 40), 2, ("num_layers",)),
     "millions of layers": (
-        with_config(num_hidden_layers=1 << 23), 2, ("model.layers.2", "missing"),
+        with_config(num_hidden_layers=1 << 23), 2, ("layers, and the files hold 2",),
     ),
     "negative layers": (with_config(num_hidden_layers=-1), 2, ("num_layers", "-1")),
     "no layers": (with_config(num_hidden_layers=0), 2, ("num_layers", "0")),

@@ -71,7 +71,8 @@ def read_safetensors(path: Path) -> Container:
             hint="do not trust this checkpoint",
         )
     header = parse_json_object(header_bytes, path=path, what="the header")
-    metadata = header.pop("__metadata__", None) or {}  # null, as the reference library reads it
+    metadata = header.pop("__metadata__", None)
+    metadata = {} if metadata is None else metadata  # the reference library reads null, too
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise FormatError("'__metadata__' is not a map of strings", path=path)
     buffer = 8 + length

@@ -211,7 +211,6 @@ for _ in range(300):
     [
         None, 1, "x", [], {},
         {"dtype": "F32", "shape": [1]},
-        {**entry("F32", [1], 0, 4), "extra": 1},
         entry("f32", [1], 0, 4), entry("F128", [1], 0, 16), entry("", [1], 0, 4),
         {**entry("F32", [1], 0, 4), "dtype": None},
         {**entry("F32", [1], 0, 4), "dtype": ["F32"]},
