@@ -70,10 +70,18 @@ class _Shared(Generic[Held]):
                     self._open.close()
 
 
-def _one_blas_thread() -> AbstractContextManager[object]:
+@contextmanager
+def _one_blas_thread() -> Iterator[None]:
     from threadpoolctl import threadpool_limits
 
-    return threadpool_limits(1, "blas")
+    # A BLAS with a pool for the whole process is restored only by the thread that lowered it, and
+    # the last caller to leave need not be the first: a thread of its own does both.
+    with ThreadPoolExecutor(1, thread_name_prefix="blas") as keeper:
+        limits = keeper.submit(threadpool_limits, 1, "blas").result()
+        try:
+            yield
+        finally:
+            keeper.submit(limits.restore_original_limits).result()
 
 
 def _threads() -> ThreadPoolExecutor:
@@ -81,7 +89,7 @@ def _threads() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(max(1, thread_count() - 1), thread_name_prefix="work")
 
 
-_blas: _Shared[object] = _Shared(_one_blas_thread)
+_blas: _Shared[None] = _Shared(_one_blas_thread)
 _pool: _Shared[Executor] = _Shared(_threads)
 
 
@@ -92,7 +100,10 @@ def all_cores() -> Iterator[None]:
     Any number of callers may be inside at once, nested or in several threads: they share the pool,
     and what the BLAS was set to is restored when the last one leaves.
     """
-    with _blas.use(), _pool.use():
+    from threadpoolctl import threadpool_limits
+
+    # The second limit is for a BLAS on OpenMP, which keeps a number for each thread.
+    with _blas.use(), threadpool_limits(1, "blas"), _pool.use():
         yield
 
 

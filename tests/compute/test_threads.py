@@ -91,7 +91,7 @@ def test_overlapping_callers_share_the_pool_and_restore_the_blas(monkeypatch):
     one.__enter__()
     other.__enter__()
     threads.in_threads(lambda i: i, range(9))
-    assert threading.active_count() <= running + 3
+    assert threading.active_count() <= running + 4  # three work, one holds the BLAS
     one.__exit__(None, None, None)
     assert blas_threads() == {1}
     other.__exit__(None, None, None)
@@ -129,8 +129,7 @@ alone = [ckptforensics.sign(model) for model in models]
 assert state() == before, (state(), before)
 with ThreadPoolExecutor(4) as pool:
     together = list(pool.map(ckptforensics.sign, models * 4))
-# OpenBLAS does not raise its number from another thread than the one that lowered it.
-assert state()[1] == before[1], (state(), before)
+assert state() == before, (state(), before)
 for i, found in enumerate(together):
     assert found.document == alone[i % 2].document
     for name in ("u", "v", "sigma", "residual"):
