@@ -7,7 +7,7 @@ from pathlib import Path
 from ckptforensics.checkpoint import Checkpoint, open_checkpoint
 from ckptforensics.progress import Progress, running
 from ckptforensics.results import FileRecord, ModelRecord
-from ckptforensics.sources import known_sha256, sha256_of_file
+from ckptforensics.sources import sha256_of_file
 
 
 def opened(model: Checkpoint | str | Path) -> Checkpoint:
@@ -22,15 +22,15 @@ def model_record(
 
     Parameters
     ----------
-    digest : compute the SHA-256 of whole files, which costs more than signing; without it they
-        are given only where the Hub or its cache knows them
+    digest : compute the SHA-256 of whole files, which costs more than signing; without it those of
+        files on the Hub are given as the Hub states them, and no others: a name is no proof
     """
     source = checkpoint.source
     files = []
     count = len(checkpoint.store.containers)
     with running(progress if digest else None, "digests", count) as step:
         for container in checkpoint.store.containers:
-            sha256 = source.sha256.get(container.path) or known_sha256(container.path)
+            sha256 = source.sha256.get(container.path)
             if digest:
                 if sha256 is None and source.remote is not None:
                     source.remote.fetch({container.path: [(0, container.size)]})

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from ckptforensics.deferred import on_first_use
-from ckptforensics.sources.digests import known_sha256, sha256_of_file
+from ckptforensics.sources.digests import sha256_of_file
 from ckptforensics.sources.local import (
     Fetcher,
     Source,
@@ -25,7 +25,6 @@ __all__ = [
     "Transfer",
     "file_beside",
     "is_hub_id",
-    "known_sha256",
     "locate",
     "locate_adapter",
     "locate_on_hub",

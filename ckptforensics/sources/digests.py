@@ -1,9 +1,8 @@
-"""SHA-256 of files: computed on request, or known from the Hugging Face cache for nothing."""
+"""SHA-256 of whole files."""
 
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -30,14 +29,3 @@ def sha256_of_file(path: Path, on_block: Callable[[int], None] | None = None) ->
     except OSError as problem:
         raise FormatError(f"cannot read the file: {problem.strerror}", path=path) from None
     return digest.hexdigest()
-
-
-def known_sha256(path: Path) -> str | None:
-    """Hex SHA-256 of a file of the Hugging Face cache, whose large blobs are named by it."""
-    if not path.is_symlink():
-        return None
-    blob = path.resolve()
-    # Small files are named by a 40-digit git id instead, which is not a SHA-256 of the bytes.
-    if blob.parent.name == "blobs" and re.fullmatch(r"[0-9a-f]{64}", blob.name):
-        return blob.name
-    return None

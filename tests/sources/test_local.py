@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from ckptforensics.errors import CkptError, FormatError, NothingAnalysable, UsageError, exit_code
-from ckptforensics.sources import known_sha256, locate, read_json_object, sha256_of_file
+from ckptforensics.sources import locate, read_json_object, sha256_of_file
 
 
 def touch(folder: Path, *names: str) -> Path:
@@ -347,21 +347,3 @@ def test_sha256_is_hashlibs_and_is_reported_in_blocks(tmp_path):
 def test_sha256_of_what_cannot_be_read(tmp_path):
     with pytest.raises(FormatError, match="No such file"):
         sha256_of_file(tmp_path / "x")
-
-
-def test_the_hugging_face_cache_knows_its_digests(tmp_path):
-    """A snapshot links to blobs: large ones are named by SHA-256, small ones by a git id."""
-    blobs, snapshot = tmp_path / "blobs", tmp_path / "snapshots" / "main"
-    blobs.mkdir()
-    snapshot.mkdir(parents=True)
-    digest = hashlib.sha256(b"weights").hexdigest()
-    for name in (digest, "a" * 40, digest.upper()):
-        (blobs / name).write_bytes(b"weights")
-    (snapshot / "large").symlink_to(blobs / digest)
-    (snapshot / "small").symlink_to(blobs / ("a" * 40))
-    (tmp_path / digest).write_bytes(b"weights")
-    (snapshot / "elsewhere").symlink_to(tmp_path / digest)
-    assert known_sha256(snapshot / "large") == digest
-    assert known_sha256(snapshot / "small") is None
-    assert known_sha256(snapshot / "elsewhere") is None
-    assert known_sha256(blobs / digest) is None

@@ -1,9 +1,10 @@
 """The key of a signature in the cache: a digest of all that decides the result.
 
-A file counts by its content where its SHA-256 is known, else by its place on the disk, its times
-and samples of its content; never by its name. The machine's arithmetic is no part of the key: other
-processors, BLAS libraries and numbers of threads change the last digits only. Of the package counts
-what measures (`MEASURING`), so that signatures outlive a release that measures as the one before.
+A file counts by its SHA-256 where that was computed of it, else by its place on the disk, its times
+and samples of its content; never by its name, nor by a digest that the name states. The machine's
+arithmetic is no part of the key: other processors, BLAS libraries and numbers of threads change the
+last digits only. Of the package counts what measures (`MEASURING`), so that signatures outlive a
+release that measures as the one before.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from ckptforensics.checkpoint import Checkpoint
 from ckptforensics.errors import FormatError
 from ckptforensics.linear import Fit
 from ckptforensics.results import SignatureDocument
-from ckptforensics.sources import RemoteFiles, known_sha256
+from ckptforensics.sources import RemoteFiles
 from ckptforensics.tensors import Container
 
 _SAMPLES = 64
@@ -61,8 +62,7 @@ def signature_keys(checkpoint: Checkpoint, fit: Fit, sha256: Mapping[Path, str])
 
     Parameters
     ----------
-    sha256 : of whole files, where they were computed; those that the Hub or its cache state are
-        known anyway
+    sha256 : of whole files, where they were computed
 
     Returns
     -------
@@ -146,18 +146,15 @@ def _identity(
 ) -> list[Any]:
     """What tells the file from any other of the same size and header."""
     path = container.path
-    stated = checkpoint.source.sha256.get(path)
     url = _address(checkpoint, path)
     if url is not None:
+        stated = checkpoint.source.sha256.get(path)
         # The digest is the server's word, so it counts for that server only. Without it the
         # address names repository, commit and file.
         return ["remote", url if stated is None else [urlsplit(url).netloc, stated]]
-    digest = computed.get(path) or stated or known_sha256(path)
-    samples = _samples_sha256(path, container.size)
-    if digest is not None:
-        # Sampled all the same: a file of the Hugging Face cache may have been overwritten.
-        return ["content", digest, samples]
-    return ["place", *_place(path), samples]
+    if path in computed:
+        return ["content", computed[path]]
+    return ["place", *_place(path), _samples_sha256(path, container.size)]
 
 
 def _samples_sha256(path: Path, size: int) -> str:

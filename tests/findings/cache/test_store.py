@@ -144,27 +144,40 @@ def test_by_digest_a_copy_under_another_name_hits(model, cache, tmp_path):
     assert is_hit(lambda: ckptforensics.sign(model.path, cache=cache))
 
 
-def hugging_face_folder(model: Model, folder: Path) -> Path:
+def hugging_face_folder(model: Path, folder: Path) -> Path:
     """A snapshot whose weights are a link to a blob named by their SHA-256."""
-    data = model.weights.read_bytes()
+    data = (model / "model.safetensors").read_bytes()
     blob = folder / "blobs" / hashlib.sha256(data).hexdigest()
     snapshot = folder / "snapshots" / "main"
     blob.parent.mkdir(parents=True)
     snapshot.mkdir(parents=True)
     blob.write_bytes(data)
     (snapshot / "model.safetensors").symlink_to(blob)
-    shutil.copy(model.path / "config.json", snapshot)
+    shutil.copy(model / "config.json", snapshot)
     return snapshot
 
 
-def test_blobs_of_the_hugging_face_cache_count_by_their_digest(model, cache, tmp_path):
-    one = hugging_face_folder(model, tmp_path / "one")
-    other = hugging_face_folder(model, tmp_path / "other")
-    ckptforensics.sign(one, cache=cache)
-    assert is_hit(lambda: ckptforensics.sign(other, cache=cache))
-    # A blob that was overwritten is not what its name says.
-    poke_in_place((other / "model.safetensors").resolve())
-    assert not is_hit(lambda: ckptforensics.sign(other, cache=cache))
+def test_a_blob_altered_behind_its_digest_name_is_measured(planted, cache, tmp_path):
+    """One bit between the samples, times set back; and its name is not given out as its digest."""
+    snapshot = hugging_face_folder(planted, tmp_path / "hub")
+    blob = (snapshot / "model.safetensors").resolve()
+    ckptforensics.sign(snapshot, cache=cache)
+    assert is_hit(lambda: ckptforensics.sign(snapshot, cache=cache))
+    flip_between_samples(blob)
+    assert not is_hit(lambda: ckptforensics.sign(snapshot, cache=cache))
+    (file,) = ckptforensics.sign(snapshot, cache=cache).document.model.files
+    assert file.sha256 is None
+    (file,) = ckptforensics.sign(snapshot, digest=True, cache=cache).document.model.files
+    assert file.sha256 == hashlib.sha256(blob.read_bytes()).hexdigest() != blob.name
+
+
+def test_a_computed_digest_is_believed_by_the_name_of_no_blob(planted, cache, tmp_path):
+    """A signature kept by its digest is not that of a blob that only has it as its name."""
+    ckptforensics.sign(planted, digest=True, cache=cache)
+    snapshot = hugging_face_folder(planted, tmp_path / "hub")
+    flip_between_samples((snapshot / "model.safetensors").resolve())
+    assert not is_hit(lambda: ckptforensics.sign(snapshot, cache=cache))
+    assert not is_hit(lambda: ckptforensics.sign(snapshot, digest=True, cache=cache))
 
 
 def test_a_repository_on_the_hub(model, cache, tmp_path, monkeypatch, capsys):
@@ -229,11 +242,8 @@ def test_one_changed_weight_is_noticed(model, cache):
     assert not is_hit(lambda: ckptforensics.sign(model.path, cache=cache))
 
 
-def test_a_change_between_the_samples_is_noticed(planted, cache, tmp_path):
-    """By the time of the last change, which nobody can set back."""
-    folder = Path(shutil.copytree(planted, tmp_path / "copy"))
-    file = folder / "model.safetensors"
-    ckptforensics.sign(folder, cache=cache)
+def flip_between_samples(file: Path) -> None:
+    """Change a bit of a file of some MB where the key has no sample, and set its times back."""
     before, size = file.stat(), file.stat().st_size
     with file.open("r+b") as opened:
         at = (size - 4096) * 30 // 63 + 6000  # the samples begin at multiples of the first factors
@@ -242,6 +252,14 @@ def test_a_change_between_the_samples_is_noticed(planted, cache, tmp_path):
         opened.seek(at)
         opened.write(bytes([byte ^ 1]))
     os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def test_a_change_between_the_samples_is_noticed(planted, cache, tmp_path):
+    """By the time of the last change, which nobody can set back."""
+    folder = Path(shutil.copytree(planted, tmp_path / "copy"))
+    file = folder / "model.safetensors"
+    ckptforensics.sign(folder, cache=cache)
+    flip_between_samples(file)
     assert not is_hit(lambda: ckptforensics.sign(folder, cache=cache))
 
 
