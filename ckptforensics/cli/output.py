@@ -19,7 +19,10 @@ from ckptforensics.render import FORMATS, formats_of
 if TYPE_CHECKING:
     from ckptforensics.checkpoint import Checkpoint
     from ckptforensics.progress import Progress
-    from ckptforensics.results import Document
+    from ckptforensics.results import Document, ModelRecord
+
+# As many findings of damage may have a harmless reason, such as a pruned layer.
+_FEW_DAMAGES = 3
 
 
 @dataclass(frozen=True)
@@ -97,7 +100,7 @@ class OutputOptions:
         Raises
         ------
         CkptError
-            with `strict`, if the document has a skipped row.
+            with `strict`, if the document has a skipped row, or more than a few findings of damage.
         """
         from ckptforensics.sources import RemoteFiles
 
@@ -106,8 +109,11 @@ class OutputOptions:
         if isinstance(remote, RemoteFiles):
             moved = remote.transfer
             self.hint(f"transferred {moved.fetched:,} of {moved.total:,} bytes")
+        if not strict:
+            return
+        require_sound(getattr(document, "model", None))
         skipped = getattr(document, "skipped", ())
-        if strict and skipped:
+        if skipped:
             rest = "" if len(skipped) == 1 else f" (and {len(skipped) - 1} more)"
             raise CkptError(f"--strict: {skipped[0].what} skipped: {skipped[0].reason}{rest}")
 
@@ -115,6 +121,17 @@ class OutputOptions:
         """Tell the user something that is not a result."""
         if not self.quiet:
             click.echo(text, err=True)
+
+
+def require_sound(model: ModelRecord | None) -> None:
+    """CkptError if more than a few matrices of the model look damaged; layers may add nothing."""
+    damage = [] if model is None else [d for d in model.damage if d.what != "identity"]
+    if model is not None and len(damage) > _FEW_DAMAGES:
+        raise CkptError(
+            f"--strict: {len(damage)} findings of damage, the first in {damage[0].tensor}",
+            path=Path(model.path),
+            hint="fetch the files again and compare their SHA-256, or leave --strict out",
+        )
 
 
 def output_options(

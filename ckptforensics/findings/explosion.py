@@ -10,6 +10,7 @@ from ckptforensics.checkpoint import Checkpoint
 from ckptforensics.compute.threads import all_cores
 from ckptforensics.findings.accumulated import Accumulated, accumulate
 from ckptforensics.findings.bos_token import begin_token
+from ckptforensics.findings.damage import with_damage
 from ckptforensics.findings.labels import Label, label
 from ckptforensics.findings.measure import LayerMeasurement, Measurements, measure
 from ckptforensics.findings.model import model_record, opened
@@ -64,7 +65,7 @@ def find_layers(
     labels = [label(m) for m in measured.layers]
     return LayersDocument(
         tool_version=__version__,
-        model=model_record(checkpoint),
+        model=with_damage(model_record(checkpoint), checkpoint, (m.layer for m in measured.layers)),
         fit=fit.kind,
         fit_options=fit_options(fit),
         direction=shared_direction(measured),

@@ -1,4 +1,4 @@
-"""What a checkpoint is made of, from its headers alone."""
+"""What a checkpoint is made of, from its headers and a look for damage."""
 
 from __future__ import annotations
 
@@ -6,12 +6,16 @@ import math
 from pathlib import Path
 
 from ckptforensics.checkpoint import Checkpoint
+from ckptforensics.findings.damage import weight_bytes, with_damage
 from ckptforensics.findings.model import model_record, opened
 from ckptforensics.findings.skipped import skipped_layers
 from ckptforensics.progress import Progress
 from ckptforensics.results import InspectDocument, TensorRecord
 from ckptforensics.tensors import TensorInfo
 from ckptforensics.version import __version__
+
+# Up to this many bytes of weights all of them are looked at for damage, else a few pages of each.
+_WHOLE_BYTES = 1 << 29
 
 
 def inspect(
@@ -22,7 +26,8 @@ def inspect(
     Parameters
     ----------
     model : an opened checkpoint or what `open_checkpoint` takes
-    digest : also compute the SHA-256 of whole files
+    digest : also compute the SHA-256 of whole files, and look at all weights for damage, which is
+        done of 512 MiB without it; of larger models a few pages of each matrix are looked at
 
     Raises
     ------
@@ -42,9 +47,15 @@ def inspect(
     for name, reason in store.aside.items():
         records.append(_record(store.parts(name)[0], {"role": None, "skipped": reason}))
     sizes = architecture.sizes
+    record = with_damage(
+        model_record(checkpoint, digest=digest, progress=progress),
+        checkpoint,
+        whole=digest or weight_bytes(checkpoint) <= _WHOLE_BYTES,
+        progress=progress,
+    )
     return InspectDocument(
         tool_version=__version__,
-        model=model_record(checkpoint, digest=digest, progress=progress),
+        model=record,
         description=architecture.family.description,
         residual=architecture.residual,
         norm=architecture.family.norm.kind,

@@ -12,6 +12,7 @@ from ckptforensics.arrays import Doubles, Floats
 from ckptforensics.checkpoint import Checkpoint
 from ckptforensics.compute.threads import all_cores
 from ckptforensics.errors import NothingAnalysable, UsageError
+from ckptforensics.findings.damage import with_damage
 from ckptforensics.findings.model import model_record, opened
 from ckptforensics.forward import embed, finish_embedding, vocabulary_size
 from ckptforensics.layers import stream_blocks
@@ -120,7 +121,7 @@ def rollout(
             del block  # before the next one is read
     document = NormsDocument(
         tool_version=__version__,
-        model=model_record(checkpoint),
+        model=with_damage(model_record(checkpoint), checkpoint, range(1, num_layers + 1)),
         attention=attention,
         tokens=(*ids, *[None] * random_embeddings),
         embedding_norms=tuple(start.tolist()),

@@ -13,6 +13,7 @@ from ckptforensics.compute.threads import all_cores
 from ckptforensics.errors import CkptError
 from ckptforensics.findings.cache.key import places, signature_keys
 from ckptforensics.findings.cache.store import SignatureCache
+from ckptforensics.findings.damage import with_damage
 from ckptforensics.findings.fingerprint import fingerprint
 from ckptforensics.findings.labels import label
 from ckptforensics.findings.measure import Measurements, measure
@@ -76,6 +77,7 @@ def sign(
         return _sign_with(cache, checkpoint, fit, digest, scope, progress)
     record = model_record(checkpoint, digest=digest, progress=progress)
     measured = measure(checkpoint, fit, with_eigenvalues=False, progress=progress, scope=scope)
+    record = with_damage(record, checkpoint, (m.layer for m in measured.layers))
     return _signature(measured, fit, record, whole=scope.layers is None)
 
 
@@ -99,7 +101,7 @@ def _sign_with(
         # Names and digests are those of the files as they were found now, and this version of the
         # tool would have measured the same.
         afresh = {
-            "model": record,
+            "model": _damaged_as(record, found.document.model),
             "fit_options": fit_options(fit),
             "tool_version": __version__,
         }
@@ -117,6 +119,7 @@ def _sign_with(
     except KeyboardInterrupt:
         journal.flush()
         raise
+    record = with_damage(record, checkpoint, (m.layer for m in measured.layers))
     signature = _signature(measured, fit, record, whole=True)
     with suppress(CkptError):
         # What was measured of files that changed meanwhile is the signature of neither.
@@ -124,6 +127,13 @@ def _sign_with(
             cache.put(keys, signature)
     journal.discard()
     return signature
+
+
+def _damaged_as(record: ModelRecord, found: ModelRecord) -> ModelRecord:
+    """The record with the damage found of the same files, which may have had other names."""
+    names = {old.name: new.name for old, new in zip(found.files, record.files, strict=True)}
+    damage = tuple(d.model_copy(update={"file": names.get(d.file, d.file)}) for d in found.damage)
+    return record.model_copy(update={"damage": damage, "examined": found.examined})
 
 
 def _signature(measured: Measurements, fit: Fit, record: ModelRecord, *, whole: bool) -> Signature:

@@ -18,8 +18,10 @@ from ckptforensics.results.files import (
 )
 from ckptforensics.results.kinds import DOCUMENTS
 from ckptforensics.results.records import (
+    DamageRecord,
     Direction,
     Document,
+    Examined,
     FileRecord,
     FitOptions,
     ModelRecord,
@@ -61,9 +63,11 @@ __all__ = [
     "ChangeRecord",
     "ComparisonDocument",
     "CriterionRecord",
+    "DamageRecord",
     "Direction",
     "Document",
     "Eigenvalue",
+    "Examined",
     "ExpertRecord",
     "FamiliesDocument",
     "FamilyRecord",

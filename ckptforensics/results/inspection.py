@@ -43,7 +43,7 @@ class TensorUse:
 class InspectDocument(Document):
     """The result of `inspect`; of heads there are none, and no FFN width, if none are analysed."""
 
-    schema_version: Literal["1.0"] = "1.0"
+    schema_version: Literal["1.1"] = "1.1"
     kind: Literal["inspect"] = "inspect"
     model: ModelRecord
     description: str

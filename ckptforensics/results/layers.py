@@ -124,7 +124,7 @@ class LayersDocument(Document):
     `accumulated` is empty if it was not asked for.
     """
 
-    schema_version: Literal["1.0"] = "1.0"
+    schema_version: Literal["1.1"] = "1.1"
     kind: Literal["layers"] = "layers"
     model: ModelRecord
     fit: Literal["canonical", "paper", "sampled"]

@@ -34,7 +34,7 @@ class NormsDocument(Document):
     `median` is taken over the tokens, layer by layer.
     """
 
-    schema_version: Literal["1.0"] = "1.0"
+    schema_version: Literal["1.1"] = "1.1"
     kind: Literal["norms"] = "norms"
     model: ModelRecord
     attention: bool

@@ -40,12 +40,40 @@ class FileRecord(Frozen):
     sha256: Sha256 | None
 
 
+class DamageRecord(Frozen):
+    """Something in a tensor that training does not leave, though every number is finite.
+
+    `what` is `zeros` (a stretch of zeros), `constant` (a matrix of one value), `repeated` (rows
+    that equal others exactly) or `identity` (layer `layer`, of prefix `tensor`, adds nothing:
+    output and down are zero). `rows` are the first and last row, from 0, of the longest stretch, or
+    the first two rows that are equal; `bytes` its range in `file`; `count` the number of stretches,
+    or of rows that repeat others.
+    """
+
+    tensor: Name
+    file: Name
+    what: Literal["zeros", "constant", "repeated", "identity"]
+    layer: int | None = None
+    rows: tuple[int, int] | None = None
+    bytes: tuple[int, int] | None = None
+    count: int = 1
+
+
+class Examined(Frozen):
+    """How many matrices were looked at for damage: whole, a few pages of them, or not."""
+
+    whole: int
+    sampled: int
+    not_read: int
+
+
 class ModelRecord(Frozen):
     """What was analysed.
 
     `commit` is that of a repository on the Hub; `notes` says what was
     assumed because the checkpoint does not say it; `base` is what the adapter at `path` was merged
-    onto, null where there is no adapter.
+    onto, null where there is no adapter; `damage` is what looks damaged among what `examined`
+    counts, null where nothing was looked at.
     """
 
     path: Name
@@ -57,6 +85,8 @@ class ModelRecord(Frozen):
     commit: str | None = None
     notes: tuple[str, ...] = ()
     base: Name | None = None
+    damage: tuple[DamageRecord, ...] = ()
+    examined: Examined | None = None
 
 
 class Skipped(Frozen):

@@ -33,7 +33,7 @@ class LayerSignature(Frozen):
 class SignatureDocument(Document):
     """The result of `sign`."""
 
-    schema_version: Literal["1.0"] = "1.0"
+    schema_version: Literal["1.1"] = "1.1"
     kind: Literal["signature"] = "signature"
     fingerprint: str | None
     model: ModelRecord

@@ -110,6 +110,8 @@ class AdaptedReader(TensorReader):
         self.replaced = MappingProxyType(dict(replaced))
         self.containers = (*base.containers, *adapter.containers)
         self.metadata = base.metadata
+        # Zeros are no damage in an adapter: a low-rank change begins with them.
+        self.watches = base.watches
         tensors = dict(base.tensors)
         for name, theirs in replaced.items():
             tensors[name] = replace(adapter.info(theirs), name=name)

@@ -20,6 +20,7 @@ from ckptforensics.sources import Fetcher, Source
 from ckptforensics.tensors.containers.gguf import read_gguf, require_whole_split
 from ckptforensics.tensors.containers.safetensors import LARGEST_HEADER, read_safetensors
 from ckptforensics.tensors.containers.torchzip import Fetch, read_torch
+from ckptforensics.tensors.damage import Watch
 from ckptforensics.tensors.info import Container, TensorInfo, matrix_shape
 from ckptforensics.tensors.reader import BLOCK_ELEMENTS, TensorReader, require_finite
 
@@ -101,6 +102,8 @@ class FileReader(TensorReader):
         # A matrix may be given back by the garbage collector, in the middle of anything.
         self._lock = threading.RLock()
         self._finite: set[tuple[str, int, int]] = set()
+        self._watch = Watch(self.tensors, self._bytes, local=remote is None)
+        self.watches = (self._watch,)
 
     def recipe(self) -> str:
         """See `TensorReader.recipe`: nothing."""
@@ -133,7 +136,9 @@ class FileReader(TensorReader):
             decode(raw, block.reshape(-1))
             require_finite(block, info, first)
             if last == stop or (last - mapped) * row_bytes >= _MAPPED:
-                self._release(info, mapped * row_bytes, (last - mapped) * row_bytes)
+                begin, count = mapped * row_bytes, (last - mapped) * row_bytes
+                self._watch.see(info, begin, self._bytes(info, begin, count))
+                self._release(info, begin, count)
                 mapped = last
         return out
 
@@ -163,6 +168,7 @@ class FileReader(TensorReader):
             step = max(1, BLOCK_ELEMENTS // columns)
             for begin in () if finite else range(0, len(matrix), step):
                 require_finite(matrix[begin : begin + step], info, start + begin)
+            self._watch.see(info, first - info.offset, words.view(np.uint8))
             self._finite.add((name, start, stop))
         return matrix
 
@@ -198,7 +204,9 @@ class FileReader(TensorReader):
         if info.unreadable:
             raise TensorError(info.unreadable, path=info.path, tensor=name)
         self.prefetch([name])
-        return self._bytes(info, 0, info.nbytes)
+        raw = self._bytes(info, 0, info.nbytes)
+        self._watch.see(info, 0, raw)
+        return raw
 
     def release(self, name: str) -> None:
         """See `TensorReader.release`."""

@@ -17,6 +17,7 @@ from ckptforensics.tensors.info import Container, TensorInfo, matrix_shape
 if TYPE_CHECKING:
     from ckptforensics.arrays import Bytes, Floats
     from ckptforensics.compute.bf16 import Bf16Matrix
+    from ckptforensics.tensors.damage import Watch
 
 # Elements decoded at once: a block and its temporaries stay in the processor's cache until it is
 # checked (docs/performance.md).
@@ -32,12 +33,14 @@ class TensorReader(ABC):
     tensors : header entry of each tensor by name
     metadata : header metadata of the first file
     aside : stored tensor that is not among `tensors` to the reason why it is not read
+    watches : what looks for damage in the bytes of the files below
     """
 
     containers: tuple[Container, ...]
     tensors: Mapping[str, TensorInfo]
     metadata: Mapping[str, Any]
     aside: Mapping[str, str] = MappingProxyType({})
+    watches: tuple[Watch, ...] = ()
 
     def __contains__(self, name: object) -> bool:
         return name in self.tensors

@@ -96,8 +96,23 @@ def test_what_a_release_wrote_is_read(name):
     again = json.loads(document.model_dump_json())
     assert again.pop("schema_version") == type(document).current_version()
     del fields["schema_version"]
-    assert {key: again[key] for key in fields} == fields
+    assert_holds(again, fields)
     assert render(document)
+
+
+def assert_holds(found: object, expected: object) -> None:
+    """All that is expected; records may have keys that came later."""
+    if isinstance(expected, dict):
+        assert isinstance(found, dict)
+        for key, value in expected.items():
+            assert_holds(found[key], value)
+    elif isinstance(expected, list):
+        assert isinstance(found, list)
+        assert len(found) == len(expected)
+        for one, other in zip(found, expected, strict=True):
+            assert_holds(one, other)
+    else:
+        assert found == expected
 
 
 def test_every_kind_has_a_file_of_its_current_version():
@@ -160,7 +175,7 @@ def test_a_newer_minor_version_is_read_as_far_as_it_is_known(tmp_path):
 
 
 def test_a_newer_minor_version_that_does_not_fit_needs_an_upgrade(tmp_path):
-    fields = {**json.loads(SIGNATURE_1_0), "schema_version": "1.1", "fit": "better", "new": 1}
+    fields = {**json.loads(SIGNATURE_1_0), "schema_version": "1.99", "fit": "better", "new": 1}
     with pytest.raises(ResultError, match=r"at 'fit'.*upgrade ckptforensics") as caught:
         load_result(written(tmp_path, fields))
     assert "make it again" not in str(caught.value)

@@ -38,6 +38,7 @@ MEASURING = (
     "checkpoint.py",
     "compute",
     "findings/cache/journal.py",
+    "findings/damage.py",
     "findings/fingerprint.py",
     "findings/labels.py",
     "findings/measure.py",

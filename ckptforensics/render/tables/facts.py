@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from ckptforensics.render.damage import damage_lines
 from ckptforensics.render.tables.console import fact
 from ckptforensics.results.records import ModelRecord, Skipped, rollout_incomplete
 
@@ -28,6 +29,8 @@ def heading(console: Console, model: ModelRecord) -> None:
     )
     for note in model.notes:
         fact(console, "assumed", note, "yellow")
+    for line in damage_lines(model):
+        fact(console, "damage", line, "red")
 
 
 def layer_facts(console: Console, document: SignatureDocument | LayersDocument) -> None:

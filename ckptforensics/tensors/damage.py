@@ -1,0 +1,246 @@
+"""Bytes that training does not leave: stretches of zeros, and rows that are repeated exactly.
+
+A sparse copy or a download that stopped has zeros where weights should be, and every number in it
+is finite. What is read for another purpose is looked at while its bytes are still in memory: every
+page of the file by its first bytes, and every row of a matrix by 32 of its bytes; only what these
+make suspicious is compared whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from ckptforensics.tensors.info import TensorInfo, matrix_shape
+
+if TYPE_CHECKING:
+    from ckptforensics.arrays import Bytes
+
+# What a file system leaves out of a sparse file, and downloads fetch, is a multiple of this.
+PAGE = 4096
+# Bytes of a page that are looked at first, and of a row in two places.
+_FIRST = 16
+# Pages of a tensor that `glance` looks at, evenly spread.
+_GLANCES = 8
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """Something in a stored tensor that training does not leave.
+
+    Attributes
+    ----------
+    tensor : as it is stored
+    what : `zeros`, a stretch of zero bytes; `constant`, one other value everywhere; `repeated`,
+        rows that equal an earlier one
+    rows : first and last row of it, from 0; of repeated rows those of the first pair
+    begin, end : bytes of the file, of the longest stretch of zeros or all of what is repeated
+    count : stretches of zeros, or rows that repeat another
+    """
+
+    tensor: TensorInfo
+    what: Literal["zeros", "constant", "repeated"]
+    rows: tuple[int, int]
+    begin: int
+    end: int
+    count: int
+
+    @property
+    def whole(self) -> bool:
+        """Whether all of the tensor is zero."""
+        return self.what == "zeros" and self.end - self.begin == self.tensor.nbytes
+
+
+class Watch:
+    """Looks at the bytes of the tensors of some files, as they are read or on its own.
+
+    Parameters
+    ----------
+    tensors : of the files, by name
+    read : bytes of a tensor, by its entry, the first byte in it and their number
+    local : the files are whole on this machine, so that `glance` may read them
+    """
+
+    def __init__(
+        self,
+        tensors: Mapping[str, TensorInfo],
+        read: Callable[[TensorInfo, int, int], Bytes],
+        *,
+        local: bool,
+    ) -> None:
+        self._tensors = tensors
+        self._read = read
+        self._local = local
+        self._lock = threading.Lock()
+        self._seen: dict[str, set[tuple[int, int]]] = {}
+        self._zeros: dict[str, list[tuple[int, int]]] = {}
+        self._repeats: dict[str, list[tuple[int, int]]] = {}
+        self._constant: set[str] = set()
+
+    def see(self, info: TensorInfo, begin: int, raw: Bytes) -> None:
+        """Look at bytes that were just read; `begin` is the place of the first in the tensor."""
+        if raw.size < min(PAGE, info.nbytes):
+            return
+        with self._lock:
+            seen = self._seen.setdefault(info.name, set())
+            if (begin, raw.size) in seen:
+                return
+            seen.add((begin, raw.size))
+        zeros = list(_zero_pages(raw, (info.offset + begin) % PAGE))
+        row_bytes = _row_bytes(info)
+        repeats: list[tuple[int, int]] = []
+        constant = False
+        if row_bytes and begin % row_bytes == 0 and raw.size >= 2 * row_bytes:
+            rows = raw[: raw.size // row_bytes * row_bytes].reshape(-1, row_bytes)
+            repeats = list(_repeated(rows))
+            if len(repeats) == len(rows) - 1 and raw.size == info.nbytes:
+                width = max(1, row_bytes // max(1, info.shape[-1]))
+                constant = bool((rows[0].reshape(-1, width) == rows[0][:width]).all())
+            alike = sorted({at for pair in repeats for at in pair})
+            zeros += [(i * row_bytes, (i + 1) * row_bytes) for i in alike if not rows[i].any()]
+        if not (zeros or repeats):
+            return
+        first = begin // row_bytes if row_bytes else 0
+        with self._lock:
+            self._zeros.setdefault(info.name, []).extend((begin + a, begin + b) for a, b in zeros)
+            self._repeats.setdefault(info.name, []).extend(
+                (first + a, first + b) for a, b in repeats
+            )
+            if constant:
+                self._constant.add(info.name)
+
+    def holds(self, info: TensorInfo) -> bool:
+        """Whether the tensor is of the files that are watched."""
+        return self._tensors.get(info.name) == info
+
+    def seen(self, info: TensorInfo) -> bool:
+        """Whether every byte of the tensor was looked at."""
+        reach = 0
+        for begin, count in sorted(self._seen.get(info.name, ())):
+            if begin > reach:
+                return False
+            reach = max(reach, begin + count)
+        return reach >= info.nbytes
+
+    def glance(self, info: TensorInfo, *, whole: bool) -> Literal["whole", "sampled", "none"]:
+        """Look at a tensor that nothing else reads, a few pages of it or all of it.
+
+        One of whose pages is zero is looked at whole.
+
+        Returns
+        -------
+        how much was looked at; nothing of files that are not on this machine
+        """
+        if self.seen(info):
+            return "whole"
+        if not self._local or info.unreadable:
+            return "none"
+        if not whole and info.nbytes > _GLANCES * PAGE:
+            last = info.nbytes - PAGE
+            places = [last * i // (_GLANCES - 1) for i in range(_GLANCES)]
+            if all(self._read(info, at, PAGE).any() for at in places):
+                return "sampled"
+        self.see(info, 0, self._read(info, 0, info.nbytes))
+        return "whole"
+
+    def found(self, info: TensorInfo) -> list[Stretch]:
+        """What was seen in a tensor: at most one of each kind."""
+        row_bytes = _row_bytes(info) or info.nbytes
+        stretches = _joined(self._zeros.get(info.name, []))
+        found = []
+        last, end = max(0, info.nbytes // row_bytes - 1), info.offset + info.nbytes
+        if info.name in self._constant and not stretches:
+            return [Stretch(info, "constant", (0, last), info.offset, end, 1)]
+        if stretches:
+            a, b = self._exactly(info, *max(stretches, key=lambda part: part[1] - part[0]))
+            rows = (a // row_bytes, (b - 1) // row_bytes)
+            found.append(
+                Stretch(info, "zeros", rows, info.offset + a, info.offset + b, len(stretches))
+            )
+        zero = {i for a, b in stretches for i in range(-(-a // row_bytes), b // row_bytes)}
+        repeats = sorted(p for p in self._repeats.get(info.name, []) if p[1] not in zero)
+        if repeats:
+            ends = [at for pair in repeats for at in pair]
+            begin, end = min(ends) * row_bytes, (max(ends) + 1) * row_bytes
+            count = len({later for _, later in repeats})
+            place = (info.offset + begin, info.offset + end)
+            found.append(Stretch(info, "repeated", repeats[0], *place, count))
+        return found
+
+    def _exactly(self, info: TensorInfo, begin: int, end: int) -> tuple[int, int]:
+        """The stretch with the zero elements on both sides of its pages."""
+        if not self._local:
+            return begin, end
+        before = self._read(info, max(0, begin - PAGE), min(PAGE, begin))
+        after = self._read(info, end, min(PAGE, info.nbytes - end))
+        columns, rows = matrix_shape(info)
+        width = max(1, info.nbytes // max(1, columns * rows))
+        begin -= _zeros_first(before[::-1]) // width * width
+        return begin, end + _zeros_first(after) // width * width
+
+
+def _zeros_first(raw: Bytes) -> int:
+    """Number of zeros before the first other byte."""
+    other = raw.nonzero()[0]
+    return int(other[0]) if other.size else raw.size
+
+
+def _row_bytes(info: TensorInfo) -> int:
+    """Stored bytes of a row; 0 of what has no two rows of two elements each."""
+    columns, rows = matrix_shape(info)
+    return info.nbytes // rows if rows > 1 and columns > 1 else 0
+
+
+def _zero_pages(raw: Bytes, place: int) -> Iterator[tuple[int, int]]:
+    """Pages of the file that are zero; `place` is the first byte's within its page."""
+    import numpy as np
+
+    first = -place % PAGE
+    count = (raw.size - first) // PAGE
+    if count <= 0:
+        return
+    pages = raw[first : first + count * PAGE].reshape(count, PAGE)
+    for i in np.flatnonzero(~pages[:, :_FIRST].any(axis=1)):
+        if not pages[i].any():
+            yield first + int(i) * PAGE, first + (int(i) + 1) * PAGE
+
+
+def _repeated(rows: Bytes) -> Iterator[tuple[int, int]]:
+    """Rows (earlier, later) that are equal, each later one once."""
+    import numpy as np
+
+    width = min(_FIRST, rows.shape[1])
+    middle = (rows.shape[1] - width) // 2
+    sample = np.zeros((len(rows), 2 * _FIRST), np.uint8)
+    sample[:, :width] = rows[:, :width]
+    sample[:, _FIRST : _FIRST + width] = rows[:, middle : middle + width]
+    odd = np.array([0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9, 1], np.uint64)
+    with np.errstate(over="ignore"):
+        mixed = (sample.view(np.uint64) * odd).sum(axis=1, dtype=np.uint64)
+    order = np.argsort(mixed, kind="stable")
+    ordered = mixed[order]
+    equal = ordered[1:] == ordered[:-1]
+    if not equal.any():
+        return
+    for group in np.split(order, np.flatnonzero(~equal) + 1):
+        if len(group) > 1:
+            first: dict[bytes, int] = {}
+            for i in map(int, group):
+                # By a digest, since many rows may be alike where they were sampled.
+                lead = first.setdefault(hashlib.blake2b(rows[i], digest_size=16).digest(), i)
+                if lead != i:
+                    yield lead, i
+
+
+def _joined(parts: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Ranges, where they touch or overlap as one."""
+    joined: list[tuple[int, int]] = []
+    for begin, end in sorted(parts):
+        if joined and begin <= joined[-1][1]:
+            joined[-1] = (joined[-1][0], max(end, joined[-1][1]))
+        else:
+            joined.append((begin, end))
+    return joined

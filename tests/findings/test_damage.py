@@ -1,0 +1,188 @@
+"""Damage that leaves every number finite is found where it is, and nothing is found elsewhere."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import ckptforensics
+from ckptforensics.results import DamageRecord, ModelRecord
+from tests.support.containers import run
+from tests.support.models import save, tiny_gpt2, tiny_llama, write_gguf
+
+DOWN, QUERY = "model.layers.1.mlp.down_proj.weight", "model.layers.1.self_attn.q_proj.weight"
+OUTPUT = "model.layers.1.self_attn.o_proj.weight"
+READERS = {
+    "inspect": lambda path: ckptforensics.inspect(path).model,
+    "sign": lambda path: ckptforensics.sign(path).document.model,
+    "layers": lambda path: ckptforensics.find_layers(path).model,
+    "norms": lambda path: ckptforensics.rollout(path, tokens=[3]).document.model,
+}
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4, "head_dim": 16}
+    return save(tiny_llama(**sizes), tmp_path / "model")
+
+
+def change(path: Path, **changes: Any) -> None:
+    """Rewrite the file by what is done to its tensors, dots in their names as `__`."""
+    file = path / "model.safetensors"
+    tensors = load_file(file)
+    for name, act in changes.items():
+        act(tensors[name.replace("__", ".")])
+    save_file(tensors, file, metadata={"format": "pt"})
+
+
+def zero_bytes(file: Path, tensor: str, begin: int, end: int) -> tuple[int, int]:
+    """Write zeros over bytes of a tensor; returns the range in the file, found in the header."""
+    data = bytearray(file.read_bytes())
+    length = int.from_bytes(data[:8], "little")
+    start = 8 + length + json.loads(data[8 : 8 + length])[tensor]["data_offsets"][0]
+    data[start + begin : start + end] = bytes(end - begin)
+    file.write_bytes(data)
+    return start + begin, start + end
+
+
+def only(record: ModelRecord) -> DamageRecord:
+    (found,) = record.damage
+    return found
+
+
+@pytest.mark.parametrize("command", READERS)
+@pytest.mark.parametrize("tensor", [DOWN, QUERY])
+def test_a_hole_is_named_with_rows_and_bytes(command, tensor, model):
+    """Queries are read by no command here, so a few of their pages are looked at."""
+    file = model / "model.safetensors"
+    width = load_file(file)[tensor].shape[1] * 4
+    begin, end = zero_bytes(file, tensor, 4 * width + 8, 4 * width + 8 + 9000)
+    found = only(READERS[command](model))
+    assert (found.tensor, found.file, found.what) == (tensor, "model.safetensors", "zeros")
+    assert found.bytes == (begin, end)
+    assert found.rows == (4, (4 * width + 8 + 9000 - 1) // width)
+
+
+@pytest.mark.parametrize("command", READERS)
+def test_rows_that_are_repeated(command, model):
+    rows = load_file(model / "model.safetensors")[DOWN].clone()
+    rows[[9, 40, 41]] = rows[[2, 2, 7]]
+    change(model, **{DOWN.replace(".", "__"): lambda t: t.copy_(rows)})
+    found = only(READERS[command](model))
+    assert (found.tensor, found.what, found.rows, found.count) == (DOWN, "repeated", (2, 9), 3)
+
+
+@pytest.mark.parametrize("command", ["inspect", "sign"])
+def test_constant_matrices(command, model):
+    change(model, **{DOWN.replace(".", "__"): lambda t: t.fill_(0.25)})
+    found = only(READERS[command](model))
+    assert (found.tensor, found.what, found.rows) == (DOWN, "constant", (0, 63))
+
+
+def test_rows_of_zeros_shorter_than_a_page(model):
+    change(model, **{DOWN.replace(".", "__"): lambda t: t[5:8].zero_()})
+    found = only(READERS["sign"](model))
+    assert (found.what, found.rows, found.bytes[1] - found.bytes[0]) == ("zeros", (5, 7), 3 * 512)
+
+
+@pytest.mark.parametrize("command", READERS)
+def test_layers_that_add_nothing_are_told_as_such(command, model, capsys):
+    names = [DOWN, OUTPUT, DOWN.replace("weight", "bias"), OUTPUT.replace("weight", "bias")]
+    change(model, **{n.replace(".", "__"): lambda t: t.zero_() for n in names[:2]})
+    assert [d.what for d in READERS[command](model).damage] == ["zeros", "zeros"]  # biases remain
+    change(model, **{n.replace(".", "__"): lambda t: t.zero_() for n in names})
+    found = only(READERS[command](model))
+    assert (found.what, found.layer, found.tensor) == ("identity", 2, "model.layers.1")
+    ran = run(capsys, "inspect", model, "--strict")
+    assert ran.code == 0
+    assert "layer 2 (model.layers.1) adds nothing: output and down are zero" in ran.out
+
+
+def test_strict_refuses_more_than_a_few(model, capsys):
+    names = [f"model.layers.{n}.mlp.{m}_proj.weight" for n in (0, 1) for m in ("gate", "up")]
+    change(model, **{n.replace(".", "__"): lambda t: t[3:9].zero_() for n in names[:3]})
+    assert run(capsys, "sign", model, "--strict").code == 0
+    change(model, **{names[3].replace(".", "__"): lambda t: t[3:9].zero_()})
+    ran = run(capsys, "sign", model)
+    assert ran.code == 0
+    assert ran.out.count("hold zeros") == 4
+    ran = run(capsys, "sign", model, "--strict", "--format", "json")
+    assert ran.code == 2
+    assert "--strict: 4 findings of damage" in ran.err
+
+
+@pytest.mark.parametrize("command", READERS)
+def test_sound_models_have_none(command, model, planted, tmp_path):
+    gpt2 = save(tiny_gpt2(), tmp_path / "gpt2")
+    gguf = write_gguf(tiny_llama(), tmp_path / "m.gguf")
+    for path in (model, planted, gpt2, gguf):
+        record = READERS[command](path)
+        assert record.damage == ()
+        assert record.examined is not None
+        assert record.examined.not_read == 0
+
+
+def test_real_models_have_none(smollm2_bf16, smollm2_gguf, gemma3, minilm):
+    for path in (smollm2_bf16, smollm2_gguf, gemma3, minilm):
+        assert ckptforensics.inspect(path, digest=True).model.damage == ()
+
+
+def test_rows_of_a_vocabulary_may_be_alike_and_pad_it(model):
+    """Tokens that no text has keep the row they began with; tables are filled up with zeros."""
+    vocabulary = "model__embed_tokens__weight"
+
+    def unused(table: torch.Tensor) -> None:
+        table[10] = table[11]
+        table[-5:] = 0
+
+    change(model, **{vocabulary: unused})
+    assert ckptforensics.inspect(model).model.damage == ()
+    change(model, **{vocabulary: lambda t: t[4:30].zero_()})
+    found = only(ckptforensics.inspect(model).model)
+    assert (found.what, found.rows) == ("zeros", (4, 29))
+
+
+def test_many_rows_alike_where_they_are_sampled(model):
+    """Columns that were pruned: rows are compared whole before they count."""
+
+    def prune(matrix: torch.Tensor) -> None:
+        matrix[:, :8] = 0
+        matrix[:, 60:70] = 0
+
+    change(model, **{DOWN.replace(".", "__"): prune})
+    assert ckptforensics.inspect(model).model.damage == ()
+
+
+def test_repeated_rows_are_those_numpy_finds(model):
+    generator = np.random.default_rng(0)
+    chosen = generator.integers(0, 20, 64)
+    change(model, **{DOWN.replace(".", "__"): lambda t: t.copy_(t[chosen].clone())})
+    matrix = load_file(model / "model.safetensors")[DOWN].numpy()
+    different = len(np.unique(matrix, axis=0))
+    assert only(ckptforensics.inspect(model).model).count == len(matrix) - different
+
+
+def test_a_large_model_is_sampled_unless_it_is_read_for_digests(model, monkeypatch):
+    monkeypatch.setattr("ckptforensics.findings.inspection._WHOLE_BYTES", 0)
+    file = model / "model.safetensors"
+    zero_bytes(file, DOWN, 10_000, 15_000)
+    record = ckptforensics.inspect(model).model
+    assert record.examined is not None
+    assert record.examined.sampled + record.examined.whole > 0
+    assert only(ckptforensics.inspect(model, digest=True).model).tensor == DOWN
+
+
+def test_a_damaged_signature_from_the_cache_says_so(model, capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("CKPT_CACHE", str(tmp_path / "cache"))
+    zero_bytes(model / "model.safetensors", DOWN, 0, 9000)
+    first = run(capsys, "sign", model)
+    again = run(capsys, "sign", model)
+    assert "from the cache" in again.err
+    assert again.out == first.out
+    assert f"damage        {DOWN}: rows 0 to 17 hold zeros" in again.out
