@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from ckptforensics.architectures import Architecture, resolve
-from ckptforensics.errors import UnknownFamily
+from ckptforensics.errors import CkptError, UnknownFamily
 from ckptforensics.sources import (
     RemoteFiles,
     Source,
@@ -80,7 +83,8 @@ def open_checkpoint(
         source, adapter = replace(source, remote=remote), replace(adapter, remote=remote)
     store = wrap_quantized(open_files(source), source.config)
     if adapter is not None:
-        store = merge_adapter(store, open_files(adapter), adapter.config or {})
+        layouts = _layouts(store, source.config)
+        store = merge_adapter(store, open_files(adapter), adapter.config or {}, layouts)
         source = _together(source, adapter)
     architecture = resolve(store, source.config)
     if strict and architecture.source == "inferred":
@@ -90,6 +94,14 @@ def open_checkpoint(
             hint="leave --strict out to analyse it all the same",
         )
     return Checkpoint(source, store, architecture)
+
+
+def _layouts(base: TensorReader, config: Mapping[str, Any] | None) -> dict[str, bool]:
+    """Weights of an adapter's base to whether they are stored as (in, out), where that is known."""
+    with suppress(CkptError):  # what is wrong with the base is wrong with both together
+        plans = resolve(base, config).layers
+        return {ref.weight: ref.transposed for plan in plans for ref in plan.refs.values()}
+    return {}
 
 
 def _one_transfer(*sources: Source) -> RemoteFiles | None:

@@ -23,7 +23,9 @@ from ckptforensics.sources.retry import TIMEOUT_SECONDS, Patience, busy, explain
 
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
 _INDEXES = (".safetensors.index.json", ".bin.index.json")
-_CONFIGURATIONS = ("config.json", "adapter_config.json", "quantize_config.json")
+_CONFIGURATIONS = (
+    "config.json", "adapter_config.json", "quantize_config.json", "hf_quant_config.json",
+)  # fmt: skip
 # Read only by whoever asks for token strings, see `file_beside`.
 _TOKENIZERS = ("tokenizer.json", "vocab.json")
 # A path such as ./x or ../x is never a repository.

@@ -239,7 +239,10 @@ class AdaptedReader(TensorReader):
 
 
 def merge_adapter(
-    base: TensorReader, adapter: TensorReader, config: Mapping[str, Any]
+    base: TensorReader,
+    adapter: TensorReader,
+    config: Mapping[str, Any],
+    layouts: Mapping[str, bool] = MappingProxyType({}),
 ) -> TensorReader:
     """Present `base` with the adapter merged onto it.
 
@@ -248,6 +251,8 @@ def merge_adapter(
     base : tensors under the names of the Hugging Face layout
     adapter : tensors of `adapter_model.safetensors` or `.bin`
     config : parsed `adapter_config.json`
+    layouts : weight of the base to whether it is stored as (in, out), where that is known; like
+        PEFT, which replaces a `fan_in_fan_out` that contradicts the module
 
     Raises
     ------
@@ -258,15 +263,20 @@ def merge_adapter(
     TensorError
         if a tensor of the adapter has no counterpart in the base, or not its shape.
     """
-    return _Merge(base, adapter, config).store()
+    return _Merge(base, adapter, config, layouts).store()
 
 
 class _Merge:
     """Matches an adapter's tensors with those of its base."""
 
     def __init__(
-        self, base: TensorReader, adapter: TensorReader, config: Mapping[str, Any]
+        self,
+        base: TensorReader,
+        adapter: TensorReader,
+        config: Mapping[str, Any],
+        layouts: Mapping[str, bool],
     ) -> None:
+        self.layouts = layouts
         self.base = base
         self.adapter = adapter
         self.config = config
@@ -375,9 +385,12 @@ class _Merge:
         if rank != a[0]:
             raise self._wrong(names["A"], f"rank {a[0]}, and the configuration says {rank:g}")
         forward, backward = (b[0], a[1]) == base.shape, (a[1], b[0]) == base.shape
-        stored_in_out = embedding != "_" or bool(self.config.get("fan_in_fan_out"))
+        stored_in_out = embedding != "_" or self.layouts.get(
+            base.name, bool(self.config.get("fan_in_fan_out"))
+        )
         transposed = backward and not base.oriented and (stored_in_out or not forward)
-        if not (transposed or (forward and embedding == "_")):
+        known_otherwise = self.layouts.get(base.name, False) and not base.oriented
+        if not (transposed or (forward and embedding == "_" and not known_otherwise)):
             raise self._wrong(
                 names["A"],
                 f"the change has shape {b[0]} x {a[1]}, and the base has {_times(base.shape)}",

@@ -180,20 +180,27 @@ def test_weights_stored_in_out_and_embeddings(dora, gpt2, tmp_path, monkeypatch)
     assert_same(adapter, gpt2, explicit(gpt2, tmp_path / "merged", merged))
 
 
-def test_a_square_weight_is_turned_by_the_configuration_only(gpt2, tmp_path):
-    base = base_tensors(gpt2)
-    module = "transformer.h.0.attn.c_proj"
-    parts = low_rank(base, [module])
-    for turned in (False, True):
-        adapter = write_adapter(tmp_path / f"{turned}", parts, fan_in_fan_out=turned)
-        store = ckptforensics.open_checkpoint(adapter, base=gpt2).store
-        expected = merged_weight(
-            base[f"{module}.weight"],
-            parts[f"{module}.lora_A.weight"],
-            parts[f"{module}.lora_B.weight"],
-            in_out=turned,
-        )
-        np.testing.assert_allclose(store.read(f"{module}.weight"), expected, atol=1e-5)
+@pytest.mark.parametrize("said", [False, True])
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_a_square_weight_is_turned_as_its_base_stores_it(kind, said, tmp_path):
+    """PEFT sets `fan_in_fan_out` by the module's class, whatever the configuration says."""
+    made = tiny_gpt2() if kind == "gpt2" else tiny_llama(head_dim=6)
+    folder = save(made, tmp_path / "base")
+    base = base_tensors(folder)
+    module = {
+        "gpt2": "transformer.h.0.attn.c_proj",
+        "llama": "model.layers.1.self_attn.o_proj",
+    }[kind]
+    parts = low_rank(base, [module], in_out=kind == "gpt2")
+    adapter = write_adapter(tmp_path / "adapter", parts, fan_in_fan_out=said)
+    store = ckptforensics.open_checkpoint(adapter, base=folder).store
+    expected = merged_weight(
+        base[f"{module}.weight"],
+        parts[f"{module}.lora_A.weight"],
+        parts[f"{module}.lora_B.weight"],
+        in_out=kind == "gpt2",
+    )
+    np.testing.assert_allclose(store.read(f"{module}.weight"), expected, atol=1e-5)
 
 
 def test_biases_norms_and_whole_modules(llama, tmp_path):

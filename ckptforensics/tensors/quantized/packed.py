@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from ckptforensics.errors import FormatError, NothingAnalysable
+from ckptforensics.errors import FormatError, NothingAnalysable, TensorError
 from ckptforensics.tensors.quantized.base import FLOATS, Parts, Quantized, RowReader, times, unpack
 from ckptforensics.tensors.quantized.scaled import ACTIVATIONS, group_index
 
@@ -14,6 +15,11 @@ if TYPE_CHECKING:
 _WORD = 32
 _GPTQ_BITS = (2, 3, 4, 8)
 _AWQ_BITS = 4
+# Rows whose codes are looked at for their centre. Where zero points are right, the mean of code
+# minus zero is 0.00 to 0.1 steps (4-bit SmolLM2); one format read as the other makes it about 1.
+_CENTRED_ROWS = 64
+_OFF_CENTRE = 0.6
+_MUCH_FURTHER = 3
 # The column, of eight, that the n-th four bits of a word hold.
 _AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 
@@ -56,20 +62,54 @@ class Gptq(Quantized):
         scales = parts.floats("scales")
         mask = (1 << bits) - 1
 
-        def read(start: int, stop: int) -> Floats:
+        def zeros_of(start: int, stop: int, offset: int) -> Array:
             first = start // _WORD * _WORD
             last = min(-(-stop // _WORD) * _WORD, rows)
             words = zero_codes[:, first * bits // _WORD : -(-last * bits // _WORD)]
             stored = unpack(words, bits, stop - first)[:, start - first :]
             # The sum wraps, as in the reference: a zero point of 0 is stored as the largest code.
-            zeros = (stored.astype(np.int16) + self.zero_offset) & mask
-            numbers = unpack(codes[:, start:stop].T, bits, columns)
-            out = numbers.astype(np.float32)
-            out -= zeros.T[:, index]
+            return ((stored.astype(np.int16) + offset) & mask).T
+
+        def codes_of(start: int, stop: int) -> Floats:
+            return unpack(codes[:, start:stop].T, bits, columns).astype(np.float32)
+
+        sampled = min(rows, _CENTRED_ROWS)
+        both = [zeros_of(0, sampled, offset) for offset in (self.zero_offset, 1 - self.zero_offset)]
+        self._require_centred(codes_of(0, sampled), [zeros[:, index] for zeros in both])
+
+        def read(start: int, stop: int) -> Floats:
+            out = codes_of(start, stop)
+            out -= zeros_of(start, stop, self.zero_offset)[:, index]
             out *= scales[:, start:stop].T[:, index]
             return out
 
         return read
+
+    def _require_centred(self, codes: Floats, zeros: Sequence[Array]) -> None:
+        """TensorError if the zero points are right in the other of the two formats only.
+
+        Read in the wrong one, every weight is off by a step of the quantizer: a large change along
+        one direction. Symmetric zero points are half the range of the codes; other ones lie near
+        the mean of the codes, since that of trained weights is nearly 0.
+
+        Parameters
+        ----------
+        codes : (rows, columns) a sample
+        zeros : (rows, columns) their zero points in the stated format and in the other
+        """
+        half = 1 << (self.bits - 1)
+        here, there = (float((codes - z).mean()) for z in zeros)
+        symmetric_there = bool((zeros[1] == half).all())
+        further = abs(here) > _OFF_CENTRE and abs(here) > _MUCH_FURTHER * abs(there)
+        if symmetric_there or (further and not (zeros[0] == half).all()):
+            written, right = ("gptq", "gptq_v2") if self.zero_offset else ("gptq_v2", "gptq")
+            raise TensorError(
+                f"the zero points do not fit the format {written!r} that the configuration states: "
+                f"the codes lie {here:+.2f} from them in the mean, and {there:+.2f} in {right!r}",
+                path=self.parts.info("qzeros").path,
+                tensor=self.parts.stem + "qzeros",
+                hint=f"set 'checkpoint_format' to {right!r} in the quantization's configuration",
+            )
 
 
 def _zero_offset(parts: Parts) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -205,7 +206,7 @@ def _scaled(store: TensorReader, name: str, config: Mapping[str, Any]) -> Quanti
     stem, dot, weight = name.rpartition(".")
     if store.info(name).dtype not in (*FP8, "I8"):
         return None
-    for scale in (f"{weight}_scale_inv", f"{weight}_scale"):
+    for scale in (f"{weight}_scale_inv", f"{weight}_scale", f"scale_{weight}"):
         if stem + dot + scale in store:
             return Scaled(Parts(store, stem + dot, config), weight, scale)
     return None
@@ -275,7 +276,17 @@ _DESCRIPTIONS = (
     ".weight_shape", ".bitsandbytes__nf4", ".bitsandbytes__fp4", ".weight_format", ".packing",
     ".view_as_float", ".quant_scale", ".quant_zero", ".shape", ".axis", ".group_size",
 )  # fmt: skip
-_ASIDE = tuple(f".{part}" for part in (*ACTIVATIONS, "k_scale", "v_scale", "q_scale"))
+_ASIDE = tuple(
+    f".{part}"
+    for part in (*ACTIVATIONS, "k_scale", "v_scale", "q_scale", "kv_scale", "scale_input")
+)
+# Where ModelOpt's tools write what others put into config.json.
+_MODELOPT = "hf_quant_config.json"
+# Elements of FP8 codes with a scale reach 448 or 57,344; those of weights that were only rounded
+# are as small as weights are.
+_LARGEST_ROUNDED = 32
+_SAMPLED_ROWS = 8
+_INTEGERS = ("I8", "U8", "I16", "I32", "U32", "I64")
 
 
 def _quantization(store: TensorReader, config: Mapping[str, Any] | None) -> object:
@@ -286,11 +297,24 @@ def _quantization(store: TensorReader, config: Mapping[str, Any] | None) -> obje
         for key in ("quantization_config", "compression_config"):
             if place.get(key):
                 return place[key]
+    if any(name.endswith(".scale_weight") for name in store):  # said by the names alone
+        return {"quant_method": "fp8"}
+    stated = store.containers[0].path.parent / _MODELOPT
+    if stated.exists():
+        return {"quant_method": "modelopt", **_modelopt(stated)}
     # Where GPTQ's first tools wrote it.
     beside = store.containers[0].path.parent / "quantize_config.json"
     if any(name.endswith(".qweight") for name in store) and beside.exists():
         return {"quant_method": "gptq", **read_json_object(beside, what="configuration")}
     return None
+
+
+def _modelopt(path: Path) -> dict[str, Any]:
+    """The object 'quantization' of ModelOpt's file; FormatError if it is not there."""
+    found = read_json_object(path, what="configuration").get("quantization")
+    if not isinstance(found, dict):
+        raise FormatError("the object 'quantization' is missing", path=path)
+    return found
 
 
 def _method_name(found: object) -> str | None:
@@ -327,6 +351,26 @@ def _require_unquantized(store: TensorReader) -> None:
                 path=store.info(name).path,
                 hint="put the config.json with its 'quantization_config' beside the weights "
                 "or name it with --config",
+            )
+    for name, info in store.tensors.items():
+        rows = matrix_shape(info)[1]
+        if info.dtype in FP8 and rows > 1 and not info.unreadable:
+            largest = float(abs(store.read_rows(name, 0, min(rows, _SAMPLED_ROWS))).max())
+            if largest > _LARGEST_ROUNDED:
+                raise TensorError(
+                    f"the weight is stored as {info.dtype} with elements up to {largest:g}, and "
+                    "no scale says what they stand for",
+                    path=info.path,
+                    tensor=name,
+                    hint="fetch the checkpoint again with its scales and config.json",
+                )
+        if rows > 1 and name.endswith(".weight") and info.dtype in _INTEGERS:
+            raise TensorError(
+                f"the weight is stored as integers ({info.dtype}), and nothing says what they "
+                "stand for",
+                path=info.path,
+                tensor=name,
+                hint="fetch the checkpoint again with its scales and config.json",
             )
 
 
