@@ -75,6 +75,8 @@ def _contradictions(known: Known, architecture: Architecture) -> Iterator[str]:
     for plan in architecture.layers:
         if plan.gap is None:
             yield from _heads(known, architecture, plan)
+    if architecture.source == "config" and architecture.family.norm.kind == "rms":
+        yield from _norm_biases(architecture)
     yield from _biases(known, tuple(plan.prefix for plan in architecture.layers))
     embedding = architecture.embedding
     if embedding is None:
@@ -112,6 +114,17 @@ def _heads(known: Known, architecture: Architecture, plan: LayerPlan) -> Iterato
                 rows = matrix_shape(known.store.info(tensor))[1]
                 if rows % heads:
                     yield f"{tensor} has {rows:,} rows, which do not part into {heads} heads"
+
+
+def _norm_biases(architecture: Architecture) -> Iterator[str]:
+    """Biases of norms in a family whose norms have none."""
+    for plan in architecture.layers:
+        for role, ref in plan.refs.items():
+            if role.endswith("_norm") and ref.bias is not None:
+                yield (
+                    f"{ref.bias} is stored, and norms of the family '{architecture.family.name}' "
+                    "have no biases: transformers would not read it"
+                )
 
 
 def _biases(known: Known, blocks: tuple[str, ...]) -> Iterator[str]:
