@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ckptforensics.architectures import Architecture, resolve
+from ckptforensics.architectures import Architecture, resolve, unwrapped
 from ckptforensics.errors import UnknownFamily
 from ckptforensics.sources import (
     RemoteFiles,
@@ -78,7 +78,9 @@ def open_checkpoint(
     if adapter is not None:
         remote = _one_transfer(source, adapter)
         source, adapter = replace(source, remote=remote), replace(adapter, remote=remote)
-    store = wrap_quantized(open_files(source), source.config)
+    files, notes = unwrapped(open_files(source), source.config)
+    source = replace(source, notes=(*source.notes, *notes))
+    store = wrap_quantized(files, source.config)
     if adapter is not None:
         store = merge_adapter(store, open_files(adapter), adapter.config or {})
         source = _together(source, adapter)

@@ -11,6 +11,7 @@ from types import MappingProxyType
 from typing import Any, Literal, NoReturn, Protocol
 
 from ckptforensics.errors import FormatError, NothingAnalysable, UsageError
+from ckptforensics.sources.pointers import LONGEST_POINTER, refuse_pointer
 from ckptforensics.sources.strictjson import read_json_object
 
 ContainerName = Literal["safetensors", "torch", "gguf"]
@@ -193,13 +194,16 @@ def size_of_file(path: Path) -> int:
     Raises
     ------
     FormatError
-        if it is anything else: reading a named pipe, say, would wait for ever.
+        if it is anything else: reading a named pipe, say, would wait for ever; or if it only
+        stands for a file that was not fetched.
     OSError
         if there is no such file.
     """
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):
         raise FormatError("this is not a regular file", path=path, hint="give the file itself")
+    with path.open("rb") as file:
+        refuse_pointer(path, file.read(LONGEST_POINTER))
     return status.st_size
 
 
