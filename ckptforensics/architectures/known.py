@@ -41,6 +41,7 @@ _KEYS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = MappingProxyType(
             ("hidden_act", "hidden_activation", "activation_function", "hidden_act_fn"),
             (),
         ),
+        "ffn_width": (("intermediate_size",), ("feed_forward_length",)),
         "latent_width": (("kv_lora_rank",), ("attention.kv_lora_rank",)),
         "key_width": (("qk_nope_head_dim",), ()),
     }
