@@ -28,6 +28,9 @@ _PARTS = frozenset(
         "base_layer",  # PEFT
     }
 )
+# Meta's and Mistral's own files: the family has the names of their blocks.
+_META = frozenset({"tok_embeddings.weight", "layers.0.attention.wv.weight"})
+_META_EMBEDDING = {"tok_embeddings.weight": "embed_tokens.weight"}
 
 
 def unwrapped(store: FileReader, config: Mapping[str, Any] | None) -> tuple[FileReader, list[str]]:
@@ -49,6 +52,8 @@ def unwrapped(store: FileReader, config: Mapping[str, Any] | None) -> tuple[File
         if len(set(plain.values())) == len(plain):
             store = store.renamed(plain)
             notes.append(f"tensor names are read without {_quoted(sorted(parts))} in them")
+    if set(store) >= _META:
+        store = store.renamed({n: _META_EMBEDDING.get(n, n) for n in store})
     before = _wrapper(known, store)
     if before:
         plain = {name: name.removeprefix(before) for name in store}

@@ -11,6 +11,7 @@ from types import MappingProxyType
 from typing import Any, Literal, NoReturn, Protocol
 
 from ckptforensics.errors import FormatError, NothingAnalysable, UsageError
+from ckptforensics.sources.original import config_of_params, refuse_ranks
 from ckptforensics.sources.pointers import LONGEST_POINTER, refuse_pointer
 from ckptforensics.sources.strictjson import read_json_object
 
@@ -320,9 +321,13 @@ def _in_layout(
         raise SeveralModels(path, indexes)
     if not weights:
         return None
-    splits = {_split_name(n): n for n in reversed(weights)}
+    # The same model as its maker saves it may lie beside.
+    converted = [n for n in weights if not n.startswith("consolidated.")]
+    refuse_ranks(path / (converted or weights)[0])
+    splits = {_split_name(n): n for n in reversed(converted or weights)}
     if len(splits) > 1:
         raise SeveralModels(path, sorted(splits.values()))
+    weights = converted or weights
     files = _split_files(path / weights[0])
     notes: tuple[str, ...] = ()
     if layout.index in indexes:
@@ -399,6 +404,7 @@ def _split_files(path: Path) -> tuple[Path, ...]:
     """The file, or all shards of the model it is a part of; FormatError if one is missing."""
     match = _SHARD.fullmatch(path.name)
     if match is None:
+        refuse_ranks(path)
         return (path,)
     split = _split_name(path.name)
     beside = (_SHARD.fullmatch(f.name) for f in path.parent.iterdir() if f.suffix == path.suffix)
@@ -426,7 +432,7 @@ def _config_beside(folder: Path, given: Mapping[str, Any] | None) -> Mapping[str
             path=beside,
             hint="fetch the file it names, or name another with --config",
         )
-    return None
+    return config_of_params(folder)
 
 
 def _nothing(path: Path, names: list[str]) -> NothingAnalysable:
