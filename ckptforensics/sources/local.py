@@ -11,6 +11,7 @@ from types import MappingProxyType
 from typing import Any, Literal, NoReturn, Protocol
 
 from ckptforensics.errors import FormatError, NothingAnalysable, UsageError
+from ckptforensics.sources.links import refuse_links_out
 from ckptforensics.sources.original import config_of_params, refuse_ranks
 from ckptforensics.sources.pointers import LONGEST_POINTER, refuse_pointer
 from ckptforensics.sources.strictjson import read_json_object
@@ -131,11 +132,12 @@ def locate(model: str | Path, config: str | Path | None = None) -> Source:
         raise UsageError("no such file or directory", path=path, hint=f"give {_EXPECTED}")
     given_config = None if config is None else read_json_object(Path(config), what="configuration")
     try:
-        return (
-            _locate_directory(path, given_config)
-            if path.is_dir()
-            else _locate_file(path, given_config)
-        )
+        if not path.is_dir():
+            return _locate_file(path, given_config)
+        source = _locate_directory(path, given_config)
+        beside = () if given_config is not None else (path / "config.json",)
+        refuse_links_out(path, (*source.files, *beside))
+        return source
     except PermissionError as problem:
         raise FormatError(
             "permission denied", path=problem.filename or path, hint="check who may read it"
