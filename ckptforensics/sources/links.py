@@ -15,7 +15,8 @@ def refuse_links_out(folder: Path, files: Iterable[Path]) -> None:
     Face cache are how this cache is made.
     """
     home = folder.resolve()
-    cache = next((p for p in home.parents if p.name.startswith("models--")), home)
+    # <repository>/snapshots/<commit> beside <repository>/blobs
+    cache = next((p.parent / "blobs" for p in home.parents if p.name == "snapshots"), home)
     for file in files:
         if not file.is_symlink():
             continue
