@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ckptforensics.architectures import Architecture, resolve
+from ckptforensics.architectures import Architecture, resolve, unwrapped
 from ckptforensics.errors import CkptError, UnknownFamily
 from ckptforensics.sources import (
     RemoteFiles,
@@ -81,7 +81,9 @@ def open_checkpoint(
     if adapter is not None:
         remote = _one_transfer(source, adapter)
         source, adapter = replace(source, remote=remote), replace(adapter, remote=remote)
-    store = wrap_quantized(open_files(source), source.config)
+    files, notes = unwrapped(open_files(source), source.config)
+    source = replace(source, notes=(*source.notes, *notes))
+    store = wrap_quantized(files, source.config)
     if adapter is not None:
         layouts = _layouts(store, source.config)
         store = merge_adapter(store, open_files(adapter), adapter.config or {}, layouts)

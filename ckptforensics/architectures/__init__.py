@@ -10,6 +10,7 @@ from ckptforensics.architectures.plan import (
 )
 from ckptforensics.architectures.resolve import resolve
 from ckptforensics.architectures.schema import Family, Role, families
+from ckptforensics.architectures.wrappers import unwrapped
 
 __all__ = [
     "Architecture",
@@ -22,4 +23,5 @@ __all__ = [
     "WeightRef",
     "families",
     "resolve",
+    "unwrapped",
 ]

@@ -75,6 +75,9 @@ def _contradictions(known: Known, architecture: Architecture) -> Iterator[str]:
     for plan in architecture.layers:
         if plan.gap is None:
             yield from _heads(known, architecture, plan)
+    yield from _ffn_widths(known, architecture)
+    if architecture.source == "config" and architecture.family.norm.kind == "rms":
+        yield from _norm_biases(architecture)
     yield from _biases(known, tuple(plan.prefix for plan in architecture.layers))
     embedding = architecture.embedding
     if embedding is None:
@@ -101,6 +104,12 @@ def _heads(known: Known, architecture: Architecture, plan: LayerPlan) -> Iterato
             f"heads are {width} wide by the configuration, and {sizes.head_dim} by "
             f"{value.weight} with {sizes.num_kv_heads} key-value heads"
         )
+    heads = known.value("num_key_value_heads", "attention.head_count_kv")
+    if type(heads) is int and heads != sizes.num_kv_heads:
+        yield (
+            f"there are {heads} key-value heads by the configuration, and {sizes.num_kv_heads} of "
+            f"width {sizes.head_dim} in {value.weight}"
+        )
     if value.ranges is not None:
         return
     for mark, query, key in _SCORES:
@@ -112,6 +121,52 @@ def _heads(known: Known, architecture: Architecture, plan: LayerPlan) -> Iterato
                 rows = matrix_shape(known.store.info(tensor))[1]
                 if rows % heads:
                     yield f"{tensor} has {rows:,} rows, which do not part into {heads} heads"
+
+
+def _ffn_widths(known: Known, architecture: Architecture) -> Iterator[str]:
+    """Widths of FFNs that the configuration gives nowhere, though it gives one.
+
+    Experts, dense layers between them and layers of other widths have numbers of their own in it.
+    """
+    said = known.get(architecture.family, "ffn_width")
+    if type(said) is not int or architecture.family.config.get("ffn_width") == ():
+        return
+    numbers = set(_numbers(known.store.metadata if known.gguf else known.whole_config))
+    for plan in architecture.layers:
+        refs = plan.experts[0] if plan.experts else plan.refs
+        down = refs.get("expert_down") or refs.get("down")
+        if down is None or down.expert is not None:
+            continue
+        info = known.store.info(down.weight)
+        if len(info.shape) != 2:
+            continue
+        width = info.shape[0 if down.transposed and not info.oriented else 1]
+        if width not in numbers:
+            key = "feed_forward_length" if known.gguf else "intermediate_size"
+            yield f"{down.weight} takes {width:,} units, and {key} is {said:,}"
+
+
+def _numbers(value: object) -> Iterator[int]:
+    """All whole numbers in a configuration."""
+    if type(value) is int:
+        yield value
+    elif isinstance(value, Mapping):
+        for inner in value.values():
+            yield from _numbers(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _numbers(inner)
+
+
+def _norm_biases(architecture: Architecture) -> Iterator[str]:
+    """Biases of norms in a family whose norms have none."""
+    for plan in architecture.layers:
+        for role, ref in plan.refs.items():
+            if role.endswith("_norm") and ref.bias is not None:
+                yield (
+                    f"{ref.bias} is stored, and norms of the family '{architecture.family.name}' "
+                    "have no biases: transformers would not read it"
+                )
 
 
 def _biases(known: Known, blocks: tuple[str, ...]) -> Iterator[str]:

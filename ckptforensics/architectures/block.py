@@ -209,7 +209,8 @@ class BlockResolver:
         inner = self._matrix("output")[1]
         rows = self._matrix("value")[0]
         take = self.layout.tensors["value"].take
-        heads = self.known.count(self.family, "num_heads")
+        heads = self._heads_from_width(take, inner, rows)
+        heads = heads or self.known.count(self.family, "num_heads")
         if heads is None:
             # Without a head count: where values are not shared between heads it does not matter.
             alone = rows // 3 if take == "qkv:v" else rows
@@ -238,6 +239,18 @@ class BlockResolver:
                 self._info("value"), f"values for {heads} heads of {head_dim}, shared evenly"
             )
         return Sizes(hidden_size, self.num_layers, heads, kv_heads, head_dim)
+
+    def _heads_from_width(self, take: str, inner: int, rows: int) -> int | None:
+        """The number of heads where only their width, or that of keys and values, is given."""
+        if take != "all" or self.known.get(self.family, "num_heads") is not None:
+            return None
+        width = self.known.value("head_dim", "attention.value_length")
+        shared = self.known.value("num_key_value_heads", "attention.head_count_kv")
+        if width is None and type(shared) is int and shared > 0 and rows % shared == 0:
+            width = rows // shared
+        if type(width) is not int or width < 1 or inner % width:
+            return None
+        return inner // width
 
     def _ref(
         self,

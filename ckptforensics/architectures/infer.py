@@ -14,6 +14,14 @@ from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from typing import Any, get_args
 
+from ckptforensics.architectures.evidence import (
+    NormKind,
+    norm_kind,
+    stored_offset,
+    unknown,
+    with_factors,
+    with_norm,
+)
 from ckptforensics.architectures.known import Known
 from ckptforensics.architectures.schema import (
     EmbeddingSpec,
@@ -24,12 +32,16 @@ from ckptforensics.architectures.schema import (
     TensorSpec,
     families,
 )
-from ckptforensics.errors import UnknownFamily
+from ckptforensics.architectures.stacks import Stack, equals, find_stacks, shown
 from ckptforensics.tensors import TensorReader
 
 _BLOCK = re.compile(r"(?P<before>(?:.*?\.)?)(?P<layer>\d+)\.(?P<rest>.+)")
-# GGUF keys of factors, bounds and routing, which each family uses in its own way.
-_TELLING = ("embedding_scale", "residual_scale", "attention.clamp_kqv", "expert_count")
+# What of a family says nothing of what its blocks compute.
+_NAMING = frozenset(
+    {"name", "description", "model_types", "gguf_architectures", "default_heads", "inferable"}
+    | {"hf", "gguf"}
+)
+_NORM = re.compile(r"norm|ln", re.IGNORECASE)
 _PLAIN_ROLES: tuple[Role, ...] = ("attention_norm", "value", "output", "ffn_norm", "up", "down")
 
 
@@ -41,48 +53,99 @@ def infer_family(known: Known) -> tuple[Family, Layout]:
     UnknownFamily
         if the names fit no known vocabulary, or fit it in several ways.
     """
-    block, names = _first_block(known.store)
-    if block is None:
-        raise _unknown(known, "no tensor name counts layers")
-    _require_no_factors(known)
-    norm = known.gguf_norm()
-    covering = [
+    stack = _main_stack(known)
+    kind, why = norm_kind(known, stack.names)
+    pairs = _covering(known, stack)
+    if pairs:
+        family, layout = _choose(known, pairs, kind, why)
+    else:
+        family, layout = _assemble(known, stack.block, stack.names, (kind, why))
+    offset = stored_offset(known, family, layout, len(stack.layers))
+    if offset == 1 and layout.gain_offset == 0:
+        family, layout = _with_offset(known, pairs, family, layout)
+    else:
+        layout = layout.model_copy(update={"gain_offset": offset})
+    return with_factors(known, family), layout
+
+
+def _main_stack(known: Known) -> Stack:
+    """The language model's blocks; the others are noted."""
+    stacks = find_stacks(known.store)
+    if not stacks:
+        raise unknown(known, "no tensor name counts layers")
+    if len(equals(stacks)) > 1:
+        raise unknown(known, f"there are several stacks of blocks: {shown(equals(stacks))}")
+    if stacks[1:]:
+        known.notes.append(
+            f"of several stacks of blocks, {shown(stacks[:1])} is the language "
+            f"model; not read: {shown(stacks[1:])}"
+        )
+    return stacks[0]
+
+
+def _covering(known: Known, stack: Stack) -> list[tuple[Family, Layout]]:
+    """Families whose names explain every tensor of the first block, each with its prefix."""
+    return [
         (family, layout.model_copy(update={"prefixes": (prefix,)}))
         for family in families().values()
         if (layout := known.layout(family)) is not None
-        and norm in (None, family.norm.kind)
-        and (prefix := _covering_prefix(layout, block, names, known.store)) is not None
+        and (prefix := _covering_prefix(layout, stack.block, stack.names, known.store)) is not None
     ]
-    for plain in (True, False):
-        fits = [pair for pair in covering if pair[0].inferable is plain]
-        if len(fits) == 1:
+
+
+def _choose(
+    known: Known, pairs: list[tuple[Family, Layout]], kind: NormKind | None, why: str
+) -> tuple[Family, Layout]:
+    """The one of several families that a block's names fit, with the norms of the checkpoint."""
+    # A norm without weights leaves no trace of its kind.
+    told = [
+        pair
+        for pair in pairs
+        if kind in (None, pair[0].norm.kind) and (pair[0].norm.affine or kind is not None)
+    ]
+    for fits in (
+        [pair for pair in told if pair[0].inferable],
+        [pair for pair in told if not pair[0].inferable],
+        [(with_norm(f, kind), layout) for f, layout in pairs if f.inferable and kind is not None],
+    ):
+        if fits and not _are_alike(fits):
+            names = ", ".join(family.name for family, _ in fits)
+            raise unknown(known, f"the names fit several ({names})")
+        if fits:
             family, layout = fits[0]
             known.notes.append(f"names of the family '{family.name}', taken for its kind of block")
+            if kind is None:
+                known.notes.append(f"norms assumed to be {family.norm.kind}")
+            elif fits[0] not in told:
+                known.notes.append(f"norms taken to be {kind}, by {why}")
             return family, layout
-        if fits:
-            raise _unknown(known, f"the names fit several ({', '.join(f.name for f, _ in fits)})")
-    return _assemble(known, block, names)
+    if any(not family.norm.affine for family, _ in pairs):
+        raise unknown(known, "its blocks store no norms, so what normalises them cannot be told")
+    raise unknown(known, f"its norms are {kind}, by {why}, which no family of these names has")
 
 
-def _require_no_factors(known: Known) -> None:
-    """UnknownFamily if GGUF metadata tells of arithmetic that names and shapes do not show."""
-    for key in _TELLING if known.gguf else ():
-        if known.value(None, key):
-            key = f"{known.model_type}.{key}"
-            raise _unknown(known, f"'{key}' says that its blocks do more than names can tell")
+def _are_alike(pairs: list[tuple[Family, Layout]]) -> bool:
+    """Whether several families compute the same of the same tensors."""
+    computed = {
+        (
+            family.model_dump_json(exclude=set(_NAMING)),
+            layout.model_dump_json(include={"tensors", "gain_offset"}),
+        )
+        for family, layout in pairs
+    }
+    return len(computed) == 1
 
 
-def _first_block(store: TensorReader) -> tuple[str | None, list[str]]:
-    """Prefix of block 0, and the names after it; the numbering with the most tensors wins."""
-    counts: Counter[str] = Counter()
-    for name in store:
-        if (match := _BLOCK.fullmatch(name)) is not None and match["layer"] == "0":
-            counts[match["before"]] += 1
-    if not counts:
-        return None, []
-    before = counts.most_common(1)[0][0]
-    block = f"{before}0."
-    return block, [name[len(block) :] for name in store if name.startswith(block)]
+def _with_offset(
+    known: Known, pairs: list[tuple[Family, Layout]], family: Family, layout: Layout
+) -> tuple[Family, Layout]:
+    """A family whose gains are stored minus 1, or the one that was found with such gains."""
+    fits = [(f, names) for f, names in pairs if names.gain_offset == 1 and f.moe is None]
+    if fits and _are_alike(fits):
+        known.notes.append(f"taken for the family '{fits[0][0].name}', with its other factors")
+        return fits[0]
+    known.notes.append("whether the embeddings are multiplied too, as Gemma's, is not known")
+    return family, layout.model_copy(update={"gain_offset": 1.0})
 
 
 def _covering_prefix(
@@ -108,7 +171,9 @@ def _covering_prefix(
     return block[: len(block) - len(end)]
 
 
-def _assemble(known: Known, block: str, names: list[str]) -> tuple[Family, Layout]:
+def _assemble(
+    known: Known, block: str, names: list[str], told: tuple[NormKind | None, str]
+) -> tuple[Family, Layout]:
     """A layout from the names that any family knows, where shapes leave one way to read them."""
     store = known.store
     vocabulary = list(_vocabulary(known))
@@ -127,28 +192,27 @@ def _assemble(known: Known, block: str, names: list[str]) -> tuple[Family, Layou
         }
         if len({key[:2] for key in ways}) > 1 or len(ways) > 1:
             shown = ", ".join(sorted(f"{n} ({t})" for _, t, n in ways))
-            raise _unknown(known, f"the role '{role}' can be read in several ways: {shown}")
+            raise unknown(known, f"the role '{role}' can be read in several ways: {shown}")
         for spec in ways.values():
             chosen[role] = spec
             taken.add(spec.name[0] + spec.suffix)
             taken.add(spec.name[0] + spec.bias_suffix)
-    missing = [role for role in _PLAIN_ROLES if role not in chosen and not role.endswith("norm")]
+    missing = [role for role in _PLAIN_ROLES if role not in chosen and role != "ffn_norm"]
+    if missing == ["attention_norm"] and not any(_NORM.search(name) for name in names):
+        raise unknown(known, "its blocks store no norms, so what normalises them cannot be told")
     if missing:
-        raise _unknown(known, f"no tensor is known for {', '.join(missing)}")
+        raise unknown(known, f"no tensor is known for {', '.join(missing)}")
     unused = _known_unused(known)
     for name in names:
         if name not in taken and not any(fnmatchcase(block + name, p) for p in unused):
-            raise _unknown(known, f"nothing is known of '{block}{name}'")
-    biased = any(
-        block + chosen[role].name[0] + ".bias" in store
-        for role in ("attention_norm", "ffn_norm")
-        if role in chosen
-    )
-    kind = known.gguf_norm() or ("layer" if biased else "rms")
+            raise unknown(known, f"nothing is known of '{block}{name}'")
     mapping = ", ".join(f"{role}: {spec.name[0]}" for role, spec in chosen.items())
     known.notes.append(f"mapping chosen by name and shape: {mapping}")
-    if known.gguf_norm() is None:
-        known.notes.append(f"norms assumed to be {kind}")
+    kind, why = told
+    if kind is None:
+        known.notes.append("norms assumed to be rms")
+    else:
+        known.notes.append(f"norms taken to be {kind}, by {why}")
     parallel = "ffn_norm" not in chosen
     if parallel:
         known.notes.append("one norm a block: attention and FFN assumed parallel")
@@ -165,7 +229,7 @@ def _assemble(known: Known, block: str, names: list[str]) -> tuple[Family, Layou
         name="inferred",
         description="put together from names that other families use",
         residual="parallel" if parallel else "sequential",
-        norm=NormSpec(kind=kind, eps=1e-5),
+        norm=NormSpec(kind=kind or "rms", eps=1e-5),
         activation="silu" if "gate" in chosen else "gelu",
         hf=layout,
     )
@@ -200,7 +264,7 @@ def _hidden_size(known: Known, block: str, names: list[str]) -> int:
         if len(shape := known.store.info(block + name).shape) == 1 and "norm" in name.lower()
     )
     if not sizes:
-        raise _unknown(known, "no norm tells the width of the residual stream")
+        raise unknown(known, "no norm tells the width of the residual stream")
     return sizes.most_common(1)[0][0]
 
 
@@ -232,12 +296,3 @@ def _embedding(known: Known, hidden_size: int) -> EmbeddingSpec:
 
 def _numbered(name: str) -> str:
     return name.replace("{expert}", "0")
-
-
-def _unknown(known: Known, why: str) -> UnknownFamily:
-    said = f"no family is named '{known.model_type}'" if known.model_type else "no configuration"
-    return UnknownFamily(
-        f"{said}, and {why}",
-        path=known.path,
-        hint="see docs/families.md for the supported families and how to add one",
-    )

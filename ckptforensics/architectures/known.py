@@ -31,13 +31,17 @@ _KEYS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = MappingProxyType(
         ),
         "num_heads": (("num_attention_heads", "n_head", "n_heads"), ("attention.head_count",)),
         "eps": (
-            ("rms_norm_eps", "layer_norm_epsilon", "layer_norm_eps", "norm_eps", "norm_epsilon"),
+            (
+                *("rms_norm_eps", "layer_norm_epsilon", "layer_norm_eps", "norm_eps"),
+                *("norm_epsilon", "layernorm_epsilon", "layernorm_eps", "rms_norm_epsilon"),
+            ),
             ("attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon"),
         ),
         "activation": (
             ("hidden_act", "hidden_activation", "activation_function", "hidden_act_fn"),
             (),
         ),
+        "ffn_width": (("intermediate_size",), ("feed_forward_length",)),
         "latent_width": (("kv_lora_rank",), ("attention.kv_lora_rank",)),
         "key_width": (("qk_nope_head_dim",), ()),
     }

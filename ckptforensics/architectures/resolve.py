@@ -43,7 +43,8 @@ from ckptforensics.architectures.schema import (
     Role,
     Routing,
 )
-from ckptforensics.errors import FormatError, TensorError, UnknownFamily
+from ckptforensics.architectures.stacks import Stack, equals, find_stacks, shown
+from ckptforensics.errors import FormatError, NothingAnalysable, TensorError, UnknownFamily
 from ckptforensics.tensors import TensorReader
 
 _BRANCH_NORMS: tuple[Role, Role] = ("attention_norm", "ffn_norm")
@@ -78,6 +79,7 @@ def resolve(store: TensorReader, config: Mapping[str, Any] | None) -> Architectu
         layout = as_old(layout, store)
         prefix = find_prefix(layout, store)
         if prefix is None:
+            _refuse_several(known)
             specs = [spec for spec in layout.tensors.values() if not spec.optional]
             lost = (spec for spec in specs if not is_stored(layout, spec, store))
             example = next(lost, next(iter(layout.tensors.values())))
@@ -90,6 +92,17 @@ def resolve(store: TensorReader, config: Mapping[str, Any] | None) -> Architectu
         return _build(known, family, "gguf" if known.gguf else "config", layout, prefix)
     family, layout = infer_family(known)
     return _build(known, family, "inferred", layout, layout.prefixes[0])
+
+
+def _refuse_several(known: Known) -> None:
+    """NothingAnalysable if several models of one size are stored together."""
+    same = equals(find_stacks(known.store) or [Stack("")])
+    if len(same) > 1:
+        raise NothingAnalysable(
+            f"several models are stored together: {shown(same)}",
+            path=known.path,
+            hint="save the tensors of one of them alone",
+        )
 
 
 def _build(

@@ -5,21 +5,26 @@ from __future__ import annotations
 import re
 import stat
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, NoReturn, Protocol
 
 from ckptforensics.errors import FormatError, NothingAnalysable, UsageError
+from ckptforensics.sources.links import refuse_links_out
+from ckptforensics.sources.original import config_of_params, refuse_ranks
+from ckptforensics.sources.pointers import LONGEST_POINTER, refuse_pointer
 from ckptforensics.sources.strictjson import read_json_object
 
 ContainerName = Literal["safetensors", "torch", "gguf"]
 
-_SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<suffix>\.[a-z]+)")
+_SHARD = re.compile(r"(?P<stem>.+[-_])(?P<number>\d+)-of-(?P<count>\d+)(?P<suffix>\.[a-z]+)")
+_MOST_SHARDS = 100_000
 _EXPECTED = "a directory, a .safetensors, .bin, .pt, .pth or .gguf file, or a .index.json of these"
-# Files that stand beside a model and are not one: adapters and states of a training.
+# Files that stand beside a model and are not one: adapters, heads and states of a training.
 _NOT_A_MODEL = re.compile(
-    r"(adapter_model|training_args|optimizer|scheduler|scaler|rng_state(_\d+)?)"
+    r"((adapter_model|value_head|v_head|training_args|optimizer|scheduler|scaler|sampler|rng_state"
+    r"|random_states|dl_state_dict|custom_checkpoint)([_-]\d+)*|.*_optim_states)"
     r"\.(safetensors|bin|pt|pth)"
 )
 _ADAPTER_WEIGHTS = re.compile(r"adapter_model\.(safetensors|bin)")
@@ -55,6 +60,14 @@ class SeveralModels(UsageError):
         super().__init__(
             f"there are several models: {shown}", path=path, hint="name one of these files"
         )
+
+
+class _NoShards(FormatError):
+    """None of the files that an index names is there."""
+
+    def __init__(self, message: str, *, path: Path, hint: str, index: str) -> None:
+        self.index = index
+        super().__init__(message, path=path, hint=hint)
 
 
 class Fetcher(Protocol):
@@ -119,11 +132,12 @@ def locate(model: str | Path, config: str | Path | None = None) -> Source:
         raise UsageError("no such file or directory", path=path, hint=f"give {_EXPECTED}")
     given_config = None if config is None else read_json_object(Path(config), what="configuration")
     try:
-        return (
-            _locate_directory(path, given_config)
-            if path.is_dir()
-            else _locate_file(path, given_config)
-        )
+        if not path.is_dir():
+            return _locate_file(path, given_config)
+        source = _locate_directory(path, given_config)
+        beside = () if given_config is not None else (path / "config.json",)
+        refuse_links_out(path, (*source.files, *beside))
+        return source
     except PermissionError as problem:
         raise FormatError(
             "permission denied", path=problem.filename or path, hint="check who may read it"
@@ -193,13 +207,16 @@ def size_of_file(path: Path) -> int:
     Raises
     ------
     FormatError
-        if it is anything else: reading a named pipe, say, would wait for ever.
+        if it is anything else: reading a named pipe, say, would wait for ever; or if it only
+        stands for a file that was not fetched.
     OSError
         if there is no such file.
     """
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):
         raise FormatError("this is not a regular file", path=path, hint="give the file itself")
+    with path.open("rb") as file:
+        refuse_pointer(path, file.read(LONGEST_POINTER))
     return status.st_size
 
 
@@ -242,9 +259,13 @@ def _locate_file(path: Path, config: Mapping[str, Any] | None) -> Source:
         if path.name.endswith(layout.index_suffix):
             return _from_index(path, path, layout, config)
         if path.suffix in layout.suffixes:
-            return Source(path, layout.container, (path,), _config_beside(path.parent, config))
+            index = path.parent / layout.index
+            if _SHARD.fullmatch(path.name) and _is_file(index) and _needs(index, path.name):
+                return _from_index(index, path, layout, config)
+            files = _split_files(path)
+            return Source(path, layout.container, files, _config_beside(path.parent, config))
     if path.suffix == ".gguf":
-        return Source(path, "gguf", _gguf_files(path), _config_beside(path.parent, config))
+        return Source(path, "gguf", _split_files(path), _config_beside(path.parent, config))
     raise NothingAnalysable(
         f"cannot read a model from a '{path.suffix}' file",
         path=path,
@@ -254,21 +275,35 @@ def _locate_file(path: Path, config: Mapping[str, Any] | None) -> Source:
 
 def _locate_directory(path: Path, config: Mapping[str, Any] | None) -> Source:
     names = sorted(entry.name for entry in path.iterdir() if not entry.name.startswith("."))
-    if source := _in_layout(path, names, _SAFETENSORS, config):
-        return source
     ggufs = [n for n in names if n.endswith(".gguf")]
     # A .bin of another name than the model's may be anything; beside a GGUF it is not the model.
     torch_names = [n for n in names if not ggufs or n.startswith("pytorch_model")]
-    if source := _in_layout(path, torch_names, _TORCH, config):
-        return source
+    stale: _NoShards | None = None
+    for layout, of in ((_SAFETENSORS, names), (_TORCH, torch_names)):
+        try:
+            found = _in_layout(path, of, layout, config)
+        except _NoShards as problem:
+            stale = stale or problem
+            others = [n for n in of if not n.endswith(layout.index_suffix)]
+            found = _in_layout(path, others, layout, config)
+        if found is not None:
+            return _instead(found, stale)
     # The shards of one split are one model; a Q4 and a Q8 of the same stem are two.
     splits = {_split_name(n): n for n in reversed(ggufs)}
     if len(splits) > 1:
         raise SeveralModels(path, sorted(splits.values()))
     if ggufs:
-        files = _gguf_files(path / ggufs[0])
-        return Source(path, "gguf", files, _config_beside(path, config))
-    raise _nothing(path, names)
+        files = _split_files(path / ggufs[0])
+        return _instead(Source(path, "gguf", files, _config_beside(path, config)), stale)
+    raise stale or _nothing(path, names)
+
+
+def _instead(found: Source, stale: _NoShards | None) -> Source:
+    """The source with a note, if it is read because an index names only files that are gone."""
+    if stale is None:
+        return found
+    what = f"{found.files[0].name} is read: the files that {stale.index} names are not there"
+    return replace(found, notes=(*found.notes, what))
 
 
 def _in_layout(
@@ -288,11 +323,14 @@ def _in_layout(
         raise SeveralModels(path, indexes)
     if not weights:
         return None
-    stems = {m["stem"] if (m := _SHARD.fullmatch(n)) else n for n in weights}
-    if len(stems) > 1:
-        raise SeveralModels(path, weights)
-    _require_all_shards(path, weights)
-    files = tuple(path / n for n in weights)
+    # The same model as its maker saves it may lie beside.
+    converted = [n for n in weights if not n.startswith("consolidated.")]
+    refuse_ranks(path / (converted or weights)[0])
+    splits = {_split_name(n): n for n in reversed(converted or weights)}
+    if len(splits) > 1:
+        raise SeveralModels(path, sorted(splits.values()))
+    weights = converted or weights
+    files = _split_files(path / weights[0])
     notes: tuple[str, ...] = ()
     if layout.index in indexes:
         notes = (
@@ -333,6 +371,15 @@ def _from_index(
                 hint="do not trust this checkpoint",
             )
         files[name] = folder / name
+    plain = all(len(n) < 256 and n.isprintable() and n.endswith(layout.suffixes) for n in files)
+    if plain and not any(_is_file(file) for file in files.values()):
+        name, file = next(iter(files.items()))
+        raise _NoShards(
+            f"shard '{name}' named by {index.name} is missing, as all others are",
+            path=file,
+            hint="download the files",
+            index=index.name,
+        )
     for name, file in files.items():
         if not _is_file(file):
             raise FormatError(
@@ -350,33 +397,29 @@ def _from_index(
 
 
 def _split_name(name: str) -> tuple[str, str]:
-    """What the shards of one split GGUF model share: the stem and how many there are."""
+    """What the shards of one model share: the stem and how many there are."""
     match = _SHARD.fullmatch(name)
     return (match["stem"], match["count"]) if match else (name, "")
 
 
-def _gguf_files(path: Path) -> tuple[Path, ...]:
-    """The file, or all shards of the split it belongs to."""
+def _split_files(path: Path) -> tuple[Path, ...]:
+    """The file, or all shards of the model it is a part of; FormatError if one is missing."""
     match = _SHARD.fullmatch(path.name)
     if match is None:
+        refuse_ranks(path)
         return (path,)
     split = _split_name(path.name)
-    files = [f for f in path.parent.iterdir() if f.suffix == ".gguf"]
-    names = sorted(f.name for f in files if _split_name(f.name) == split)
-    _require_all_shards(path.parent, names)
-    return tuple(path.parent / name for name in names)
-
-
-def _require_all_shards(path: Path, names: list[str]) -> None:
-    match = _SHARD.fullmatch(names[0])
-    if match is None:
-        return
-    for number in range(1, int(match["count"]) + 1):
-        name = f"{match['stem']}-{number:05d}-of-{match['count']}{match['suffix']}"
-        if name not in names:
+    beside = (_SHARD.fullmatch(f.name) for f in path.parent.iterdir() if f.suffix == path.suffix)
+    names = {int(m["number"]): m.string for m in beside if m and _split_name(m.string) == split}
+    first = 0 if 0 in names else 1
+    for number in range(first, first + min(int(match["count"]), _MOST_SHARDS)):
+        if number not in names:
+            width = len(match["number"])
+            name = f"{match['stem']}{number:0{width}d}-of-{match['count']}{match['suffix']}"
             raise FormatError(
-                "shard is missing", path=path / name, hint="download the missing file"
+                "shard is missing", path=path.parent / name, hint="download the missing file"
             )
+    return tuple(path.parent / names[number] for number in sorted(names))
 
 
 def _config_beside(folder: Path, given: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
@@ -391,7 +434,7 @@ def _config_beside(folder: Path, given: Mapping[str, Any] | None) -> Mapping[str
             path=beside,
             hint="fetch the file it names, or name another with --config",
         )
-    return None
+    return config_of_params(folder)
 
 
 def _nothing(path: Path, names: list[str]) -> NothingAnalysable:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ckptforensics.errors import CkptError, FormatError
+from ckptforensics.sources.pointers import LONGEST_POINTER, refuse_pointer
 
 # A config.json is a few kB and an index of a 400B model a few MB.
 _LARGEST_JSON_FILE = 100_000_000
@@ -36,6 +37,7 @@ def parse_json_object(
     error
         (FormatError by default) if `text` is not such an object; `what` names it in the message.
     """
+    refuse_pointer(path, text[:LONGEST_POINTER])
     try:
         value = json.loads(text.decode("utf-8"), object_pairs_hook=_unique_keys)
         if b"\\u" in text:

@@ -9,6 +9,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from io import FileIO
 from pathlib import Path
 from types import MappingProxyType
@@ -88,6 +89,7 @@ class FileReader(TensorReader):
                         tensor=name,
                     )
                 tensors[name] = info
+        tensors |= _shared(containers, tensors)
         for name, path in (weight_map or {}).items():
             if name not in tensors or tensors[name].path != path:
                 raise FormatError(
@@ -104,6 +106,14 @@ class FileReader(TensorReader):
         self._finite: set[tuple[str, int, int]] = set()
         self._watch = Watch(self.tensors, self._bytes, local=remote is None)
         self.watches = (self._watch,)
+
+    def renamed(self, names: Mapping[str, str]) -> FileReader:
+        """The same tensors under other names, each by its stored one."""
+        reader = FileReader(list(self.containers), remote=self._remote)
+        reader.tensors = MappingProxyType(
+            {names[name]: replace(info, name=names[name]) for name, info in self.tensors.items()}
+        )
+        return reader
 
     def recipe(self) -> str:
         """See `TensorReader.recipe`: nothing."""
@@ -236,6 +246,22 @@ class FileReader(TensorReader):
         first = (info.offset + begin) // mmap.PAGESIZE * mmap.PAGESIZE
         last = info.offset + begin + count
         self._map(info.path).madvise(mmap.MADV_DONTNEED, first, last - first)
+
+
+def _shared(
+    containers: Iterable[Container], tensors: Mapping[str, TensorInfo]
+) -> dict[str, TensorInfo]:
+    """Tensors that `safetensors.torch.save_model` left out because another holds the same values.
+
+    It writes the name of each and of that other into the metadata.
+    """
+    return {
+        name: replace(container.tensors[kept], name=name)
+        for container in containers
+        if container.path.suffix == ".safetensors"
+        for name, kept in container.metadata.items()
+        if name not in tensors and kept in container.tensors
+    }
 
 
 def _read_ahead(path: Path, ranges: list[tuple[int, int]]) -> None:

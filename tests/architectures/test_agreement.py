@@ -132,3 +132,61 @@ def test_a_header_of_a_million_tensors_is_refused_at_once(tmp_path):
     path.write_bytes(struct.pack("<Q", len(header)) + header)
     with pytest.raises(FormatError, match="lists 600,000 tensors"):
         open_checkpoint(path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"intermediate_size": 99}, "takes 53 units, and intermediate_size is 99"),
+        ({"num_key_value_heads": 3}, "3 key-value heads by the configuration, and 2 of width 10"),
+    ],
+)
+def test_widths_and_heads_that_the_tensors_contradict(model, changes, told, capsys):
+    configure(model, **changes)
+    code, err = failed(capsys, "sign", str(model))
+    assert code == 2
+    assert told in err
+
+
+@pytest.mark.parametrize("kept", ["head_dim", "num_key_value_heads"])
+def test_a_head_count_that_is_left_out_follows_from_the_widths(model, kept):
+    other = {"head_dim", "num_key_value_heads"} - {kept}
+    configure(model, num_attention_heads=None, **dict.fromkeys(other))
+    sizes = open_checkpoint(model).architecture.sizes
+    assert (sizes.num_heads, sizes.num_kv_heads, sizes.head_dim) == (6, 2, 10)
+
+
+def test_a_shard_stands_for_all_of_them(tmp_path):
+    folder = save(tiny_llama(), tmp_path / "m", shards=3)
+    shards = sorted(folder.glob("*.safetensors"))
+    assert open_checkpoint(shards[0]).source.files == tuple(shards)
+    (folder / "model.safetensors.index.json").unlink()
+    assert open_checkpoint(shards[1]).source.files == tuple(shards)
+    shards[2].unlink()
+    for given in (folder, shards[0]):
+        with pytest.raises(FormatError, match="shard is missing"):
+            open_checkpoint(given)
+
+
+@pytest.mark.parametrize(
+    ("first", "digits"), [(0, 5), (1, 6)], ids=["numbered from 0", "six digits"]
+)
+def test_shards_named_otherwise(tmp_path, first, digits):
+    folder = save(tiny_llama(), tmp_path / "m", shards=2)
+    (folder / "model.safetensors.index.json").unlink()
+    shards = sorted(folder.glob("*.safetensors"))
+    for number, shard in enumerate(shards, first):
+        shard.rename(folder / f"model-{number:05d}-of-{len(shards):0{digits}d}.safetensors")
+    assert len(open_checkpoint(folder).source.files) == len(shards)
+
+
+def test_an_index_whose_shards_are_gone(model, tmp_path):
+    (model / "model.safetensors").rename(model / "output.safetensors")
+    weights = {"weight_map": {"x": "model-00001-of-00002.safetensors"}}
+    (model / "model.safetensors.index.json").write_text(json.dumps(weights))
+    source = open_checkpoint(model).source
+    assert source.files == (model / "output.safetensors",)
+    assert "the files that model.safetensors.index.json names are not there" in source.notes[0]
+    (model / "output.safetensors").unlink()
+    with pytest.raises(FormatError, match="is missing, as all others are"):
+        open_checkpoint(model)

@@ -30,7 +30,9 @@ _LARGEST_DIRECTORY = 1 << 24
 _BEGIN = 512
 _READ_WHOLE = ("data.pkl", "byteorder")
 # Keys under which training scripts keep the state dict of the model.
-_WRAPPERS = ("state_dict", "model", "module")
+_WRAPPERS = ("state_dict", "model_state_dict", "model", "module")
+# The same one level down: Composer's, Megatron's.
+_NESTED = (("state", "model"), ("model", "language_model"))
 _CONVERT = "load it with torch.load in a sandbox and save its state dict as safetensors"
 _DAMAGED = "the file is damaged or truncated: download it again"
 
@@ -77,8 +79,8 @@ def read_torch(path: Path, fetch: Fetch = _nothing_to_fetch) -> Container:
     path : the file
     fetch : makes byte ranges (begin, count) of it present before they are read
 
-    The state dict is the pickled dict itself or what it holds under 'state_dict', 'model' or
-    'module'; the metadata tells which, as `state_dict_key`. Values that are not tensors are left
+    The state dict is the pickled dict itself or what it holds under a key of `_WRAPPERS` or
+    `_NESTED`; the metadata tells which, as `state_dict_key`. Values that are not tensors are left
     out. A tensor whose elements do not lie in order (a transposed or expanded view) is listed and
     refused when it is read.
 
@@ -333,6 +335,10 @@ def _state_dict(value: Any, path: Path) -> tuple[str | None, dict[str, View]]:
             hint="save model.state_dict()",
         )
     found = {key: views for key in _WRAPPERS if (views := _views(value.get(key)))}
+    for outer, key in _NESTED:
+        inner = value.get(outer)
+        if isinstance(inner, dict) and (views := _views(inner.get(key))):
+            found[f"{outer}.{key}"] = views
     if len(found) > 1:
         raise NothingAnalysable(
             f"the file holds several state dicts: {', '.join(map(repr, found))}",

@@ -16,6 +16,7 @@ from ckptforensics.tensors.quantized.base import Parts, Quantized
 from ckptforensics.tensors.quantized.bitsandbytes import KINDS, Int8Rows, Table4
 from ckptforensics.tensors.quantized.fp4 import Fp4Linear, Mxfp4Experts
 from ckptforensics.tensors.quantized.hqq import Hqq
+from ckptforensics.tensors.quantized.mlx import Mlx
 from ckptforensics.tensors.quantized.packed import Awq, Gptq, PackQuantized
 from ckptforensics.tensors.quantized.scaled import ACTIVATIONS, FP8, Scaled
 from ckptforensics.tensors.reader import BLOCK_ELEMENTS, TensorReader, require_finite
@@ -212,7 +213,7 @@ def _scaled(store: TensorReader, name: str, config: Mapping[str, Any]) -> Quanti
     return None
 
 
-def _ending(ending: str, build: Callable[[Parts], Quantized], *dtypes: str) -> Claim:
+def _ending(ending: str, build: Callable[[Parts], Quantized | None], *dtypes: str) -> Claim:
     """Claims tensors by the end of their name and, if given, their type."""
 
     def claim(store: TensorReader, name: str, config: Mapping[str, Any]) -> Quantized | None:
@@ -245,6 +246,12 @@ def _bitsandbytes(store: TensorReader, name: str, config: Mapping[str, Any]) -> 
 
 
 _FP8_METHOD = _Method((_scaled,), on_loading=True)
+
+
+def _mlx(parts: Parts) -> Quantized | None:
+    return Mlx(parts) if "scales" in parts else None
+
+
 _METHODS: Mapping[str, _Method] = MappingProxyType(
     {
         "fp8": _FP8_METHOD,
@@ -260,6 +267,7 @@ _METHODS: Mapping[str, _Method] = MappingProxyType(
             )
         ),
         "bitsandbytes": _Method((_bitsandbytes,), on_loading=True),
+        "mlx": _Method((_ending(".weight", _mlx, "U32"),)),
         "modelopt": _Method((_scaled, _modelopt_fp4)),
         "hqq": _Method((_ending(".W_q", Hqq),), on_loading=True),
     }
@@ -294,7 +302,7 @@ def _quantization(store: TensorReader, config: Mapping[str, Any] | None) -> obje
     config = config or {}
     inner = [config.get(key) for key in ("text_config", "language_config", "llm_config")]
     for place in (config, *(part for part in inner if isinstance(part, dict))):
-        for key in ("quantization_config", "compression_config"):
+        for key in ("quantization_config", "compression_config", "quantization"):
             if place.get(key):
                 return place[key]
     if any(name.endswith(".scale_weight") for name in store):  # said by the names alone
@@ -323,6 +331,8 @@ def _method_name(found: object) -> str | None:
     method = found.get("quant_method")
     if method is None and any(found.get(f"load_in_{bits}bit") for bits in (4, 8)):
         return "bitsandbytes"
+    if method is None and {"group_size", "bits"} <= found.keys():
+        return "mlx"  # which names no method
     return method if isinstance(method, str) else None
 
 
@@ -345,12 +355,13 @@ def _refuse_transformed(found: Any, store: TensorReader) -> None:
 def _require_unquantized(store: TensorReader) -> None:
     """NothingAnalysable if tensors look quantized though no configuration says how."""
     for name in store:
-        if name.endswith(_TELLTALES):
+        is_mlx = name.endswith(".scales") and f"{name[:-6]}biases" in store
+        if is_mlx or name.endswith(_TELLTALES):
             raise NothingAnalysable(
                 f"'{name}' is part of a quantized weight and no configuration says how it is made",
                 path=store.info(name).path,
-                hint="put the config.json with its 'quantization_config' beside the weights "
-                "or name it with --config",
+                hint=f"put the config.json with its 'quantization{'' if is_mlx else '_config'}' "
+                "beside the weights or name it with --config",
             )
     for name, info in store.tensors.items():
         rows = matrix_shape(info)[1]

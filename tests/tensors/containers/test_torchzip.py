@@ -264,6 +264,17 @@ def test_no_state_dict(file, value):
     assert exit_code(error) == 3
 
 
+@pytest.mark.parametrize(
+    "keys", [("model_state_dict",), ("state", "model"), ("model", "language_model")]
+)
+def test_state_dicts_as_programs_wrap_them(file, keys):
+    value = {"a": torch.ones(2)}
+    for key in reversed(keys):
+        value = {key: value, "epoch": 3}
+    torch.save(value, file)
+    assert set(read_torch(file).tensors) == {"a"}
+
+
 def test_files_without_checksums(file):
     torch.serialization.set_crc32_options(False)
     try:

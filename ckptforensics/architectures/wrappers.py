@@ -1,0 +1,106 @@
+"""What wrappers put into tensor names, taken out again: the names as the family has them.
+
+torch.compile, data parallelism, trainers and PEFT save a model as a part of themselves. Which names
+a model has without them is known from the families; what precedes these is a wrapper's, whatever it
+is called.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from ckptforensics.architectures.known import Known
+from ckptforensics.architectures.schema import families
+from ckptforensics.architectures.stacks import equals, find_stacks
+from ckptforensics.errors import NothingAnalysable
+from ckptforensics.tensors import FileReader, TensorReader
+
+# Parts of names, wherever they stand, that are a wrapper's and no model's.
+_PARTS = frozenset(
+    {
+        "_orig_mod",  # torch.compile
+        "module",  # DataParallel, DistributedDataParallel, DeepSpeed
+        "_fsdp_wrapped_module",
+        "_checkpoint_wrapped_module",
+        "_fpw_module",  # fairscale
+        "_forward_module",  # Lightning Fabric
+        "base_layer",  # PEFT
+    }
+)
+# Meta's and Mistral's own files: the family has the names of their blocks.
+_META = frozenset({"tok_embeddings.weight", "layers.0.attention.wv.weight"})
+_META_EMBEDDING = {"tok_embeddings.weight": "embed_tokens.weight"}
+
+
+def unwrapped(store: FileReader, config: Mapping[str, Any] | None) -> tuple[FileReader, list[str]]:
+    """The tensors under the names that their family gives them, and notes of what was left out.
+
+    Raises
+    ------
+    NothingAnalysable
+        if the names are those of a wrapper that has changed the tensors too.
+    """
+    known = Known(store, config)
+    if known.gguf:
+        return store, []
+    _refuse_changed(known)
+    notes = []
+    parts = {part for name in store for part in name.split(".")[:-1]} & _PARTS
+    if parts:
+        plain = {n: ".".join(p for p in n.split(".") if p not in parts) for n in store}
+        if len(set(plain.values())) == len(plain):
+            store = store.renamed(plain)
+            notes.append(f"tensor names are read without {_quoted(sorted(parts))} in them")
+    if set(store) >= _META:
+        store = store.renamed({n: _META_EMBEDDING.get(n, n) for n in store})
+    before = _wrapper(known, store)
+    if before:
+        plain = {name: name.removeprefix(before) for name in store}
+        if len(set(plain.values())) == len(plain):
+            store = store.renamed(plain)
+            notes.append(f"tensor names are read without '{before}' before them")
+    return store, notes
+
+
+def _wrapper(known: Known, store: TensorReader) -> str:
+    """What precedes the names of the language model, as its family has them."""
+    stacks = find_stacks(store)
+    family = known.family()
+    roots = set(_roots(known, families().values() if family is None else (family,)))
+    if not stacks or len(equals(stacks)) > 1 or any(s.before in roots for s in stacks):
+        return ""
+    before = stacks[0].before
+    ends = [root for root in roots if root and before.endswith("." + root)]
+    return before.removesuffix(max(ends, key=len)) if ends else ""
+
+
+def _roots(known: Known, of: Any) -> Iterator[str]:
+    """What precedes the number of a block in names of the families."""
+    for family in of:
+        layout = known.layout(family)
+        if layout is not None and "{layer}" in layout.block:
+            yield from ((p + layout.block).partition("{layer}")[0] for p in layout.prefixes)
+
+
+def _refuse_changed(known: Known) -> None:
+    for name in known.store:
+        parts = name.split(".")
+        if "lora_A" in parts or "lora_B" in parts:
+            raise NothingAnalysable(
+                "an adapter is wrapped around the model and not merged into it",
+                path=known.path,
+                tensor=name,
+                hint="save what PEFT's merge_and_unload() returns",
+            )
+        if parts[-1].startswith(("flat_param", "_flat_param")):
+            raise NothingAnalysable(
+                "the weights are flattened into one, as FSDP keeps them",
+                path=known.path,
+                tensor=name,
+                hint="save the model with StateDictType.FULL_STATE_DICT",
+            )
+
+
+def _quoted(words: list[str]) -> str:
+    return " and ".join(f"'{word}'" for word in words)

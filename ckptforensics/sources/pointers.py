@@ -1,0 +1,40 @@
+"""Small files that stand for one that was not fetched."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+
+from ckptforensics.errors import FormatError
+
+# Pointers are some 130 bytes long; a page may be longer than what is read of it.
+LONGEST_POINTER = 4096
+_FETCH = "run 'git lfs pull' in its directory, or 'hf download' for its repository"
+_PAGE = "download it again: a name or a permission may be wrong"
+# How the file begins, to what it is and what to do.
+_BEGINNINGS: Mapping[bytes, tuple[str, str]] = MappingProxyType(
+    {
+        b"version https://git-lfs": ("not fetched: this is a Git LFS pointer", _FETCH),
+        b"version http://git-media": ("not fetched: this is a Git LFS pointer", _FETCH),
+        b"version https://hawser": ("not fetched: this is a Git LFS pointer", _FETCH),
+        b"# xet version": (
+            "not fetched: this is a Git Xet pointer",
+            "run 'git xet checkout' in its directory, or 'hf download' for its repository",
+        ),
+        b"<!doctype html": ("not fetched: this is a web page", _PAGE),
+        b"<html": ("not fetched: this is a web page", _PAGE),
+        b"entry not found": ("not fetched: this is a server's answer", _PAGE),
+        b"repository not found": ("not fetched: this is a server's answer", _PAGE),
+        b"access to model": ("not fetched: this is a server's answer", _PAGE),
+        b"invalid username or password": ("not fetched: this is a server's answer", _PAGE),
+    }
+)
+
+
+def refuse_pointer(path: Path, beginning: bytes) -> None:
+    """FormatError if a file that begins so is a pointer, or what a server said in its place."""
+    text = beginning.lstrip(b"\xef\xbb\xbf \t\r\n")[:64].lower()
+    for begin, (what, hint) in _BEGINNINGS.items():
+        if text.startswith(begin):
+            raise FormatError(what, path=path, hint=hint)

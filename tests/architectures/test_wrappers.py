@@ -1,0 +1,114 @@
+"""Names as wrappers leave them: the model is read as if it had been saved without."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+import torch
+from safetensors.torch import save_file, save_model
+
+from ckptforensics.checkpoint import open_checkpoint
+from ckptforensics.errors import NothingAnalysable
+from ckptforensics.findings import rollout, sign
+from tests.support.containers import run
+from tests.support.models import tiny_gpt2, tiny_llama
+
+_BEFORE = (
+    *("_orig_mod.", "module.", "module._orig_mod.", "_orig_mod.module.", "base_model.model."),
+    *("base_model.", "model.", "llm.", "thinker.", "transformer."),
+    *("pretrained_model.", "student.", "_fsdp_wrapped_module.", "_forward_module.", "actor."),
+    *("policy.", "net.", "generator.", "text_model.", "a.b.c.", "module.model."),
+    "model._orig_mod.",
+)
+
+
+def write(folder, tensors, config):
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({n: t.clone().contiguous() for n, t in tensors.items()}, folder / "model.safetensors")
+    if config is not None:
+        (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def signature(folder):
+    found = sign(folder).document
+    return found.fingerprint, [layer.sigma for layer in found.layers]
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    model = tiny_llama()
+    config = model.config.to_dict()
+    folder = write(tmp_path_factory.mktemp("plain"), model.state_dict(), config)
+    return model.state_dict(), config, signature(folder)
+
+
+@pytest.mark.parametrize("before", _BEFORE)
+@pytest.mark.parametrize("typed", [True, False])
+def test_what_stands_before_all_names(tmp_path, plain, before, typed):
+    tensors, config, expected = plain
+    config = {k: v for k, v in config.items() if typed or k != "model_type"}
+    folder = write(tmp_path / "m", {before + n: t for n, t in tensors.items()}, config)
+    assert signature(folder) == expected
+    opened = open_checkpoint(folder)
+    assert "lm_head.weight" in opened.store
+    assert "model.embed_tokens.weight" in opened.store
+    assert any(before.strip(".").split(".")[0] in note for note in opened.source.notes)
+
+
+@pytest.mark.parametrize(
+    "part", ["_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"]
+)
+def test_what_stands_inside_of_names(tmp_path, plain, part):
+    tensors, config, expected = plain
+    inside = {re.sub(r"(layers\.\d+\.\w+)", rf"\1.{part}", n): t for n, t in tensors.items()}
+    assert signature(write(tmp_path / "a", inside, config)) == expected
+    around = {re.sub(r"(layers\.\d+)", rf"\1.{part}", n): t for n, t in tensors.items()}
+    assert signature(write(tmp_path / "b", around, config)) == expected
+
+
+def test_a_head_beside_a_wrapped_model(tmp_path, plain):
+    tensors, config, expected = plain
+    beside = {f"pretrained_model.{n}": t for n, t in tensors.items()}
+    beside["v_head.summary.weight"] = torch.zeros(1, 36)
+    assert signature(write(tmp_path / "m", beside, config)) == expected
+
+
+@pytest.mark.parametrize("before", ["module.", "model.", "base_model.model."])
+def test_names_of_another_family(tmp_path, before):
+    model = tiny_gpt2()
+    config = model.config.to_dict()
+    tensors = {n: t for n, t in model.state_dict().items() if n != "lm_head.weight"}
+    expected = signature(write(tmp_path / "plain", tensors, config))
+    wrapped = {before + n: t for n, t in tensors.items()}
+    assert signature(write(tmp_path / "m", wrapped, config)) == expected
+
+
+def test_two_wrapped_models_are_refused(tmp_path, plain, capsys):
+    tensors, config, _ = plain
+    both = {f"{side}.{n}": t for side in ("actor", "critic") for n, t in tensors.items()}
+    ran = run(capsys, "sign", str(write(tmp_path / "m", both, config)))
+    assert ran.code == 3
+    assert "several models are stored together: 'actor.model.layers.' (3 blocks)" in ran.err
+
+
+def test_an_adapter_around_the_model_is_refused(tmp_path, plain):
+    tensors, config, _ = plain
+    name = "model.layers.0.mlp.up_proj"
+    tensors = {n.replace("up_proj", "up_proj.base_layer"): t for n, t in tensors.items()}
+    tensors[f"{name}.lora_A.default.weight"] = torch.zeros(2, 36)
+    folder = write(tmp_path / "m", tensors, config)
+    with pytest.raises(NothingAnalysable, match="not merged into it"):
+        open_checkpoint(folder)
+
+
+def test_tensors_that_save_model_left_out(tmp_path):
+    model = tiny_llama(tie_word_embeddings=True)
+    model.config.save_pretrained(tmp_path)
+    save_model(model, str(tmp_path / "model.safetensors"), metadata={"format": "pt"})
+    model.save_pretrained(tmp_path / "plain")
+    ours, theirs = (rollout(f, tokens="1,7").document for f in (tmp_path, tmp_path / "plain"))
+    assert ours.norms == theirs.norms
+    assert signature(tmp_path) == signature(tmp_path / "plain")
