@@ -10,11 +10,10 @@ from collections.abc import Iterator, Mapping
 
 from ckptforensics.architectures.known import Known
 from ckptforensics.architectures.plan import Architecture, LayerPlan
+from ckptforensics.architectures.scores import query_and_key
 from ckptforensics.errors import FormatError
 from ckptforensics.tensors import matrix_shape
 
-# A value map's part of a tensor's name, and what stands there for queries and keys.
-_SCORES = (("v_proj", "q_proj", "k_proj"), ("attn_v.", "attn_q.", "attn_k."))
 # Settings that say whether maps have biases, and the roles or names of these maps.
 _BIASES: Mapping[str, tuple[str, ...]] = {
     "attention_bias": ("q_proj.bias", "k_proj.bias", "v_proj.bias", "o_proj.bias"),
@@ -112,15 +111,12 @@ def _heads(known: Known, architecture: Architecture, plan: LayerPlan) -> Iterato
         )
     if value.ranges is not None:
         return
-    for mark, query, key in _SCORES:
-        if mark not in value.weight:
-            continue
-        for name, heads in ((query, sizes.num_heads), (key, sizes.num_kv_heads)):
-            tensor = value.weight.replace(mark, name)
-            if tensor in known.store:
-                rows = matrix_shape(known.store.info(tensor))[1]
-                if rows % heads:
-                    yield f"{tensor} has {rows:,} rows, which do not part into {heads} heads"
+    names = query_and_key(value.weight) or ()
+    for tensor, heads in zip(names, (sizes.num_heads, sizes.num_kv_heads), strict=False):
+        if tensor in known.store:
+            rows = matrix_shape(known.store.info(tensor))[1]
+            if rows % heads:
+                yield f"{tensor} has {rows:,} rows, which do not part into {heads} heads"
 
 
 def _ffn_widths(known: Known, architecture: Architecture) -> Iterator[str]:

@@ -49,8 +49,6 @@ from ckptforensics.tensors import TensorReader
 
 _BRANCH_NORMS: tuple[Role, Role] = ("attention_norm", "ffn_norm")
 
-# Why a further block is not read.
-_BEYOND = "beyond the configured number of layers"
 # Why an FFN is not analysed.
 _SPARSE = "its FFN keeps its largest gates only, which the linear fit does not describe"
 
@@ -325,7 +323,6 @@ def _unused(
     }
     numbers = range(len(architecture.layers))
     blocks = tuple(begin for n in numbers for begin in block_prefixes(layout, prefix, n))
-    any_block = tuple(begin.rpartition("0.")[0] for begin in block_prefixes(layout, prefix, 0))
     unused = {}
     for name in store:
         if name in used:
@@ -343,8 +340,6 @@ def _unused(
                 tensor=name,
                 hint="the checkpoint belongs to another architecture; see docs/families.md",
             )
-        elif any(b and name.startswith(b) and name[len(b) :][:1].isdecimal() for b in any_block):
-            unused[name] = _BEYOND
         else:
             unused[name] = "outside the blocks" if name.startswith(prefix) else "another component"
     return MappingProxyType(unused)

@@ -7,10 +7,21 @@ import sys
 
 _HELP = os.path.join(os.path.dirname(__file__), "help.txt")
 _HELP_WIDTH = 80
+# `ExitCode.INTERRUPTED`, before anything that knows it is imported.
+_INTERRUPTED = 130
 
 
 def run() -> None:
-    """Console script: run and exit."""
+    """Console script: run and exit, also where an interrupt comes before the command begins."""
+    try:
+        _run()
+    except KeyboardInterrupt:
+        sys.stderr.write("ckpt: interrupted\n")
+        sys.stderr.flush()
+        os._exit(_INTERRUPTED)
+
+
+def _run() -> None:
     if sys.argv[1:] in (["--help"], ["-h"]) and _plain_terminal():
         # What click would print, saved: importing click takes longer than everything else.
         with open(_HELP, encoding="utf-8") as file:

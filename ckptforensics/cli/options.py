@@ -74,7 +74,9 @@ class ModelOptions:
     def open(self, model: Path, output: Path | None = None) -> Checkpoint:
         """Open the model; UsageError if the file to be written is one of its own."""
         from ckptforensics.checkpoint import open_checkpoint
+        from ckptforensics.findings.model import refuse_result
 
+        refuse_result(model)
         checkpoint = open_checkpoint(
             model, config=self.config, offline=self.offline, strict=self.strict, base=self.base
         )

@@ -61,7 +61,8 @@ class OutputOptions:
             document,
             self.form,
             verbose=self.verbose,
-            width=shutil.get_terminal_size().columns if terminal else None,
+            # COLUMNS is what a user says of a pipe, too.
+            width=shutil.get_terminal_size().columns if terminal or _columns_said() else None,
             color=terminal and not os.environ.get("NO_COLOR"),
         )
         try:
@@ -132,6 +133,12 @@ def require_sound(model: ModelRecord | None) -> None:
             path=Path(model.path),
             hint="fetch the files again and compare their SHA-256, or leave --strict out",
         )
+
+
+def _columns_said() -> bool:
+    """Whether COLUMNS gives a width."""
+    said = os.environ.get("COLUMNS", "")
+    return said.isdecimal() and int(said) > 0
 
 
 def output_options(

@@ -18,9 +18,11 @@ from ckptforensics.findings.scope import Scope
 from ckptforensics.findings.summary import (
     fit_options,
     labelled,
+    positive,
     shared_direction,
     top_components,
 )
+from ckptforensics.findings.triggers import trigger_tokens
 from ckptforensics.linear import Fit
 from ckptforensics.progress import Progress
 from ckptforensics.results import (
@@ -30,6 +32,7 @@ from ckptforensics.results import (
     LayersDocument,
     ResponseRecord,
     SuperWeightRecord,
+    TriggerToken,
 )
 from ckptforensics.version import __version__
 
@@ -63,6 +66,9 @@ def find_layers(
     measured = measure(checkpoint, fit, with_eigenvalues=True, progress=progress, scope=scope)
     products = accumulate(checkpoint, fit=fit, progress=progress) if accumulated else ()
     labels = [label(m) for m in measured.layers]
+    pairs = list(zip(measured.layers, labels, strict=True))
+    triggers = {m.layer: positive(m.trigger_direction) for m, x in pairs if x.name == "explosion"}
+    tokens = trigger_tokens(checkpoint, triggers)
     return LayersDocument(
         tool_version=__version__,
         model=with_damage(model_record(checkpoint), checkpoint, (m.layer for m in measured.layers)),
@@ -71,7 +77,7 @@ def find_layers(
         direction=shared_direction(measured),
         explosion=labelled(measured, labels, "explosion"),
         decay=labelled(measured, labels, "decay"),
-        layers=tuple(_evidence(m, x) for m, x in zip(measured.layers, labels, strict=True)),
+        layers=tuple(_evidence(m, x, tokens.get(m.layer, ())) for m, x in pairs),
         begin_token=begin_token(measured, checkpoint.architecture.bos_token_id),
         super_weights=_super_weights(measured),
         accumulated=tuple(_accumulated(a) for a in products),
@@ -79,7 +85,7 @@ def find_layers(
     )
 
 
-def _evidence(m: LayerMeasurement, found: Label) -> LayerEvidence:
+def _evidence(m: LayerMeasurement, found: Label, tokens: tuple[TriggerToken, ...]) -> LayerEvidence:
     ratio = None
     if m.before is not None and m.after is not None and m.before.median > 0:
         ratio = m.after.median / m.before.median
@@ -99,6 +105,8 @@ def _evidence(m: LayerMeasurement, found: Label) -> LayerEvidence:
         label=found.name,
         strength=found.strength,
         evidence=found.evidence,
+        trigger_top=top_components(positive(m.trigger_direction)),
+        trigger_tokens=tokens,
     )
 
 

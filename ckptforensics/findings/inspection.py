@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 from ckptforensics.checkpoint import Checkpoint
 from ckptforensics.findings.damage import weight_bytes, with_damage
@@ -12,10 +13,13 @@ from ckptforensics.findings.skipped import skipped_layers
 from ckptforensics.progress import Progress
 from ckptforensics.results import InspectDocument, TensorRecord
 from ckptforensics.tensors import TensorInfo
+from ckptforensics.tensors.containers.gguf import GgufArray
 from ckptforensics.version import __version__
 
 # Up to this many bytes of weights all of them are looked at for damage, else a few pages of each.
 _WHOLE_BYTES = 1 << 29
+# Characters of a header's value that are kept.
+_LONGEST_VALUE = 200
 
 
 def inspect(
@@ -75,8 +79,21 @@ def inspect(
         parameters=sum(math.prod(info.shape) for info in store.tensors.values()),
         parameters_used=sum(math.prod(store.info(name).shape) for name in used),
         tensors=tuple(records),
+        metadata={key: _shown(value) for key, value in store.metadata.items()},
         skipped=skipped_layers(architecture),
     )
+
+
+def _shown(value: Any) -> str | int | float | bool:
+    """A value of a header as a result holds it."""
+    if isinstance(value, GgufArray):
+        return f"list of {value.length:,}"
+    if isinstance(value, (bool, int)) or (isinstance(value, float) and math.isfinite(value)):
+        return value
+    text = str(value)
+    if len(text) > _LONGEST_VALUE:
+        return f"{text[:_LONGEST_VALUE]}... ({len(text):,} characters)"
+    return text
 
 
 def _record(info: TensorInfo, use: dict[str, str | None]) -> TensorRecord:

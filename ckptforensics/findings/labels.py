@@ -13,6 +13,7 @@ from typing import Literal
 import numpy as np
 
 from ckptforensics.findings.measure import SHARED, LayerMeasurement
+from ckptforensics.quantities import number
 
 # Median growth of single tokens over one layer that is called an explosion.
 EXPLOSION_RATIO = 2.5
@@ -70,8 +71,8 @@ def _explosion(m: LayerMeasurement, growth: float) -> tuple[list[_Criterion], li
     required = [
         _Criterion(
             True,
-            f"median norm of single tokens grows {growth:.3g}-fold "
-            f"({m.before.median:.4g} to {m.after.median:.4g})",
+            f"median norm of single tokens grows {number(growth)}-fold "
+            f"({number(m.before.median)} to {number(m.after.median)})",
         ),
         _Criterion(
             m.after.concentration >= SHARED,
@@ -82,10 +83,10 @@ def _explosion(m: LayerMeasurement, growth: float) -> tuple[list[_Criterion], li
         _Criterion(
             answer_cosine >= _ALIGNED,
             f"the FFN answers its trigger along that direction (cosine {answer_cosine:.2f}, "
-            f"norm {m.trigger.norm:.4g})",
+            f"norm {number(m.trigger.norm)})",
         ),
         _Criterion(u_cosine >= _ALIGNED, f"u1 of L is that direction (cosine {u_cosine:.2f})"),
-        _Criterion(gap >= _CLEAR_GAP, f"s1 of L stands out (gap {gap:.3g})"),
+        _Criterion(gap >= _CLEAR_GAP, f"s1 of L stands out (gap {number(gap)})"),
     ]
     return required, supporting
 
@@ -95,7 +96,7 @@ def _decay(m: LayerMeasurement, growth: float) -> tuple[list[_Criterion], list[_
     plus = 0.0 if m.response is None else m.response.plus
     taken = -plus / max(m.probe_size, np.finfo(np.float64).tiny)
     rise = m.before.median / max(m.lowest or 0.0, np.finfo(np.float64).tiny)
-    shrinks = f"shrinks to {growth:.2f} ({m.before.median:.4g} to {m.after.median:.4g})"
+    shrinks = f"shrinks to {growth:.2f} ({number(m.before.median)} to {number(m.after.median)})"
     u_cosine = abs(float(m.spectrum.left[:, 0] @ m.before.direction))
     required = [
         # Where nothing had grown, nothing decays: a block that ends in a norm sets its tokens'
@@ -105,7 +106,7 @@ def _decay(m: LayerMeasurement, growth: float) -> tuple[list[_Criterion], list[_
         else _Criterion(
             False,
             f"median norm of single tokens loses what it had gained: {shrinks}, "
-            f"having been {rise:.3g} times its lowest",
+            f"having been {number(rise)} times its lowest",
         ),
         _Criterion(
             m.before.concentration >= SHARED,
@@ -116,7 +117,8 @@ def _decay(m: LayerMeasurement, growth: float) -> tuple[list[_Criterion], list[_
     supporting = [
         _Criterion(
             m.probed_tokens and taken >= _TAKEN_OFF,
-            f"the block adds {plus:+.4g} along that direction at norm {m.probe_size:.4g}",
+            f"the block adds {number(plus, signed=True)} along that direction at norm "
+            f"{number(m.probe_size)}",
         ),
         _Criterion(u_cosine >= _ALIGNED, f"u1 of L is that direction (cosine {u_cosine:.2f})"),
     ]

@@ -2,17 +2,40 @@
 
 from __future__ import annotations
 
+import shlex
+from contextlib import suppress
 from pathlib import Path
 
 from ckptforensics.checkpoint import Checkpoint, open_checkpoint
+from ckptforensics.errors import CkptError, NothingAnalysable
 from ckptforensics.progress import Progress, running
-from ckptforensics.results import FileRecord, ModelRecord
+from ckptforensics.results import FileRecord, ModelRecord, holds_signature, load_document
 from ckptforensics.sources import sha256_of_file
 
 
 def opened(model: Checkpoint | str | Path) -> Checkpoint:
     """The checkpoint itself, or opened; errors as `open_checkpoint`."""
-    return model if isinstance(model, Checkpoint) else open_checkpoint(model)
+    if isinstance(model, Checkpoint):
+        return model
+    refuse_result(model)
+    return open_checkpoint(model)
+
+
+def refuse_result(model: str | Path) -> None:
+    """NothingAnalysable if the file is a saved result and no checkpoint."""
+
+    path = Path(model)
+    kind = "signature" if holds_signature(path) else None
+    if path.suffix == ".json" and not path.name.endswith(".index.json") and path.is_file():
+        with suppress(CkptError):
+            kind = load_document(path).kind
+    if kind is not None:
+        also = ", and 'ckpt compare' takes it as a model" if kind == "signature" else ""
+        raise NothingAnalysable(
+            f"this is a saved result ({kind}) and no checkpoint",
+            path=path,
+            hint=f"'ckpt show {shlex.quote(str(path))}' shows it{also}",
+        )
 
 
 def model_record(

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from ckptforensics.lineage.changes.finding import Finding
 from ckptforensics.lineage.criteria.equivalence import Equivalence
+from ckptforensics.quantities import percent
 from ckptforensics.results import CriterionRecord
 from ckptforensics.results.comparison import Arrow, Group, Level, Relation, Verdict
 
@@ -93,7 +94,7 @@ def _positive(evidence: Evidence) -> list[str]:
     f = evidence.agreement
     if f is not None and f >= RELATED_AGREEMENT:
         reasons.append(
-            f"{f:.0%} of the neurons agree ('{evidence.agreement_name}', median over layers); "
+            f"{percent(f)} of the neurons agree ('{evidence.agreement_name}', median over layers); "
             f"{RELATED_AGREEMENT:.0%} show a shared training run"
         )
     for witness in _with_p(evidence.tests, "correspondence"):
@@ -141,7 +142,7 @@ def _negative(evidence: Evidence) -> Decision:
     unclear = []
     if f is not None and f >= UNCLEAR_AGREEMENT:
         unclear.append(
-            f"{f:.0%} of the neurons agree: more than independent models have "
+            f"{percent(f)} of the neurons agree: more than independent models have "
             f"({UNCLEAR_AGREEMENT:.0%}), less than relatives ({RELATED_AGREEMENT:.0%})"
         )
     if p is not None and p <= WEAK_LOG10_P:
@@ -158,8 +159,8 @@ def _negative(evidence: Evidence) -> Decision:
         blind = "a copy whose residual basis was changed would look the same here"
         return Decision("inconclusive", None, "unknown", (why, blind), _what_else(evidence, []))
     reasons = [
-        f"{f:.1%} of the neurons agree ('{evidence.agreement_name}'); independent models stay "
-        f"below {UNCLEAR_AGREEMENT:.0%}"
+        f"{percent(f, 1)} of the neurons agree ('{evidence.agreement_name}'); independent models "
+        f"stay below {UNCLEAR_AGREEMENT:.0%}"
     ]
     if p is not None:
         reasons.append(f"exact tests in {_STORED} have p <= {_power(p)} together")

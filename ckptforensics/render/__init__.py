@@ -6,18 +6,25 @@ from ckptforensics.deferred import on_first_use
 from ckptforensics.render.renderers import FORMATS, formats_of, render, render_several
 
 if TYPE_CHECKING:
-    from ckptforensics.render.plots.comparison import check_plot_path, plot_comparison
+    from ckptforensics.render.plots.comparison import plot_comparison
+    from ckptforensics.render.plots.files import check_plot_path
+    from ckptforensics.render.plots.norms import plot_norms
 
 __all__ = [
     "FORMATS",
     "check_plot_path",
     "formats_of",
     "plot_comparison",
+    "plot_norms",
     "render",
     "render_several",
 ]
 
 __getattr__ = on_first_use(
     __name__,
-    {"check_plot_path": "plots.comparison", "plot_comparison": "plots.comparison"},
+    {
+        "check_plot_path": "plots.files",
+        "plot_comparison": "plots.comparison",
+        "plot_norms": "plots.norms",
+    },
 )

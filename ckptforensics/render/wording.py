@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
 
 from ckptforensics.errors import one_line
-from ckptforensics.render.quantities import angle, duration, number, size
+from ckptforensics.quantities import angle, duration, number, percent, size
 from ckptforensics.results import (
     ChangeRecord,
     ComparisonDocument,
@@ -215,10 +215,10 @@ def change_row(change: ChangeRecord) -> tuple[str, ...]:
     zeros, lattice = change.zeros, change.lattice
     return (
         one_line(change.tensor),
-        f"{change.equal:.1%}",
+        percent(change.equal, 1),
         f"{change.relative:.2g}",
         "-" if change.rank is None else f"{change.rank:,}",
-        f"{zeros[0]:.0%}, {zeros[1]:.0%}" if any(zeros) else "-",
+        f"{percent(zeros[0])}, {percent(zeros[1])}" if any(zeros) else "-",
         one_line(f"{lattice[0] or '-'}, {lattice[1] or '-'}") if any(lattice) else "-",
     )
 
@@ -233,7 +233,7 @@ def merge_line(merge: MergeRecord, called: Mapping[str, str]) -> str:
     ]
     return (
         f"{label(merge.model, called)} is a mixture: {', '.join(parts)}; nearer than the best "
-        f"single parent by {merge.gain:.0%}; method {merge.method}"
+        f"single parent by {percent(merge.gain)}; method {merge.method}"
     )
 
 

@@ -51,6 +51,7 @@ if TYPE_CHECKING:
         LayersDocument,
         ResponseRecord,
         SuperWeightRecord,
+        TriggerToken,
     )
     from ckptforensics.results.norms import NormsDocument
 
@@ -88,6 +89,7 @@ __all__ = [
     "SuperWeightRecord",
     "TensorRecord",
     "TreeEdge",
+    "TriggerToken",
     "document_text",
     "holds_signature",
     "load_document",
@@ -112,6 +114,7 @@ __getattr__ = on_first_use(
         "LayersDocument": "layers",
         "ResponseRecord": "layers",
         "SuperWeightRecord": "layers",
+        "TriggerToken": "layers",
         "NormsDocument": "norms",
         "InspectDocument": "inspection",
         "TensorRecord": "inspection",

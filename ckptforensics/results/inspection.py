@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Literal
 
 from ckptforensics.results.records import Document, Finite, Frozen, ModelRecord, Name, Skipped
@@ -41,7 +43,11 @@ class TensorUse:
 
 
 class InspectDocument(Document):
-    """The result of `inspect`; of heads there are none, and no FFN width, if none are analysed."""
+    """The result of `inspect`; of heads there are none, and no FFN width, if none are analysed.
+
+    `metadata` is what the header of the first file says beside the tensors; of a long text or list
+    its beginning and length.
+    """
 
     schema_version: Literal["1.1"] = "1.1"
     kind: Literal["inspect"] = "inspect"
@@ -61,6 +67,7 @@ class InspectDocument(Document):
     parameters: int
     parameters_used: int
     tensors: tuple[TensorRecord, ...]
+    metadata: Mapping[str, str | int | float | bool] = MappingProxyType({})
     skipped: tuple[Skipped, ...] = ()
 
     def tensors_in(self, file: str) -> int:

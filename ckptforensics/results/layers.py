@@ -47,6 +47,17 @@ class ExpertRecord(Frozen):
     trigger_norm: Finite
 
 
+class TriggerToken(Frozen):
+    """A token by the cosine of its embedding with a layer's trigger direction.
+
+    `text` is its string in the checkpoint's vocabulary, null where that is not known.
+    """
+
+    token: int
+    text: str | None
+    cosine: Finite
+
+
 class LayerEvidence(Frozen):
     """What is known of one layer, its label, and the evidence in words.
 
@@ -65,6 +76,8 @@ class LayerEvidence(Frozen):
     strength: Finite | None
     evidence: tuple[str, ...]
     experts: tuple[ExpertRecord, ...] = ()
+    trigger_top: tuple[IndexedValue, ...] = ()
+    trigger_tokens: tuple[TriggerToken, ...] = ()
 
     @property
     def strongest_experts(self) -> list[ExpertRecord]:

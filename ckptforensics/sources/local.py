@@ -28,6 +28,8 @@ _NOT_A_MODEL = re.compile(
     r"\.(safetensors|bin|pt|pth)"
 )
 _ADAPTER_WEIGHTS = re.compile(r"adapter_model\.(safetensors|bin)")
+# What follows the length in a safetensors file of `results.save_signature`.
+_SIGNATURE_BEGINS = b'{"__metadata__":{"ckptforensics":'
 _ADAPTER_CONFIG = "adapter_config.json"
 
 
@@ -298,6 +300,17 @@ def _locate_directory(path: Path, config: Mapping[str, Any] | None) -> Source:
     raise stale or _nothing(path, names)
 
 
+def _is_signature(path: Path) -> bool:
+    """Whether it is a signature that this program saved, which may lie beside the model's files."""
+    if path.suffix != ".safetensors" or not _is_file(path):
+        return False
+    try:
+        with path.open("rb") as file:
+            return file.read(64)[8:].startswith(_SIGNATURE_BEGINS)
+    except OSError:  # reported by whoever reads it
+        return False
+
+
 def _instead(found: Source, stale: _NoShards | None) -> Source:
     """The source with a note, if it is read because an index names only files that are gone."""
     if stale is None:
@@ -310,7 +323,13 @@ def _in_layout(
     path: Path, names: list[str], layout: _Layout, config: Mapping[str, Any] | None
 ) -> Source | None:
     indexes = [n for n in names if n.endswith(layout.index_suffix)]
-    weights = [n for n in names if n.endswith(layout.suffixes) and not _NOT_A_MODEL.fullmatch(n)]
+    weights = [
+        n
+        for n in names
+        if n.endswith(layout.suffixes)
+        and not _NOT_A_MODEL.fullmatch(n)
+        and not _is_signature(path / n)
+    ]
     # transformers reads a whole file rather than the shards beside it, which may be an older state.
     whole = layout.single in weights and not _needs(path / layout.index, layout.single)
     if layout.index in indexes and not whole:

@@ -105,7 +105,7 @@ def _gguf(path: Path) -> Any:
         raise MissingDependency(
             "the file holds quantized tensors, which need the 'gguf' package",
             path=path,
-            hint="pip install 'ckptforensics[gguf]'",
+            hint="pip install gguf",
         ) from None
     return gguf
 

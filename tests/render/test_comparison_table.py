@@ -10,8 +10,9 @@ import pytest
 from rich.cells import cell_len
 from scipy.stats import beta
 
+from ckptforensics import quantities
 from ckptforensics.errors import UsageError
-from ckptforensics.render import quantities, render, wording
+from ckptforensics.render import render, wording
 from ckptforensics.results import (
     AlignmentRecord,
     CacheDocument,

@@ -7,7 +7,13 @@ from pathlib import Path
 
 import click
 
-from ckptforensics.cli.options import ModelOptions, as_object, model_argument, model_options
+from ckptforensics.cli.options import (
+    ModelOptions,
+    as_object,
+    model_argument,
+    model_options,
+    refuse_overwriting,
+)
 from ckptforensics.cli.output import OutputOptions, output_options
 from ckptforensics.errors import UsageError
 
@@ -20,6 +26,7 @@ class RolloutOptions:
     no_attention: bool
     random_embeddings: int
     states: bool
+    plot: Path | None
     seed: int
 
 
@@ -40,6 +47,9 @@ rollout_options = as_object(
     ),
     click.option(
         "--states", is_flag=True, help="Save the hidden states as array 'states' in -o FILE.npz."
+    ),
+    click.option(
+        "--plot", type=click.Path(path_type=Path), help="Draw it: FILE.png, .svg or .pdf."
     ),
     click.option(
         "--seed",
@@ -67,8 +77,12 @@ def command(model: Path, opening: ModelOptions, how: RolloutOptions, out: Output
     if how.states != (out.output is not None and out.output.suffix == ".npz"):
         raise UsageError("--states and -o FILE.npz go together")
     from ckptforensics.findings import rollout
+    from ckptforensics.render import check_plot_path, plot_norms
 
+    if how.plot is not None:
+        check_plot_path(how.plot)
     checkpoint = opening.open(model, out.output)
+    refuse_overwriting(how.plot, checkpoint, model, opening.base, opening.config)
     result = rollout(
         checkpoint,
         tokens=how.tokens,
@@ -83,4 +97,7 @@ def command(model: Path, opening: ModelOptions, how: RolloutOptions, out: Output
         out.hint(f"hidden states saved to {out.output}")
     else:
         out.save(result.document)
+    if how.plot is not None:
+        plot_norms(result.document, how.plot)
+        out.hint(f"drawn to {how.plot}")
     out.finish(checkpoint, result.document, opening.strict)

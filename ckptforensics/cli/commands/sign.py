@@ -132,7 +132,7 @@ def _sign_one(
         from ckptforensics.compute.products import compiled_loops
         from ckptforensics.compute.threads import thread_count
 
-        loops = "none (pip install 'ckptforensics[fast]')" if compiled_loops() is None else "numba"
+        loops = "none (pip install numba)" if compiled_loops() is None else "numba"
         out.hint(
             f"threads: {thread_count()}, the BLAS kept to one; loops for large models: {loops}"
         )

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from ckptforensics.architectures import WeightRef
 from ckptforensics.architectures.plan import Ranges
+from ckptforensics.architectures.scores import query_and_key
 from ckptforensics.arrays import Floats, Ints
 from ckptforensics.errors import NotApplicable, TensorError
 from ckptforensics.forward import fold_norm
@@ -29,15 +30,6 @@ Complex = NDArray[np.complex128]
 # One head's rows as the complex numbers that its pairs make.
 Way = Callable[[Floats], Complex]
 
-# A value map's part of a tensor's name, and what stands there for queries and keys.
-_NAMES = (
-    ("v_proj", "q_proj", "k_proj"),
-    ("attn_v", "attn_q", "attn_k"),
-    ("v_lin", "q_lin", "k_lin"),
-    (".value.", ".query.", ".key."),
-    (".wv.", ".wq.", ".wk."),
-    ("to_v", "to_q", "to_k"),
-)
 # Tensors of norms of queries and keys, in the block.
 _NORMS = (
     ("self_attn.q_norm.weight", "self_attn.k_norm.weight"),
@@ -83,14 +75,11 @@ def score_refs(model: Model, layer: int) -> ScoreRefs | None:
     if value.ranges is not None:
         found = _fused(model, value)
         return None if found is None else ScoreRefs(*found, norms)
-    for mark, query, key in _NAMES:
-        if mark in value.weight:
-            names = [value.weight.replace(mark, other) for other in (query, key)]
-            if any(name not in store for name in names):
-                return None
-            refs = [replace(value, weight=name, bias=_bias(model, name)) for name in names]
-            return ScoreRefs(refs[0], refs[1], norms)
-    return None
+    names = query_and_key(value.weight)
+    if names is None or any(name not in store for name in names):
+        return None
+    refs = [replace(value, weight=name, bias=_bias(model, name)) for name in names]
+    return ScoreRefs(refs[0], refs[1], norms)
 
 
 def _bias(model: Model, weight: str) -> str | None:

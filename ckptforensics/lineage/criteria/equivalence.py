@@ -38,6 +38,7 @@ from ckptforensics.lineage.correspondence.readout import (
 from ckptforensics.lineage.correspondence.scores import score_error, score_refs
 from ckptforensics.lineage.pair import Pair
 from ckptforensics.lineage.randomness import Stream
+from ckptforensics.quantities import error_size
 from ckptforensics.tensors import matrix_shape
 
 # Relative error of float32 arithmetic with large maps, and of numbers that are the same.
@@ -102,7 +103,7 @@ def same_function(pair: Pair) -> Equivalence:
             return Equivalence(False, why)
     matched = len(matched_layers(pair))
     count = "all" if len(layers) == matched else f"{len(layers)} of {matched}"
-    told = f"units and heads of {count} layers agree to {worst:.0e} of their size"
+    told = f"units and heads of {count} layers agree to {error_size(worst)} of their size"
     return _rest(pair, every, count, told)
 
 

@@ -11,8 +11,8 @@ from types import MappingProxyType
 from markupsafe import Markup
 
 from ckptforensics.errors import one_line
+from ckptforensics.quantities import angle
 from ckptforensics.render.dendrogram import Dendrogram
-from ckptforensics.render.quantities import angle
 
 _RIGHT_ANGLE = 90.0
 _TICKS_DEG = (0, 30, 60, 90)

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from ckptforensics.errors import MissingDependency, UsageError, one_line
+from ckptforensics.errors import UsageError, one_line
 from ckptforensics.render.dendrogram import Dendrogram, lay_out
+from ckptforensics.render.plots.files import check_plot_path, drawing_settings, write_figure
 from ckptforensics.render.wording import KIN, distance_text, short_names
-from ckptforensics.results import ComparisonDocument, PairRecord, write_atomically
+from ckptforensics.results import ComparisonDocument, PairRecord
 from ckptforensics.results.comparison import RANDOM_SHARE, random_angle_deg
 
 if TYPE_CHECKING:
@@ -22,37 +20,6 @@ _LONGEST_NAME = 32
 _MOST_CELLS_WITH_TEXT = 20
 _RIGHT_ANGLE = 90.0
 _CURVE = "#0b62a8"
-# The same bytes every time: no dates, and no names drawn at random.
-_METADATA: Mapping[str, dict[str, Any]] = MappingProxyType(
-    {".png": {"Software": None}, ".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
-)
-# A user's own settings must not change the drawing; a name is no formula, whatever is in it.
-_SETTINGS: Mapping[Any, Any] = MappingProxyType(
-    {"svg.hashsalt": "ckptforensics", "text.parse_math": False}
-)
-
-
-def check_plot_path(path: str | Path) -> None:
-    """Refuse, before anything is computed, a file that `plot_comparison` could not write.
-
-    Raises
-    ------
-    UsageError
-        if the name does not end in .png, .svg or .pdf.
-    MissingDependency
-        if matplotlib is not installed.
-    """
-    file = Path(path)
-    if file.suffix.lower() not in _METADATA:
-        raise UsageError(
-            "a plot is a .png, .svg or .pdf file", path=file, hint="change the name's ending"
-        )
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError:
-        raise MissingDependency(
-            "a plot needs matplotlib", hint="pip install 'ckptforensics[plot]'"
-        ) from None
 
 
 def plot_comparison(document: ComparisonDocument, path: str | Path) -> None:
@@ -75,26 +42,15 @@ def plot_comparison(document: ComparisonDocument, path: str | Path) -> None:
     file = Path(path)
     if not document.pairs:
         raise UsageError("there is nothing to plot: no pair was compared", path=file)
-    import matplotlib
     from matplotlib.figure import Figure
 
-    suffix = file.suffix.lower()
-    settings: dict[Any, Any] = {**matplotlib.rcParamsDefault, **_SETTINGS}
-    del settings["backend"]  # the figure chooses by the format
-    with matplotlib.rc_context(settings), warnings.catch_warnings():
-        # A character that the font lacks is drawn as a box, which says as much.
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+    with drawing_settings():
         if len(document.models) == 2:
             figure = Figure(figsize=(7, 3.6), layout="constrained")
             _profile(figure.add_subplot(), document, document.pairs[0])
         else:
             figure = _heat_map(Figure, document)
-        write_atomically(
-            file,
-            lambda target: figure.savefig(
-                target, format=suffix[1:], dpi=150, metadata=_METADATA[suffix]
-            ),
-        )
+        write_figure(figure, file)
 
 
 def _profile(axes: Axes, document: ComparisonDocument, pair: PairRecord) -> None:

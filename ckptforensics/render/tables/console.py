@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from io import StringIO
+from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console, JustifyMethod
@@ -15,13 +16,22 @@ from ckptforensics.render.view import View
 
 # Width of tables written to a file or pipe, where nothing says how wide the reader's screen is.
 _PIPE_WIDTH = 100
-_NARROWEST_NAMES = 12
+_LEAST_COLUMNS = 2
 _UNBOUNDED = 10_000
+
+
+class _TableConsole(Console):
+    """A console that knows whether somebody said how wide its reader's screen is."""
+
+    def __init__(self, *, fits: bool, **how: Any) -> None:
+        super().__init__(**how)
+        self.fits = fits
 
 
 def make_console(view: View) -> Console:
     """A console that collects its text for `text_of`."""
-    return Console(
+    return _TableConsole(
+        fits=view.width is not None,
         file=StringIO(),
         width=view.width or _PIPE_WIDTH,
         force_terminal=view.color,
@@ -63,14 +73,35 @@ def make_table(*columns: str) -> Table:
 
 
 def print_table(console: Console, table: Table) -> None:
-    """Print a table at least so wide that no number is cut; a narrow terminal wraps its lines."""
+    """Print a table in which no name and no number is broken.
+
+    Words fold at blanks. A screen that is too narrow for that loses columns from the right, all but
+    the first two, and is told which.
+    """
     for column in table.columns:
         longest = max(len(str(cell)) for cell in (column.header, *column.cells))
-        column.min_width = longest if column.no_wrap else min(longest, _NARROWEST_NAMES)
+        words = [len(word) for cell in (column.header, *column.cells) for word in str(cell).split()]
+        column.min_width = longest if column.no_wrap else max(words, default=0)
+    lost = _drop_columns(table, console.width) if getattr(console, "fits", False) else []
     natural = Measurement.get(console, console.options.update(max_width=_UNBOUNDED), table)
-    _, right, _, left = table.padding
-    needed = sum((column.min_width or 0) + left + right + 1 for column in table.columns) - 1
-    terminal = console.width
+    terminal, needed = console.width, _needed(table)
     console.width = max(min(needed, natural.maximum), min(natural.maximum, terminal))
     console.print(table)
     console.width = terminal
+    if lost:
+        told = f"(too narrow for: {'; '.join(lost)}; JSON has all)"
+        console.print(Text(told), soft_wrap=True)
+
+
+def _drop_columns(table: Table, width: int) -> list[str]:
+    """Take columns away from the right until the others fit; the names of those taken."""
+    lost: list[str] = []
+    while len(table.columns) > _LEAST_COLUMNS and _needed(table) > width:
+        lost.insert(0, str(table.columns.pop().header))
+    return lost
+
+
+def _needed(table: Table) -> int:
+    """Width of the table at the least width of its columns."""
+    _, right, _, left = table.padding
+    return sum((column.min_width or 0) + left + right + 1 for column in table.columns) - 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ckptforensics.quantities import counted
 from ckptforensics.render.tables.console import make_console, make_table, print_table, text_of
 from ckptforensics.render.view import View
 from ckptforensics.results import FamiliesDocument
@@ -12,7 +13,9 @@ def families_table(document: FamiliesDocument, view: View) -> str:
     console = make_console(view)
     table = make_table("family", "model_type", "GGUF", "verified with " + document.oracle)
     for row in document.families:
-        verified = ", ".join(row.verified_by) if view.verbose else f"{len(row.verified_by)} cases"
+        verified = (
+            ", ".join(row.verified_by) if view.verbose else counted(len(row.verified_by), "case")
+        )
         table.add_row(
             row.name,
             ", ".join(row.model_types),

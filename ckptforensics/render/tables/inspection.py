@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from rich.console import Console
 from rich.table import Table
 
 from ckptforensics.errors import one_line
@@ -12,6 +13,8 @@ from ckptforensics.results import InspectDocument, TensorRecord
 from ckptforensics.results.inspection import TensorUse
 
 _SHAPES_SHOWN = 3
+_METADATA_SHOWN = 8
+_SHORT_VALUE = 60
 
 
 def inspection_table(document: InspectDocument, view: View) -> str:
@@ -47,6 +50,7 @@ def inspection_table(document: InspectDocument, view: View) -> str:
         f"{document.parameters:,}, of which {document.parameters_used:,} are read",
     )
     skipped(console, document.skipped)
+    _metadata(console, document, view.verbose)
     files = make_table("file", "bytes", "tensors", "header SHA-256")
     for file in document.model.files:
         tensors = document.tensors_in(file.name)
@@ -54,6 +58,21 @@ def inspection_table(document: InspectDocument, view: View) -> str:
     console.print(files)
     print_table(console, _every_tensor(document) if view.verbose else _by_use(document))
     return text_of(console)
+
+
+def _metadata(console: Console, document: InspectDocument, verbose: bool) -> None:
+    """What the header says beside the tensors, the first of it unless verbose."""
+    items = list(document.metadata.items())
+    shown = items if verbose else items[:_METADATA_SHOWN]
+    for key, value in shown:
+        text = (
+            str(value)
+            if verbose or len(str(value)) <= _SHORT_VALUE
+            else f"{value:.{_SHORT_VALUE}}..."
+        )
+        fact(console, "metadata", f"{key}: {text}")
+    if len(shown) < len(items):
+        fact(console, "metadata", f"and {len(items) - len(shown):,} more; -v shows them")
 
 
 def _every_tensor(document: InspectDocument) -> Table:

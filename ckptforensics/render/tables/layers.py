@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.text import Text
 
 from ckptforensics.errors import one_line
-from ckptforensics.render.quantities import number
+from ckptforensics.quantities import number, percent
 from ckptforensics.render.tables.console import fact, make_console, make_table, print_table, text_of
 from ckptforensics.render.tables.facts import (
     coordinates,
@@ -16,7 +16,7 @@ from ckptforensics.render.tables.facts import (
     skipped,
 )
 from ckptforensics.render.view import View
-from ckptforensics.results import BeginTokenRecord, LayerEvidence, LayersDocument
+from ckptforensics.results import BeginTokenRecord, LayerEvidence, LayersDocument, TriggerToken
 
 _SUPER_WEIGHTS_SHOWN = 5
 _EXPERTS_SHOWN = 3
@@ -61,21 +61,33 @@ def _evidence(row: LayerEvidence, verbose: bool) -> list[str]:
     if row.response is not None:
         at = f"u: {row.response.direction}, c = {number(row.response.size)}"
         lines.append(
-            f"true block at +-c u ({at}): adds {row.response.plus:+.4g} and "
-            f"{row.response.minus:+.4g} along u"
+            f"true block at +-c u ({at}): adds {number(row.response.plus, signed=True)} and "
+            f"{number(row.response.minus, signed=True)} along u"
         )
+    if row.trigger_top:
+        lines.append(f"v1 of F, its trigger: {coordinates(row.trigger_top[: 5 if verbose else 3])}")
+    if row.trigger_tokens:
+        tokens = row.trigger_tokens
+        shown = tokens if verbose else (*tokens[:3], *tokens[-2:])
+        told = ", ".join(f"{_token(t)} {t.cosine:+.2f}" for t in shown)
+        lines.append(f"cosine of token embeddings with v1, blocks before left out: {told}")
     lines.extend(
         f"{expert.name}: mean weight {expert.weight:.3f}, s1 {number(expert.sigma)}, "
         f"answers its trigger with norm {number(expert.trigger_norm)}"
         for expert in row.strongest_experts[: None if verbose else _EXPERTS_SHOWN]
     )
     if row.eigenvalue is not None:
-        imag = f" +- {row.eigenvalue.imag:.4g}i" if row.eigenvalue.imag else ""
+        imag = f" +- {number(row.eigenvalue.imag)}i" if row.eigenvalue.imag else ""
         lines.append(
-            f"eigenvalue of R nearest u: {row.eigenvalue.real:+.4g}{imag} at "
+            f"eigenvalue of R nearest u: {number(row.eigenvalue.real, signed=True)}{imag} at "
             f"{row.eigenvalue.angle_deg:.1f} degrees"
         )
     return lines
+
+
+def _token(record: TriggerToken) -> str:
+    """A token as a reader can tell it: its text, in which nothing can do harm, or its number."""
+    return f"token {record.token}" if record.text is None else f"'{one_line(record.text)}'"
 
 
 def _super_weights(console: Console, document: LayersDocument, verbose: bool) -> None:
@@ -88,7 +100,7 @@ def _super_weights(console: Console, document: LayersDocument, verbose: bool) ->
             one_line(weight.tensor),
             str(weight.row),
             str(weight.column),
-            f"{weight.value:.4g}",
+            number(weight.value),
             number(weight.amplitude),
         )
     print_table(console, table)
@@ -113,11 +125,11 @@ def _begin_token(record: BeginTokenRecord) -> str:
     if record.growth == "like the others":
         return f"token {record.token} is like the others ({at})"
     how = (
-        f"one layer adds {record.largest_gain:.0%} of it"
+        f"one layer adds {percent(record.largest_gain)} of it"
         if record.growth == "abrupt"
-        else f"gradually: no layer adds more than {record.largest_gain:.0%} of it"
+        else f"gradually: no layer adds more than {percent(record.largest_gain)} of it"
     )
     return (
-        f"token {record.token} stands out: {at}, up to {record.largest_ratio:.3g} times the "
+        f"token {record.token} stands out: {at}, up to {number(record.largest_ratio)} times the "
         f"ordinary tokens' median; {how}"
     )

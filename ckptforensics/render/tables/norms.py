@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ckptforensics.render.quantities import number
+from ckptforensics.quantities import number
 from ckptforensics.render.tables.console import fact, make_console, make_table, print_table, text_of
 from ckptforensics.render.tables.facts import heading, skipped
 from ckptforensics.render.view import View

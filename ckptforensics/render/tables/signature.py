@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from ckptforensics.errors import one_line
-from ckptforensics.render.quantities import number
+from ckptforensics.quantities import error_size, number
 from ckptforensics.render.tables.console import fact, make_console, make_table, print_table, text_of
 from ckptforensics.render.tables.facts import (
     coordinates,
@@ -34,7 +34,7 @@ def signature_table(document: SignatureDocument, view: View) -> str:
             number(row.sigma[0]),
             number(row.sigma[1]),
             f"{row.gap:.2f}",
-            f"{row.residual:.0e}",
+            error_size(row.residual),
             coordinates(row.direction_top[: 5 if view.verbose else 3]),
             style=styles.get(row.layer, ""),
         )
