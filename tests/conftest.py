@@ -16,6 +16,8 @@ from ckptforensics.results import LayersDocument
 ROOT = Path(__file__).resolve().parents[1]
 # Tests measure, whatever was signed before; those of the cache name a directory.
 os.environ["CKPT_CACHE"] = ""
+# Tables are as wide as a pipe's, whatever terminal the tests run in.
+os.environ.pop("COLUMNS", None)
 # Fixtures that are real models; what uses one of them, also through another, has the marker.
 REAL_MODELS = {"smollm2_gguf", "smollm2_bf16", "smollm2_f32", "gemma3", "minilm"}
 

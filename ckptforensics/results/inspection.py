@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Literal
+
+from pydantic import Field
 
 from ckptforensics.results.records import Document, Finite, Frozen, ModelRecord, Name, Skipped
 
@@ -67,7 +67,7 @@ class InspectDocument(Document):
     parameters: int
     parameters_used: int
     tensors: tuple[TensorRecord, ...]
-    metadata: Mapping[str, str | int | float | bool] = MappingProxyType({})
+    metadata: dict[str, str | int | float | bool] = Field(default_factory=dict)
     skipped: tuple[Skipped, ...] = ()
 
     def tensors_in(self, file: str) -> int:

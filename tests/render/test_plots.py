@@ -123,7 +123,7 @@ def test_without_matplotlib_the_error_says_how_to_get_it(tmp_path, monkeypatch):
     for refuse in (check_plot_path, lambda path: plot_comparison(two(), path)):
         with pytest.raises(MissingDependency) as caught:
             refuse(tmp_path / "x.png")
-        assert str(caught.value) == ("a plot needs matplotlib; pip install 'ckptforensics[plot]'")
+        assert str(caught.value) == ("a plot needs matplotlib; pip install matplotlib")
 
 
 def test_nothing_to_plot_and_nowhere_to_write(tmp_path):

@@ -20,6 +20,7 @@ from tests.support.containers import assert_one_error, run
 SAVED = Path(__file__).parents[1] / "results" / "old"
 EXPECTED = {
     **dict.fromkeys(DOCUMENTS, ("table", "json")),
+    **dict.fromkeys(("layers", "norms"), ("table", "json", "csv")),
     "comparison": ("table", "json", "csv", "html"),
 }
 
@@ -51,7 +52,7 @@ def test_a_pair_is_rendered_or_refused_with_the_formats_there_are(kind, form):
         with pytest.raises(UsageError) as caught:
             render(document, form)
         assert str(caught.value) == (
-            f"a {kind} document has no format '{form}'; it has: table, json"
+            f"a {kind} document has no format '{form}'; it has: {', '.join(EXPECTED[kind])}"
         )
 
 
@@ -68,7 +69,7 @@ def test_a_format_that_no_kind_has():
 
 @pytest.mark.parametrize("form", ["csv", "html"])
 def test_show_refuses_a_format_of_another_kind_as_a_usage_error(form, capsys, tmp_path):
-    save_document(saved("norms"), tmp_path / "x.json")
+    save_document(saved("signature"), tmp_path / "x.json")
     ran = run(capsys, "show", tmp_path / "x.json", "--format", form)
     assert_one_error(ran, 4)
     assert "it has: table, json" in ran.err

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ckptforensics.errors import one_line
+from ckptforensics.quantities import number
 from ckptforensics.render.plots.files import check_plot_path, drawing_settings, write_figure
 from ckptforensics.results import NormsDocument
 
@@ -45,6 +46,8 @@ def plot_norms(document: NormsDocument, path: str | Path) -> None:
         axes.plot(layers, own, color=_FIRST, linewidth=1.6, linestyle="--", label=name)
         if all(norm > 0 for stage in stages for norm in (stage.minimum,)):
             axes.set_yscale("log")
+            # Powers of ten would be written as formulas, which no name may be.
+            axes.yaxis.set_major_formatter(lambda value, _: number(value))
         axes.set_xlabel("layer (0: embedding)")
         axes.set_ylabel("norm of the residual stream")
         how = "" if document.attention else ", attention left out"
