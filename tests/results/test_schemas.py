@@ -104,6 +104,8 @@ def at(document, path):
 def test_unknown_or_missing_key_is_an_error_at_every_level(kind, documents):
     check = validator(kind)
     for path in objects(documents[kind]):
+        if path[-1:] == ("metadata",):  # of any keys
+            continue
         changed = copy.deepcopy(documents[kind])
         at(changed, path)["surprise"] = 1
         with pytest.raises(ValidationError, match="surprise"):

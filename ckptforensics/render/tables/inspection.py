@@ -55,7 +55,7 @@ def inspection_table(document: InspectDocument, view: View) -> str:
     for file in document.model.files:
         tensors = document.tensors_in(file.name)
         files.add_row(one_line(file.name), f"{file.bytes:,}", str(tensors), file.header_sha256[:16])
-    console.print(files)
+    print_table(console, files)
     print_table(console, _every_tensor(document) if view.verbose else _by_use(document))
     return text_of(console)
 

@@ -27,12 +27,16 @@ EXCEPTIONS = {
     "findings/cache/key.py": "the key itself: a change of it changes the keys, or nothing",
     "findings/cache/store.py": "only where a signature is kept, which its own digest guards",
     "findings/model.py": "opens, and describes the files: done afresh for every result",
+    "quantities.py": "only how numbers are written in sentences, of which a signature has none",
     "results": "only the form of what was measured; the document's version is in the key",
     "sources/__init__.py": "only names",
     "sources/digests.py": "which files they are; the digests themselves are in the key",
     "sources/hub.py": "which files they are, which is in the key",
     "sources/local.py": "which files they are, which is in the key",
+    "sources/links.py": "only what is refused, and a refusal is not kept",
+    "sources/original.py": "which files they are, and a configuration, which is in the key",
     "sources/parallel.py": "only when ranges are fetched",
+    "sources/pointers.py": "only what is refused, and a refusal is not kept",
     "sources/retry.py": "only how often a fetch is tried",
 }
 
