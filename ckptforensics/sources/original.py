@@ -46,5 +46,6 @@ def refuse_ranks(path: Path) -> None:
         raise NothingAnalysable(
             f"this is one of {len(ranks)} tensor-parallel ranks, each a part of every matrix",
             path=path,
-            hint="join them with 'python -m transformers.models.llama.convert_llama_weights_to_hf'",
+            hint="give the same model in the Hugging Face layout, or join the ranks with "
+            "convert_llama_weights_to_hf.py of transformers 4",
         )

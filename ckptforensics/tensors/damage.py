@@ -9,11 +9,13 @@ make suspicious is compared whole.
 from __future__ import annotations
 
 import hashlib
+import math
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from ckptforensics.errors import TensorError
 from ckptforensics.tensors.info import TensorInfo, matrix_shape
 
 if TYPE_CHECKING:
@@ -23,6 +25,14 @@ if TYPE_CHECKING:
 PAGE = 4096
 # Bytes of a page that are looked at first, and of a row in two places.
 _FIRST = 16
+# Elements of 16 bits looked at for their type, and how many different ones tell anything.
+_SAMPLED = 4096
+_DIFFERENT = 64
+# The type that another is taken for, and the spread of logarithms (base 2) that true ones have.
+_OTHER_TYPE: Mapping[str, tuple[str, tuple[float, float]]] = {
+    "BF16": ("F16", (0.0, 8.0)),
+    "F16": ("BF16", (0.3, math.inf)),
+}
 # Pages of a tensor that `glance` looks at, evenly spread.
 _GLANCES = 8
 
@@ -89,6 +99,8 @@ class Watch:
             if (begin, raw.size) in seen:
                 return
             seen.add((begin, raw.size))
+        if begin == 0:
+            _require_plausible(info, raw)
         zeros = list(_zero_pages(raw, (info.offset + begin) % PAGE))
         row_bytes = _row_bytes(info)
         repeats: list[tuple[int, int]] = []
@@ -180,6 +192,41 @@ class Watch:
         width = max(1, info.nbytes // max(1, columns * rows))
         begin -= _zeros_first(before[::-1]) // width * width
         return begin, end + _zeros_first(after) // width * width
+
+
+def _require_plausible(info: TensorInfo, raw: Bytes) -> None:
+    """TensorError if elements of 16 bits are spread as only those of the other type can be.
+
+    BF16 and F16 differ by three bits of the exponent, so that one read as the other has its
+    logarithms times eight or divided by eight. Those of weights of any kind, random ones among
+    them, have a standard deviation of 1 to 3 (base 2).
+    """
+    # Scales of quantized weights may well be of one size; they have other names.
+    weight = info.name.endswith("weight") and _row_bytes(info)
+    if info.dtype not in _OTHER_TYPE or not weight or raw.size < PAGE:
+        return
+    import numpy as np
+
+    from ckptforensics.tensors.dtypes import decoder
+
+    words = raw[: raw.size // 2 * 2].view(np.uint16)
+    chosen = np.ascontiguousarray(words[:: max(1, words.size // _SAMPLED)])
+    values = np.empty(chosen.size, np.float32)
+    decoder(info.dtype, path=info.path, tensor=info.name)(chosen.view(np.uint8), values)
+    sizes = np.abs(values[np.isfinite(values) & (values != 0)].astype(np.float64))
+    # Few numbers, as of unpacked ternary weights, may well be of one size.
+    if np.unique(sizes).size < _DIFFERENT:
+        return
+    spread = float(np.log2(sizes).std())
+    low, high = _OTHER_TYPE[info.dtype][1]
+    if not low <= spread <= high:
+        raise TensorError(
+            f"the elements are labelled {info.dtype}, and their sizes are spread as only those of "
+            f"{_OTHER_TYPE[info.dtype][0]} read so are",
+            path=info.path,
+            tensor=info.name,
+            hint="fetch the file again, or correct what wrote its header",
+        )
 
 
 def _zeros_first(raw: Bytes) -> int:

@@ -16,6 +16,7 @@ from ckptforensics.errors import TensorError
 from ckptforensics.findings import fingerprint_distance
 from tests.findings.test_quantized_models import GROUP, Parts, _words, fp8, quantized_copy
 from tests.support.containers import assert_one_error, run
+from tests.support.models import save, tiny_llama
 
 
 def rewritten(
@@ -103,6 +104,23 @@ def test_weights_that_were_only_rounded_to_eight_bits(planted, tmp_path):
     folder = rewritten(planted, tmp_path / "m", rounded)
     plain = rewritten(planted, tmp_path / "p", lambda w: {"weight": rounded(w)["weight"].float()})
     assert mark(folder) == mark(plain)
+
+
+@pytest.mark.parametrize(
+    ("true", "label"), [(torch.bfloat16, torch.float16), (torch.float16, torch.bfloat16)]
+)
+def test_sixteen_bits_of_one_type_under_the_name_of_the_other(true, label, tmp_path, capsys):
+    """As a header that somebody edited; true types of all kinds of weights are in other tests."""
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4, "head_dim": 16}
+    folder = save(tiny_llama(**sizes), tmp_path / "m")
+    tensors = {n: t.to(true) for n, t in load_file(folder / "model.safetensors").items()}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    assert run(capsys, "sign", folder).code == 0
+    wrong = {n: t.view(label) for n, t in tensors.items()}
+    save_file(wrong, folder / "model.safetensors", metadata={"format": "pt"})
+    for command in ("sign", "inspect"):
+        ran = run(capsys, command, folder)
+        assert_one_error(ran, 2, "the elements are labelled", "fetch the file again")
 
 
 def per_tensor(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
