@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ckptforensics.architectures import Architecture, resolve, unwrapped
-from ckptforensics.errors import CkptError, UnknownFamily
+from ckptforensics.errors import CkptError, UnknownFamily, UsageError
 from ckptforensics.sources import (
     RemoteFiles,
     Source,
@@ -78,6 +78,12 @@ def open_checkpoint(
         source = locate_on_hub(str(named), config, offline=offline)
     else:
         source = locate(named, config)
+    if config is not None and source.container == "gguf":
+        raise UsageError(
+            "a GGUF file tells what it is itself, and --config is not read",
+            path=source.path,
+            hint="leave --config out",
+        )
     if adapter is not None:
         remote = _one_transfer(source, adapter)
         source, adapter = replace(source, remote=remote), replace(adapter, remote=remote)

@@ -196,7 +196,7 @@ class BlockResolver:
             raise UnknownFamily(
                 "nothing says how wide the residual stream is",
                 path=self.known.path,
-                hint="put config.json beside the weights or name it with --config",
+                hint=self.known.where_to_say,
             )
         rows = self._matrix(role)[0]
         if rows == 0:
@@ -218,7 +218,7 @@ class BlockResolver:
                 raise UnknownFamily(
                     "the heads share values and nothing says how many heads there are",
                     path=self.known.path,
-                    hint="put config.json beside the weights or name it with --config",
+                    hint=self.known.where_to_say,
                 )
             note = "head count not given; it does not enter the result"
             if note not in self.known.notes:

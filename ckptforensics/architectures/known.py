@@ -219,6 +219,13 @@ class Known:
             raise FormatError(f"the configuration gives {key} as {value!r}", path=self.path)
         return tuple(float(n) for n in numbers[:num_layers])
 
+    @property
+    def where_to_say(self) -> str:
+        """Advice for a size that nothing tells; of a GGUF file no configuration is read."""
+        if self.gguf:
+            return "convert the model again with a newer llama.cpp"
+        return "put config.json beside the weights or name it with --config"
+
     def note_missing(self, gguf_key: str | None, default: str) -> None:
         """Say that GGUF metadata lacks a key that files of the family may have."""
         note = f"the metadata lacks {gguf_key}; assumed: {default}"

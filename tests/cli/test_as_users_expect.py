@@ -41,6 +41,13 @@ def test_a_signature_beside_a_gguf_does_not_break_the_folder(tmp_path, capsys):
     assert json.loads(ran.out)["model"]["family_source"] == "gguf"
 
 
+def test_a_configuration_that_gguf_would_ignore(planted, tmp_path, capsys):
+    file = write_llama_gguf(tmp_path / "m.gguf")
+    ran = run(capsys, "sign", file, "--config", planted / "config.json")
+    assert_one_error(ran, 4, "m.gguf", "leave --config out")
+    assert run(capsys, "sign", file).code == 0
+
+
 def test_a_signature_beside_weights_of_any_name(planted, tmp_path, capsys):
     folder = tmp_path / "m"
     shutil.copytree(planted, folder)
