@@ -16,6 +16,7 @@ from ckptforensics.checkpoint import Checkpoint
 from ckptforensics.errors import NotApplicable, NothingAnalysable
 from ckptforensics.findings.cache.store import SignatureCache
 from ckptforensics.findings.model import model_record
+from ckptforensics.findings.scope import Scope
 from ckptforensics.findings.sign import sign
 from ckptforensics.forward import embedding_name, fold_norm, vocabulary_size
 from ckptforensics.layers import Block, Ffn, Norm, load_block
@@ -86,12 +87,23 @@ class Model:
         return self.sign()
 
     def sign(
-        self, cache: SignatureCache | None = None, progress: Progress | None = None
+        self,
+        cache: SignatureCache | None = None,
+        progress: Progress | None = None,
+        memory: int | None = None,
     ) -> Signature:
-        """The signature; if it is not there yet, from the cache or measured; errors as `sign`."""
+        """The signature; if it is not there yet, from the cache or measured; errors as `sign`.
+
+        `memory` is that of a `Scope`.
+        """
         if self._signature is None:
-            self._signature = sign(self.weights, cache=cache, progress=progress)
+            scope = Scope(memory=memory)
+            self._signature = sign(self.weights, cache=cache, progress=progress, scope=scope)
         return self._signature
+
+    def take(self, signature: Signature) -> None:
+        """Use a signature that was measured of these weights elsewhere."""
+        self._signature = signature
 
     @cached_property
     def record(self) -> ModelRecord:

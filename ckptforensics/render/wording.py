@@ -183,6 +183,11 @@ def nulls(tests: Iterable[CriterionRecord]) -> list[str]:
     return _by_text(tests, lambda test: None if test.log10_p is None else test.null)
 
 
+def scales(tests: Iterable[CriterionRecord]) -> list[str]:
+    """Which range the statistics of tests have, and where relatives are in it."""
+    return _by_text(tests, lambda test: test.scale)
+
+
 def invariances(tests: Iterable[CriterionRecord]) -> list[str]:
     """What does not change the statistics of tests."""
     return _by_text(tests, lambda test: ", ".join(test.invariant_to))

@@ -45,7 +45,8 @@ class CriterionRecord(Frozen):
     `correspondence` after the recovered map, `change` of the weights. `log10_p` is null where a
     criterion has no p-value, and `floor` says that it is the smallest its permutations can give.
     `null` says in words under which hypothesis p holds. `profile` has the statistic layer by layer,
-    null where there is none. `skipped` says why a criterion was not applied.
+    null where there is none. `skipped` says why a criterion was not applied. `scale` says in words
+    which range the statistic has and which end of it relatives are at.
     """
 
     name: str
@@ -60,6 +61,7 @@ class CriterionRecord(Frozen):
     null: str | None = None
     profile: tuple[Finite | None, ...] = ()
     note: str | None = None
+    scale: str | None = None
 
 
 class AlignmentRecord(Frozen):
@@ -175,7 +177,7 @@ class ComparisonDocument(Document):
     over pairs of models), `clusters` the groups of models that are related.
     """
 
-    schema_version: Literal["2.0"] = "2.0"
+    schema_version: Literal["2.1"] = "2.1"
     kind: Literal["comparison"] = "comparison"
     level: Level
     models: tuple[ModelRecord, ...]

@@ -30,6 +30,7 @@ from ckptforensics.render.wording import (
     merge_lines,
     model_line,
     nulls,
+    scales,
     skipped,
     test_notes,
     test_row,
@@ -120,6 +121,7 @@ def _tests(console: Console, pair: PairRecord, verbose: bool) -> None:
                 table.add_row(f"- {name}", *values)
         console.print()
         print_table(console, table)
+    _list(console, "scale", scales(ran))
     _list(console, "null", nulls(ran))
     _list(console, "unmoved by", invariances(ran) if verbose else _common_invariances(ran))
     _list(console, "not run", skipped(pair.tests))
