@@ -112,6 +112,7 @@ def compare(
     cache: SignatureCache | None = None,
     progress: Progress | None = None,
     memory: int | None = None,
+    digest: bool = False,
 ) -> ComparisonDocument:
     """Whether models share a training run, how they are related and what shows it.
 
@@ -123,6 +124,7 @@ def compare(
     cache : of signatures
     progress : told of each layer that is signed and of each test of each pair
     memory : bytes that signing a model may use, about; see `Scope`
+    digest : also compute the SHA-256 of whole files
 
     Raises
     ------
@@ -159,11 +161,13 @@ def compare(
     pairs = through_others(pairs, lengths, [merge.model for merge in found])
     pairs = _with_merges(pairs, found)
     names = [model.name for model in opened]
+    # At last: what was read is looked at for damage without another pass.
+    records = [m.record(digest=digest, look=level != "fast", progress=progress) for m in opened]
     matrix = distance_matrix(names, pairs)
     return ComparisonDocument(
         tool_version=__version__,
         level=level,
-        models=tuple(model.record for model in opened),
+        models=tuple(records),
         pairs=tuple(pairs),
         merges=found,
         matrix_deg=matrix,

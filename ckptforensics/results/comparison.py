@@ -169,12 +169,28 @@ class TreeEdge(Frozen):
     length: Finite | None
 
 
+class RunRecord(Frozen):
+    """When, how and with what a comparison was made, for a report that is handed on.
+
+    `date` is in UTC (ISO 8601), `command` the command line as a shell takes it, `versions` those of
+    ckptforensics, python, numpy and scipy, `cores` those that were used, `platform` system,
+    release and processor.
+    """
+
+    date: str
+    command: Name
+    versions: dict[str, str]
+    cores: int
+    platform: str
+
+
 class ComparisonDocument(Document):
     """The result of `compare`.
 
     `left_out` says what the level did not look at. `matrix_deg` has the paper's distances between
     all models, null where there is none; `linkage` is scipy's of the dendrogram (average linkage,
-    over pairs of models), `clusters` the groups of models that are related.
+    over pairs of models), `clusters` the groups of models that are related. `run` says how it was
+    made; null where it was made from Python.
     """
 
     schema_version: Literal["2.1"] = "2.1"
@@ -188,6 +204,7 @@ class ComparisonDocument(Document):
     clusters: tuple[tuple[Name, ...], ...]
     tree: tuple[TreeEdge, ...]
     left_out: tuple[str, ...] = ()
+    run: RunRecord | None = None
 
     @model_validator(mode="after")
     def _square(self) -> ComparisonDocument:

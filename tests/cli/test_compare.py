@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 import os
 import shutil
 import subprocess
 import sys
+from datetime import UTC, datetime
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -16,6 +18,7 @@ import jsonschema
 import numpy as np
 import pytest
 
+from tests.findings.test_damage import zero_bytes
 from tests.support.adapters import base_tensors, low_rank, write_adapter
 from tools import launder, transforms
 
@@ -285,3 +288,43 @@ def test_a_configuration_for_the_models_without_one(tmp_path):
     little = ckpt("compare", SEED0, TUNED, "--memory", "1MB", "--no-cache")
     assert little.returncode == 4
     assert "--memory" in little.stderr
+
+
+def test_a_report_says_what_was_compared_when_and_how(tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(ZOO / "seed0", copy)
+    file = copy / "model.safetensors"
+    zero_bytes(file, "model.layers.1.mlp.down_proj.weight", 0, 9000)
+    saved = tmp_path / "saved.json"
+    done = ckpt("compare", SEED0, copy, "--digest", "-o", saved)
+    assert done.returncode == 0, done.stderr
+    document = json.loads(saved.read_text())
+    (of_copy,) = document["models"][1]["files"]
+    sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
+    assert (of_copy["sha256"], of_copy["bytes"]) == (sha256, file.stat().st_size)
+    run = document["run"]
+    assert run["command"] == f"ckpt compare {SEED0} {copy} --digest -o {saved}"
+    age = datetime.now(UTC) - datetime.fromisoformat(run["date"])
+    assert 0 <= age.total_seconds() < 300
+    assert run["versions"]["numpy"] == np.__version__
+    assert document["models"][0]["damage"] == []
+    (damage,) = document["models"][1]["damage"]
+    assert (damage["tensor"], damage["what"]) == ("model.layers.1.mlp.down_proj.weight", "zeros")
+    page = ckpt("show", saved, "--format", "html").stdout
+    for shown in (sha256, f"{file.stat().st_size:,}", run["date"], "header digest", "hold zeros"):
+        assert shown in page
+    assert sha256 in done.stdout.replace(" ", "").replace("\n", "")
+    assert "hold zeros" in " ".join(done.stdout.split())
+
+
+def test_strict_refuses_models_with_more_than_a_few_damages(tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(ZOO / "seed0", copy)
+    for layer in (1, 2):
+        for matrix in ("gate", "up"):
+            name = f"model.layers.{layer}.mlp.{matrix}_proj.weight"
+            zero_bytes(copy / "model.safetensors", name, 4096, 14_000)
+    saved = tmp_path / "saved.json"
+    done = ckpt("compare", SEED0, copy, "--strict", "-o", saved, "--thorough")
+    assert done.returncode == 2
+    assert len(json.loads(saved.read_text())["models"][1]["damage"]) == 4

@@ -18,12 +18,14 @@ from ckptforensics.cli.options import (
     offline_option,
     refuse_overwriting,
 )
-from ckptforensics.cli.output import OutputOptions, output_options
+from ckptforensics.cli.output import OutputOptions, output_options, require_sound
 from ckptforensics.errors import CkptError, ExitCode, UsageError
+from ckptforensics.version import __version__
 
 if TYPE_CHECKING:
     from ckptforensics.lineage.models import Model
     from ckptforensics.results import ComparisonDocument
+    from ckptforensics.results.comparison import RunRecord
     from ckptforensics.sources import Source
 
 # Verdicts that --fail-on asks for: how related at least, or that nothing shows it, or that nothing
@@ -50,6 +52,7 @@ class CompareOptions:
     strict: bool
     memory: int | None
     jobs: int | None
+    digest: bool
     no_cache: bool
 
     def open(self, models: Sequence[str]) -> list[Model]:
@@ -120,6 +123,7 @@ compare_options = as_object(
     ),
     memory_option,
     jobs_option,
+    click.option("--digest", is_flag=True, help="Also compute the SHA-256 of whole files."),
     click.option(
         "--no-cache", is_flag=True, help="Neither take signatures from the cache nor keep them."
     ),
@@ -153,8 +157,13 @@ def command(models: tuple[str, ...], how: CompareOptions, out: OutputOptions) ->
     if how.jobs is not None:
         _sign_side_by_side(opened, how, out)
     document = compare(
-        opened, level=how.level or "default", cache=cache, progress=progress, memory=how.memory
-    )
+        opened,
+        level=how.level or "default",
+        cache=cache,
+        progress=progress,
+        memory=how.memory,
+        digest=how.digest,
+    ).model_copy(update={"run": _run_record()})
     out.save(document)
     if how.plot is not None:
         plot_comparison(document, how.plot)
@@ -162,6 +171,8 @@ def command(models: tuple[str, ...], how: CompareOptions, out: OutputOptions) ->
     out.emit(document)
     if how.strict:
         _require_decided(document)
+        for record in document.models:
+            require_sound(record)
     found = any(_at_least(document, limit) for limit in how.fail_on)
     return ExitCode.FINDINGS if found else ExitCode.DONE
 
@@ -192,6 +203,27 @@ def _sign_side_by_side(opened: Sequence[Model], how: CompareOptions, out: Output
             if isinstance(signature, Signature):
                 one.take(signature)
             out.hint(f"signed {number} of {len(jobs)}: {job.model}")
+
+
+def _run_record() -> RunRecord:
+    """This run: now, this command line, these versions and this machine."""
+    import platform
+    import shlex
+    from datetime import UTC, datetime
+    from importlib.metadata import version
+
+    from ckptforensics.compute.threads import thread_count
+    from ckptforensics.results.comparison import RunRecord
+
+    words = click.get_current_context().find_root().obj or ("ckpt", "compare")
+    versions = {"ckptforensics": __version__, "python": platform.python_version()}
+    return RunRecord(
+        date=datetime.now(UTC).isoformat(timespec="seconds"),
+        command=shlex.join(words),
+        versions=versions | {name: version(name) for name in ("numpy", "scipy")},
+        cores=thread_count(),
+        platform=platform.platform(),
+    )
 
 
 def _at_least(document: ComparisonDocument, limit: str) -> bool:

@@ -47,7 +47,7 @@ def inspection_table(document: InspectDocument, view: View) -> str:
         f"{document.parameters:,}, of which {document.parameters_used:,} are read",
     )
     skipped(console, document.skipped)
-    files = make_table("file", "bytes", "tensors", "header SHA-256")
+    files = make_table("file", "bytes", "tensors", "header digest")
     for file in document.model.files:
         tensors = document.tensors_in(file.name)
         files.add_row(one_line(file.name), f"{file.bytes:,}", str(tensors), file.header_sha256[:16])
