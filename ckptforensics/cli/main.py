@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from importlib import import_module
 from types import MappingProxyType
 from typing import Any
@@ -78,7 +79,10 @@ def cli() -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Run `ckpt` and return its exit code."""
     try:
-        result: Any = cli.main(args=arguments, prog_name="ckpt", standalone_mode=False)
+        given = tuple(sys.argv[1:] if arguments is None else arguments)
+        result: Any = cli.main(
+            args=arguments, prog_name="ckpt", standalone_mode=False, obj=("ckpt", *given)
+        )
         return result if isinstance(result, int) else ExitCode.DONE
     except click.exceptions.Exit as stop:
         return stop.exit_code

@@ -138,6 +138,24 @@ MODEL = _Model(path_type=Path)
 MODEL_NAME = _Model(path_type=str)
 model_argument = click.argument("model", type=MODEL)
 
+
+def _bytes(context: click.Context, parameter: click.Parameter, value: str | None) -> int | None:
+    from ckptforensics.jobs.memory import memory_size
+
+    try:
+        return None if value is None else memory_size(value)
+    except ValueError as problem:
+        raise click.BadParameter(str(problem), context, parameter) from None
+
+
+memory_option = click.option(
+    "--memory",
+    callback=_bytes,
+    help="Memory that may be used, such as 8GB: by all processes together.",
+)
+jobs_option = click.option(
+    "--jobs", type=click.IntRange(1), help="Models signed side by side.  [default: 1]"
+)
 offline_option = click.option(
     "--offline", is_flag=True, help="Find org/name in the local cache only."
 )

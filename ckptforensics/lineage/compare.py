@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 from ckptforensics.checkpoint import open_checkpoint
 from ckptforensics.compute.threads import all_cores
@@ -46,6 +47,7 @@ from ckptforensics.results import (
     load_result,
 )
 from ckptforensics.results.comparison import Level
+from ckptforensics.sources import IsAdapter, is_hub_id
 from ckptforensics.version import __version__
 
 CRITERIA: tuple[Criterion, ...] = (
@@ -58,8 +60,20 @@ CRITERIA: tuple[Criterion, ...] = (
 _MOST_PARENTS = 5
 
 
-def open_model(model: str | Path, *, offline: bool = False, strict: bool = False) -> Model:
+def open_model(
+    model: str | Path,
+    *,
+    config: str | Path | None = None,
+    base: str | Path | None = None,
+    offline: bool = False,
+    strict: bool = False,
+) -> Model:
     """A model of a comparison: what `open_checkpoint` takes, or a saved signature.
+
+    Parameters
+    ----------
+    config : of the model if it has none of its own beside the weights, as `lacks_config` says
+    base : what the model is merged onto if it is an adapter
 
     Raises
     ------
@@ -70,8 +84,25 @@ def open_model(model: str | Path, *, offline: bool = False, strict: bool = False
         signature = load_result(model)
         assert isinstance(signature, Signature)
         return Model(str(model), None, signature=signature)
-    checkpoint = open_checkpoint(model, offline=offline, strict=strict)
+    options: dict[str, Any] = {"offline": offline, "strict": strict}
+    own = config if lacks_config(model) else None
+    try:
+        checkpoint = open_checkpoint(model, config=own, **options)
+    except IsAdapter:
+        if base is None:
+            raise
+        own = config if lacks_config(base) else None
+        checkpoint = open_checkpoint(model, config=own, base=base, **options)
     return Model(str(model), checkpoint)
+
+
+def lacks_config(model: str | Path) -> bool:
+    """Whether a local model has no configuration of its own: GGUF files hold theirs."""
+    path = Path(model)
+    folder = path if path.is_dir() else path.parent
+    if is_hub_id(model) or path.suffix == ".gguf" or (path.is_dir() and any(path.glob("*.gguf"))):
+        return False
+    return not (folder / "config.json").exists()
 
 
 def compare(
@@ -80,6 +111,8 @@ def compare(
     level: Level = "default",
     cache: SignatureCache | None = None,
     progress: Progress | None = None,
+    memory: int | None = None,
+    digest: bool = False,
 ) -> ComparisonDocument:
     """Whether models share a training run, how they are related and what shows it.
 
@@ -90,6 +123,8 @@ def compare(
         `thorough` samples nothing
     cache : of signatures
     progress : told of each layer that is signed and of each test of each pair
+    memory : bytes that signing a model may use, about; see `Scope`
+    digest : also compute the SHA-256 of whole files
 
     Raises
     ------
@@ -104,7 +139,7 @@ def compare(
     opened = [m if isinstance(m, Model) else open_model(m) for m in models]
     _name_apart(opened)
     for model in opened:
-        model.sign(cache, progress)
+        model.sign(cache, progress, memory)
     _require_one_fit(opened)
     chosen = list(combinations(opened, 2))
     pairs: list[PairRecord] = []
@@ -126,11 +161,13 @@ def compare(
     pairs = through_others(pairs, lengths, [merge.model for merge in found])
     pairs = _with_merges(pairs, found)
     names = [model.name for model in opened]
+    # At last: what was read is looked at for damage without another pass.
+    records = [m.record(digest=digest, look=level != "fast", progress=progress) for m in opened]
     matrix = distance_matrix(names, pairs)
     return ComparisonDocument(
         tool_version=__version__,
         level=level,
-        models=tuple(model.record for model in opened),
+        models=tuple(records),
         pairs=tuple(pairs),
         merges=found,
         matrix_deg=matrix,
@@ -250,6 +287,7 @@ def _run(test: Criterion, pair: Pair) -> tuple[CriterionRecord, Outcome]:
         null=test.null,
         profile=outcome.profile,
         note=outcome.note,
+        scale=test.scale,
     )
     return record, outcome
 

@@ -15,7 +15,9 @@ from ckptforensics.arrays import Floats, Ints
 from ckptforensics.checkpoint import Checkpoint
 from ckptforensics.errors import NotApplicable, NothingAnalysable
 from ckptforensics.findings.cache.store import SignatureCache
+from ckptforensics.findings.damage import with_damage
 from ckptforensics.findings.model import model_record
+from ckptforensics.findings.scope import Scope
 from ckptforensics.findings.sign import sign
 from ckptforensics.forward import embedding_name, fold_norm, vocabulary_size
 from ckptforensics.layers import Block, Ffn, Norm, load_block
@@ -86,19 +88,52 @@ class Model:
         return self.sign()
 
     def sign(
-        self, cache: SignatureCache | None = None, progress: Progress | None = None
+        self,
+        cache: SignatureCache | None = None,
+        progress: Progress | None = None,
+        memory: int | None = None,
     ) -> Signature:
-        """The signature; if it is not there yet, from the cache or measured; errors as `sign`."""
+        """The signature; if it is not there yet, from the cache or measured; errors as `sign`.
+
+        `memory` is that of a `Scope`.
+        """
         if self._signature is None:
-            self._signature = sign(self.weights, cache=cache, progress=progress)
+            scope = Scope(memory=memory)
+            self._signature = sign(self.weights, cache=cache, progress=progress, scope=scope)
         return self._signature
 
-    @cached_property
-    def record(self) -> ModelRecord:
-        """Which files the model is; reads headers only."""
+    def take(self, signature: Signature) -> None:
+        """Use a signature that was measured of these weights elsewhere."""
+        self._signature = signature
+
+    def record(
+        self, *, digest: bool = False, look: bool = True, progress: Progress | None = None
+    ) -> ModelRecord:
+        """Which files the model is, and what looks damaged in them; errors as `sha256_of_file`.
+
+        Parameters
+        ----------
+        digest : compute the SHA-256 of whole files
+        look : look at weights too: at what was read so far and, of other matrices, at a few pages;
+            else what was seen while the model was signed is all that is told
+        progress : told of each file
+        """
+        signed = self.signature.document.model
         if self.checkpoint is None:
-            return self.signature.document.model
-        return model_record(self.checkpoint)
+            return signed
+        record = model_record(self.checkpoint, digest=digest, progress=progress)
+        told = {"damage": signed.damage, "examined": signed.examined}
+        if not look:
+            return record.model_copy(update=told)
+        record = with_damage(record, self.checkpoint)
+        if signed.examined is None or record.examined is None:
+            return record
+        # A signature from the cache saw what this process did not read.
+        known = {(d.tensor, d.what) for d in signed.damage}
+        more = [d for d in record.damage if (d.tensor, d.what) not in known]
+        examined = max((signed.examined, record.examined), key=lambda e: e.whole)
+        told = {"damage": (*signed.damage, *more), "examined": examined}
+        return record.model_copy(update=told)
 
     @property
     def path(self) -> Path | None:

@@ -137,8 +137,8 @@ def _negative(evidence: Evidence) -> Decision:
     p, f = evidence.exact_log10_p, evidence.agreement
     ran = [test for test in evidence.tests if test.skipped is None]
     if not ran or (p is None and f is None):
-        skipped = sorted({test.skipped for test in evidence.tests if test.skipped is not None})
-        return Decision("not comparable", None, "unknown", tuple(skipped) or ("no test ran",))
+        skipped = _obstacles(evidence.tests)
+        return Decision("not comparable", None, "unknown", skipped or ("no test ran",))
     unclear = []
     if f is not None and f >= UNCLEAR_AGREEMENT:
         unclear.append(
@@ -166,6 +166,17 @@ def _negative(evidence: Evidence) -> Decision:
         reasons.append(f"exact tests in {_STORED} have p <= {_power(p)} together")
     otherwise = (f"neuron agreement of {RELATED_AGREEMENT:.0%}, or exact p <= 10^-6",)
     return Decision("independent", None, "unknown", tuple(reasons), otherwise)
+
+
+def _obstacles(tests: Sequence[CriterionRecord]) -> tuple[str, ...]:
+    """Why tests were skipped: first what kept most of those that can decide from running."""
+    weights: dict[str, list[int]] = {}
+    for test in tests:
+        if test.skipped is not None:
+            weight = weights.setdefault(test.skipped, [0, 0])
+            weight[0] += test.group in ("exact", "agreement")
+            weight[1] += 1
+    return tuple(sorted(weights, key=weights.__getitem__, reverse=True))
 
 
 def _what_else(evidence: Evidence, unclear: list[str]) -> tuple[str, ...]:

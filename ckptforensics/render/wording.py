@@ -85,6 +85,40 @@ def model_line(model: ModelRecord, name: str) -> str:
     return one_line(f"{name} ({path}{sizes})")
 
 
+FILE_COLUMNS = ("model", "file", "bytes", "SHA-256 of the file", "header digest")
+
+
+def file_rows(document: ComparisonDocument) -> list[tuple[str, ...]]:
+    """The files of all models: label, name, bytes, SHA-256 if it is known, and header digest."""
+    heads = short_labels(len(document.models))
+    return [
+        (head, one_line(f.name), f"{f.bytes:,}", f.sha256 or "not computed", f.header_sha256)
+        for head, model in zip(heads, document.models, strict=True)
+        for f in model.files
+    ]
+
+
+def file_lines(model: ModelRecord, most: int = 5) -> list[str]:
+    """Files of which the SHA-256 is known; at most `most`, and then how many more."""
+    lines = [
+        one_line(f"{f.name}, {f.bytes:,} bytes, SHA-256 {f.sha256}")
+        for f in model.files
+        if f.sha256 is not None
+    ]
+    more = len(lines) - most
+    return lines if more <= 0 else [*lines[:most], f"and {more:,} more; JSON has all of them"]
+
+
+def run_lines(document: ComparisonDocument) -> list[str]:
+    """When, how and with what a comparison was made; empty where that is not known."""
+    run = document.run
+    if run is None:
+        return []
+    versions = ", ".join(f"{name} {version}" for name, version in run.versions.items())
+    machine = f"{run.cores:,} cores, {run.platform}"
+    return [one_line(text) for text in (run.date, run.command, versions, machine)]
+
+
 def verdict_line(pair: PairRecord) -> str:
     """The verdict as a neutral sentence about A and B."""
     kind = "" if pair.relation is None else f": {RELATIONS[pair.relation]}"
@@ -181,6 +215,11 @@ def test_row(test: CriterionRecord) -> tuple[str, ...]:
 def nulls(tests: Iterable[CriterionRecord]) -> list[str]:
     """Under which hypotheses the p-values of tests hold."""
     return _by_text(tests, lambda test: None if test.log10_p is None else test.null)
+
+
+def scales(tests: Iterable[CriterionRecord]) -> list[str]:
+    """Which range the statistics of tests have, and where relatives are in it."""
+    return _by_text(tests, lambda test: test.scale)
 
 
 def invariances(tests: Iterable[CriterionRecord]) -> list[str]:

@@ -45,7 +45,8 @@ class CriterionRecord(Frozen):
     `correspondence` after the recovered map, `change` of the weights. `log10_p` is null where a
     criterion has no p-value, and `floor` says that it is the smallest its permutations can give.
     `null` says in words under which hypothesis p holds. `profile` has the statistic layer by layer,
-    null where there is none. `skipped` says why a criterion was not applied.
+    null where there is none. `skipped` says why a criterion was not applied. `scale` says in words
+    which range the statistic has and which end of it relatives are at.
     """
 
     name: str
@@ -60,6 +61,7 @@ class CriterionRecord(Frozen):
     null: str | None = None
     profile: tuple[Finite | None, ...] = ()
     note: str | None = None
+    scale: str | None = None
 
 
 class AlignmentRecord(Frozen):
@@ -167,15 +169,31 @@ class TreeEdge(Frozen):
     length: Finite | None
 
 
+class RunRecord(Frozen):
+    """When, how and with what a comparison was made, for a report that is handed on.
+
+    `date` is in UTC (ISO 8601), `command` the command line as a shell takes it, `versions` those of
+    ckptforensics, python, numpy and scipy, `cores` those that were used, `platform` system,
+    release and processor.
+    """
+
+    date: str
+    command: Name
+    versions: dict[str, str]
+    cores: int
+    platform: str
+
+
 class ComparisonDocument(Document):
     """The result of `compare`.
 
     `left_out` says what the level did not look at. `matrix_deg` has the paper's distances between
     all models, null where there is none; `linkage` is scipy's of the dendrogram (average linkage,
-    over pairs of models), `clusters` the groups of models that are related.
+    over pairs of models), `clusters` the groups of models that are related. `run` says how it was
+    made; null where it was made from Python.
     """
 
-    schema_version: Literal["2.0"] = "2.0"
+    schema_version: Literal["2.1"] = "2.1"
     kind: Literal["comparison"] = "comparison"
     level: Level
     models: tuple[ModelRecord, ...]
@@ -186,6 +204,7 @@ class ComparisonDocument(Document):
     clusters: tuple[tuple[Name, ...], ...]
     tree: tuple[TreeEdge, ...]
     left_out: tuple[str, ...] = ()
+    run: RunRecord | None = None
 
     @model_validator(mode="after")
     def _square(self) -> ComparisonDocument:

@@ -6,6 +6,7 @@ from ckptforensics.deferred import on_first_use
 from ckptforensics.sources.digests import sha256_of_file
 from ckptforensics.sources.local import (
     Fetcher,
+    IsAdapter,
     Source,
     file_beside,
     locate,
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Fetcher",
+    "IsAdapter",
     "RemoteFiles",
     "Source",
     "Transfer",

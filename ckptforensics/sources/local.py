@@ -187,8 +187,12 @@ def locate_adapter(model: str | Path) -> Source:
     )
 
 
+class IsAdapter(NothingAnalysable):
+    """There is an adapter where a model was asked for."""
+
+
 def refuse_adapter(path: Path) -> NoReturn:
-    """NothingAnalysable saying which base the adapter at `path` names and how to give it."""
+    """IsAdapter saying which base the adapter at `path` names and how to give it."""
     config = (path if path.is_dir() else path.parent) / _ADAPTER_CONFIG
     base = None
     if _is_file(config):
@@ -196,7 +200,7 @@ def refuse_adapter(path: Path) -> NoReturn:
     names = f"of {base!r} " if isinstance(base, str) and base else ""
     # What the user may copy into a shell is a plain name.
     plain = isinstance(base, str) and re.fullmatch(r"[\w.][\w./-]*", base)
-    raise NothingAnalysable(
+    raise IsAdapter(
         f"this is an adapter {names}and no model",
         path=path,
         hint=f"name the model it was trained on with --base {base if plain else 'BASE'}",

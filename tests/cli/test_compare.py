@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
+from datetime import UTC, datetime
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -15,6 +18,8 @@ import jsonschema
 import numpy as np
 import pytest
 
+from tests.findings.test_damage import zero_bytes
+from tests.support.adapters import base_tensors, low_rank, write_adapter
 from tools import launder, transforms
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -98,6 +103,8 @@ def test_a_model_and_itself():
         ((SEED0, OTHER), "derived", 0),
         ((SEED0, OTHER), "related", 0),
         ((SEED0, OTHER), "independent", 1),
+        ((SEED0, OTHER), "inconclusive", 0),
+        ((SEED0, OTHER), "not-comparable", 0),
     ],
 )
 def test_fail_on(models, limit, code):
@@ -227,3 +234,97 @@ def test_strict_refuses_what_was_not_decided_or_skipped(signatures):
     assert done.returncode == 2
     assert done.stdout
     assert "inconclusive" in done.stderr
+
+
+def test_fail_on_what_was_not_decided(signatures, tmp_path):
+    """Fast looks at signatures alone: nothing is decided, and of other widths nothing compared."""
+    words = ("compare", *signatures[::2], "--fast", "-q")
+    assert ckpt(*words, "--fail-on", "inconclusive").returncode == 1
+    assert ckpt(*words, "--fail-on", "not-comparable").returncode == 0
+    both = ("--fail-on", "derived", "--fail-on", "inconclusive")
+    assert ckpt(*words, *both).returncode == 1
+    planted = tmp_path / "planted.safetensors"
+    ckpt("sign", ROOT / "fixtures" / "planted", "-q", "-o", planted)
+    words = ("compare", signatures[0], planted, "--fast", "--format", "json", "-q")
+    done = ckpt(*words, "--fail-on", "not-comparable")
+    assert done.returncode == 1
+    (pair,) = json.loads(done.stdout)["pairs"]
+    assert pair["reasons"][0] == "the widths differ: 96 and 64"
+
+
+def test_adapters_are_merged_as_their_error_says(tmp_path):
+    planted = ROOT / "fixtures" / "planted"
+    tensors = low_rank(base_tensors(planted), ["model.layers.1.self_attn.v_proj"])
+    adapter = write_adapter(
+        tmp_path / "adapter", tensors, base_model_name_or_path="fixtures/planted"
+    )
+    alone = ckpt("compare", planted, adapter)
+    assert alone.returncode == 3
+    assert "--base fixtures/planted" in alone.stderr
+    words = ("compare", planted, adapter, "--base", planted, "--format", "json", "-q")
+    (pair,) = json.loads(ckpt(*words).stdout)["pairs"]
+    assert (pair["verdict"], pair["relation"]) == ("derived", "adapter")
+    side = json.loads(ckpt(*words, "--jobs", "2", "--memory", "4GB", "--no-cache").stdout)
+    assert side["pairs"][0]["angles_deg"] == pair["angles_deg"]
+    assert side["models"][1]["base"] == str(planted)
+    needless = ckpt("compare", planted, planted, "--base", planted)
+    assert (needless.returncode, needless.stdout) == (4, "")
+    assert "leave --base out" in needless.stderr
+
+
+def test_a_configuration_for_the_models_without_one(tmp_path):
+    lone = tmp_path / "lone" / "model.safetensors"
+    lone.parent.mkdir()
+    shutil.copy(ZOO / "seed0" / "model.safetensors", lone)
+    config = ZOO / "seed0" / "config.json"
+    words = ("compare", TUNED, lone, "--config", config, "--format", "json", "-q")
+    for more in ((), ("--jobs", "2", "--no-cache")):
+        document = json.loads(ckpt(*words, *more).stdout)
+        assert [model["family_source"] for model in document["models"]] == ["config", "config"]
+        assert document["pairs"][0]["verdict"] == "derived"
+    needless = ckpt("compare", SEED0, TUNED, "--config", config)
+    assert needless.returncode == 4
+    assert "leave --config out" in needless.stderr
+    little = ckpt("compare", SEED0, TUNED, "--memory", "1MB", "--no-cache")
+    assert little.returncode == 4
+    assert "--memory" in little.stderr
+
+
+def test_a_report_says_what_was_compared_when_and_how(tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(ZOO / "seed0", copy)
+    file = copy / "model.safetensors"
+    zero_bytes(file, "model.layers.1.mlp.down_proj.weight", 0, 9000)
+    saved = tmp_path / "saved.json"
+    done = ckpt("compare", SEED0, copy, "--digest", "-o", saved)
+    assert done.returncode == 0, done.stderr
+    document = json.loads(saved.read_text())
+    (of_copy,) = document["models"][1]["files"]
+    sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
+    assert (of_copy["sha256"], of_copy["bytes"]) == (sha256, file.stat().st_size)
+    run = document["run"]
+    assert run["command"] == f"ckpt compare {SEED0} {copy} --digest -o {saved}"
+    age = datetime.now(UTC) - datetime.fromisoformat(run["date"])
+    assert 0 <= age.total_seconds() < 300
+    assert run["versions"]["numpy"] == np.__version__
+    assert document["models"][0]["damage"] == []
+    (damage,) = document["models"][1]["damage"]
+    assert (damage["tensor"], damage["what"]) == ("model.layers.1.mlp.down_proj.weight", "zeros")
+    page = ckpt("show", saved, "--format", "html").stdout
+    for shown in (sha256, f"{file.stat().st_size:,}", run["date"], "header digest", "hold zeros"):
+        assert shown in page
+    assert sha256 in done.stdout.replace(" ", "").replace("\n", "")
+    assert "hold zeros" in " ".join(done.stdout.split())
+
+
+def test_strict_refuses_models_with_more_than_a_few_damages(tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(ZOO / "seed0", copy)
+    for layer in (1, 2):
+        for matrix in ("gate", "up"):
+            name = f"model.layers.{layer}.mlp.{matrix}_proj.weight"
+            zero_bytes(copy / "model.safetensors", name, 4096, 14_000)
+    saved = tmp_path / "saved.json"
+    done = ckpt("compare", SEED0, copy, "--strict", "-o", saved, "--thorough")
+    assert done.returncode == 2
+    assert len(json.loads(saved.read_text())["models"][1]["damage"]) == 4

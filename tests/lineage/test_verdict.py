@@ -125,3 +125,12 @@ def test_an_unknown_direction_says_what_would_show_it():
     found = given(agreement=1.0, findings=(TUNED,))
     assert (found.verdict, found.relation, found.direction) == ("derived", "finetune", "unknown")
     assert any("third relative" in words for words in found.otherwise)
+
+
+def test_what_could_not_be_compared_is_told_by_its_weight():
+    tied = record("signs", "correspondence", skipped="LayerNorm's mean ties the signs")
+    widths = [record(name, skipped="the widths differ: 64 and 96") for name in ("max", "sum")]
+    tokens = record("neurons", "agreement", skipped="no token is shared")
+    found = given(tests=(tied, tokens, *widths), exact_log10_p=None, agreement=None)
+    assert found.verdict == "not comparable"
+    assert found.reasons == (widths[0].skipped, tokens.skipped, tied.skipped)

@@ -2,24 +2,40 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Literal
 
 import click
 
-from ckptforensics.cli.options import MODEL_NAME, as_object, offline_option, refuse_overwriting
-from ckptforensics.cli.output import OutputOptions, output_options
-from ckptforensics.errors import CkptError, ExitCode
+from ckptforensics.cli.options import (
+    MODEL_NAME,
+    as_object,
+    jobs_option,
+    memory_option,
+    offline_option,
+    refuse_overwriting,
+)
+from ckptforensics.cli.output import OutputOptions, output_options, require_sound
+from ckptforensics.errors import CkptError, ExitCode, UsageError
+from ckptforensics.version import __version__
 
 if TYPE_CHECKING:
+    from ckptforensics.lineage.models import Model
     from ckptforensics.results import ComparisonDocument
+    from ckptforensics.results.comparison import RunRecord
+    from ckptforensics.sources import Source
 
-# Verdicts that --fail-on asks for; each includes those above it, and the last stands alone.
+# Verdicts that --fail-on asks for: how related at least, or that nothing shows it, or that nothing
+# was decided.
 _FAIL_ON = {
     "derived": ("identical", "re-parameterised", "derived"),
     "related": ("identical", "re-parameterised", "derived", "related"),
     "independent": ("independent",),
+    "inconclusive": ("not comparable", "inconclusive"),
+    "not-comparable": ("not comparable",),
 }
 
 
@@ -28,11 +44,48 @@ class CompareOptions:
     """How thoroughly models are compared, and what is done with the verdicts."""
 
     level: Literal["fast", "thorough"] | None
-    fail_on: str | None
+    fail_on: tuple[str, ...]
     plot: Path | None
+    config: Path | None
+    base: Path | None
     offline: bool
     strict: bool
+    memory: int | None
+    jobs: int | None
+    digest: bool
     no_cache: bool
+
+    def open(self, models: Sequence[str]) -> list[Model]:
+        """Open the models; UsageError for a --base or --config that is of none of them."""
+        from ckptforensics.lineage.compare import lacks_config, open_model
+
+        opened = [
+            open_model(
+                model, config=self.config, base=self.base, offline=self.offline, strict=self.strict
+            )
+            for model in models
+        ]
+        sources = [one.checkpoint.source for one in opened if one.checkpoint is not None]
+        if self.base is not None and all(source.base is None for source in sources):
+            raise UsageError(
+                "--base is given and none of the models is an adapter", hint="leave --base out"
+            )
+        places = [source.base or source.path for source in sources]
+        if self.config is not None and not any(map(lacks_config, places)):
+            raise UsageError(
+                "--config is given and every model has a configuration of its own",
+                hint="leave --config out",
+            )
+        return opened
+
+    def of_one(self, source: Source) -> list[str]:
+        """Those of --config and --base that one model was opened with."""
+        from ckptforensics.lineage.compare import lacks_config
+
+        words = [] if source.base is None else [f"--base={self.base}"]
+        if self.config is not None and lacks_config(source.base or source.path):
+            words.append(f"--config={self.config}")
+        return words
 
 
 compare_options = as_object(
@@ -46,16 +99,31 @@ compare_options = as_object(
     ),
     click.option(
         "--fail-on",
+        multiple=True,
         type=click.Choice(list(_FAIL_ON)),
-        help="Exit with 1 if a pair is at least so closely related, or is independent.",
+        help="Exit with 1 if a pair is at least so closely related, is independent, or is not "
+        "decided; may be given several times.",
     ),
     click.option(
         "--plot", type=click.Path(path_type=Path), help="Draw it: FILE.png, .svg or .pdf."
+    ),
+    click.option(
+        "--config",
+        type=click.Path(exists=True, dir_okay=False, path_type=Path),
+        help="A config.json for the models that have none beside their weights.",
+    ),
+    click.option(
+        "--base",
+        type=click.Path(path_type=Path),
+        help="The model that LoRA and DoRA adapters among the models are merged onto.",
     ),
     offline_option,
     click.option(
         "--strict", is_flag=True, help="Fail where a pair is not decided or a test skipped."
     ),
+    memory_option,
+    jobs_option,
+    click.option("--digest", is_flag=True, help="Also compute the SHA-256 of whole files."),
     click.option(
         "--no-cache", is_flag=True, help="Neither take signatures from the cache nor keep them."
     ),
@@ -74,19 +142,28 @@ def command(models: tuple[str, ...], how: CompareOptions, out: OutputOptions) ->
     verdict is 'inconclusive' where the evidence is.
     """
     from ckptforensics.findings import SignatureCache
-    from ckptforensics.lineage.compare import compare, open_model
+    from ckptforensics.lineage.compare import compare
     from ckptforensics.render import check_plot_path, plot_comparison
 
     if how.plot is not None:
         check_plot_path(how.plot)
     cache = None if how.no_cache else SignatureCache.of_user(out.hint)
-    opened = [open_model(model, offline=how.offline, strict=how.strict) for model in models]
+    opened = how.open(models)
     checkpoints = [one.checkpoint for one in opened if one.checkpoint is not None]
     for model, one in zip(models, opened, strict=True):
         for written in (out.output, how.plot):
-            refuse_overwriting(written, one.checkpoint, Path(model))
+            refuse_overwriting(written, one.checkpoint, Path(model), how.base, how.config)
     progress = out.progress(*checkpoints)
-    document = compare(opened, level=how.level or "default", cache=cache, progress=progress)
+    if how.jobs is not None:
+        _sign_side_by_side(opened, how, out)
+    document = compare(
+        opened,
+        level=how.level or "default",
+        cache=cache,
+        progress=progress,
+        memory=how.memory,
+        digest=how.digest,
+    ).model_copy(update={"run": _run_record()})
     out.save(document)
     if how.plot is not None:
         plot_comparison(document, how.plot)
@@ -94,8 +171,59 @@ def command(models: tuple[str, ...], how: CompareOptions, out: OutputOptions) ->
     out.emit(document)
     if how.strict:
         _require_decided(document)
-    found = how.fail_on is not None and _at_least(document, how.fail_on)
+        for record in document.models:
+            require_sound(record)
+    found = any(_at_least(document, limit) for limit in how.fail_on)
     return ExitCode.FINDINGS if found else ExitCode.DONE
+
+
+def _sign_side_by_side(opened: Sequence[Model], how: CompareOptions, out: OutputOptions) -> None:
+    """Sign the models in processes of their own; what fails there is left to be told here."""
+    from ckptforensics.findings import needed_memory
+    from ckptforensics.jobs.memory import default_memory
+    from ckptforensics.jobs.processes import Job, run_jobs
+    from ckptforensics.results import Signature, load_result
+
+    memory = how.memory or default_memory()
+    flags = [f"--{name}" for name in ("offline", "no_cache") if getattr(how, name)]
+    with TemporaryDirectory(prefix="ckpt-compare-") as folder:
+        jobs, signed = [], []
+        for number, one in enumerate(opened):
+            if one.checkpoint is None:
+                continue
+            needed = needed_memory(one.checkpoint, memory)
+            file = Path(folder) / f"{number}.safetensors"
+            words = ["sign", *(flag.replace("_", "-") for flag in flags), f"--memory={needed}"]
+            words += how.of_one(one.checkpoint.source)
+            jobs.append(Job(one.name, [*words, "-q", f"--output={file}", "--", one.name], needed))
+            signed.append((one, file))
+        done = run_jobs(jobs, at_once=how.jobs or 1, memory=memory)
+        for number, (job, (one, file)) in enumerate(zip(done, signed, strict=True), 1):
+            signature = load_result(file) if job.code == ExitCode.DONE else None
+            if isinstance(signature, Signature):
+                one.take(signature)
+            out.hint(f"signed {number} of {len(jobs)}: {job.model}")
+
+
+def _run_record() -> RunRecord:
+    """This run: now, this command line, these versions and this machine."""
+    import platform
+    import shlex
+    from datetime import UTC, datetime
+    from importlib.metadata import version
+
+    from ckptforensics.compute.threads import thread_count
+    from ckptforensics.results.comparison import RunRecord
+
+    words = click.get_current_context().find_root().obj or ("ckpt", "compare")
+    versions = {"ckptforensics": __version__, "python": platform.python_version()}
+    return RunRecord(
+        date=datetime.now(UTC).isoformat(timespec="seconds"),
+        command=shlex.join(words),
+        versions=versions | {name: version(name) for name in ("numpy", "scipy")},
+        cores=thread_count(),
+        platform=platform.platform(),
+    )
 
 
 def _at_least(document: ComparisonDocument, limit: str) -> bool:

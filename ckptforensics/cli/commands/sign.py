@@ -16,11 +16,13 @@ from ckptforensics.cli.options import (
     as_arguments,
     as_object,
     fit_options,
+    jobs_option,
+    memory_option,
     model_options,
 )
 from ckptforensics.cli.output import OutputOptions, output_options
 from ckptforensics.errors import CkptError, ExitCode, UsageError
-from ckptforensics.jobs.memory import default_memory, memory_size
+from ckptforensics.jobs.memory import default_memory
 
 if TYPE_CHECKING:
     from ckptforensics.findings import Scope
@@ -50,13 +52,6 @@ class SignOptions:
         return Scope(layers, relative, self.memory)
 
 
-def _bytes(context: click.Context, parameter: click.Parameter, value: str | None) -> int | None:
-    try:
-        return None if value is None else memory_size(value)
-    except ValueError as problem:
-        raise click.BadParameter(str(problem), context, parameter) from None
-
-
 sign_options = as_object(
     SignOptions,
     "how",
@@ -66,14 +61,8 @@ sign_options = as_object(
         type=click.Path(exists=True, dir_okay=False, path_type=Path),
         help="Saved signature of a relative, which the search begins with.",
     ),
-    click.option(
-        "--memory",
-        callback=_bytes,
-        help="Memory that may be used, such as 8GB: by all processes together.",
-    ),
-    click.option(
-        "--jobs", type=click.IntRange(1), help="Models signed side by side.  [default: 1]"
-    ),
+    memory_option,
+    jobs_option,
     click.option("--digest", is_flag=True, help="Also compute the SHA-256 of whole files."),
     click.option(
         "--no-cache", is_flag=True, help="Neither take it from the cache nor keep it there."

@@ -234,6 +234,9 @@ def _median(found: Mapping[int, float], pair: Pair, note: str | None = None) -> 
 
 _BASIS = ("residual basis", "residual signs", "gains moved into matrices")
 _NO_SCALE = tuple(what for what in INSIDE if what != "residual scale")
+_SPECTRA = "from 0 up: below 1e-4 one function; relatives mostly below 0.02, others 0.01 to 0.3"
+_PROFILE = "0 to 1: relatives are near 1; independent models of the same text reach 0.9"
+_SIGNS = "0 to 1: 1 where all signs were kept, 0.5 by chance"
 
 CRITERIA: tuple[Criterion, ...] = (
     Criterion(
@@ -244,6 +247,7 @@ CRITERIA: tuple[Criterion, ...] = (
         _NONE,
         needs="signatures",
         levels=EVERY_LEVEL,
+        scale=_SPECTRA,
     ),
     Criterion(
         "20 singular values",
@@ -252,6 +256,7 @@ CRITERIA: tuple[Criterion, ...] = (
         _singular_values_20,
         _NONE,
         levels=("thorough",),
+        scale=_SPECTRA,
     ),
     Criterion(
         "angles between layers",
@@ -261,17 +266,56 @@ CRITERIA: tuple[Criterion, ...] = (
         _NONE,
         needs="signatures",
         levels=EVERY_LEVEL,
+        scale="-1 to 1: relatives are near 1, models of unlike origin mostly below 0.3",
     ),
     Criterion(
-        "vocabulary profile", "correspondence", (*_BASIS, *_NO_SCALE), _vocabulary_profile, _NONE
+        "vocabulary profile",
+        "correspondence",
+        (*_BASIS, *_NO_SCALE),
+        _vocabulary_profile,
+        _NONE,
+        scale=_PROFILE,
     ),
-    Criterion("trigger profile", "correspondence", (*_BASIS, *_NO_SCALE), _trigger_profile, _NONE),
-    Criterion("aligned angles", "correspondence", (*_BASIS, *_NO_SCALE), _aligned_angles, _NONE),
-    Criterion("embedding fit", "correspondence", (*_BASIS, *INSIDE), _embedding_fit, _NONE),
     Criterion(
-        "gate-up-down agreement", "correspondence", (*_BASIS, *INSIDE), _unit_agreement, _NONE
+        "trigger profile",
+        "correspondence",
+        (*_BASIS, *_NO_SCALE),
+        _trigger_profile,
+        _NONE,
+        scale=_PROFILE,
     ),
-    Criterion("recovered layers", "correspondence", (*_BASIS, *INSIDE), _recovered, _NONE),
+    Criterion(
+        "aligned angles",
+        "correspondence",
+        (*_BASIS, *_NO_SCALE),
+        _aligned_angles,
+        _NONE,
+        scale="degrees, 0 to 90: relatives are near 0, unrelated directions near 90",
+    ),
+    Criterion(
+        "embedding fit",
+        "correspondence",
+        (*_BASIS, *INSIDE),
+        _embedding_fit,
+        _NONE,
+        scale="at most 1: copied embeddings have 0.95 or more, independent models up to 0.6",
+    ),
+    Criterion(
+        "gate-up-down agreement",
+        "correspondence",
+        (*_BASIS, *INSIDE),
+        _unit_agreement,
+        _NONE,
+        scale="0 to 1: relatives are near 1, independent models near 0",
+    ),
+    Criterion(
+        "recovered layers",
+        "correspondence",
+        (*_BASIS, *INSIDE),
+        _recovered,
+        _NONE,
+        scale="from 0 up, relative error: 0 is one function in other weights, 1 nothing in common",
+    ),
     Criterion(
         "neuron order",
         "correspondence",
@@ -279,6 +323,7 @@ CRITERIA: tuple[Criterion, ...] = (
         _neuron_order,
         f"{_INDEPENDENT}nothing in how they were made tells one neuron of a layer from another; "
         "the map does not depend on the order of neurons",
+        scale="0 to 1: 1 where the order was kept; by chance one in as many as a layer has",
     ),
     Criterion(
         "signs of input rows",
@@ -287,6 +332,7 @@ CRITERIA: tuple[Criterion, ...] = (
         _row_signs,
         f"{_INDEPENDENT}a neuron's input row and what it writes are as likely with the other sign; "
         "neurons are matched by their gates",
+        scale=_SIGNS,
     ),
     Criterion(
         "signs of embedding columns",
@@ -295,5 +341,6 @@ CRITERIA: tuple[Criterion, ...] = (
         _column_signs,
         f"{_INDEPENDENT}a residual coordinate is as likely with the other sign; coordinates are "
         "matched by absolute correlations",
+        scale=_SIGNS,
     ),
 )

@@ -79,10 +79,15 @@ def _has_experts(pair: Pair) -> bool:
     return any(plan.experts for model in pair.models for plan in model.weights.architecture.layers)
 
 
+_SCALE = "0 to 1: relatives have at least 0.5, independent models less than 0.15"
 _INVARIANT = ("residual basis", "residual signs", *UNFOLDED)
 CRITERIA: tuple[Criterion, ...] = (
-    Criterion("neuron agreement on tokens", "agreement", _INVARIANT, _by_tokens),
+    Criterion("neuron agreement on tokens", "agreement", _INVARIANT, _by_tokens, scale=_SCALE),
     Criterion(
-        "neuron agreement on directions", "agreement", (*_INVARIANT, "embeddings"), _by_directions
+        "neuron agreement on directions",
+        "agreement",
+        (*_INVARIANT, "embeddings"),
+        _by_directions,
+        scale=_SCALE,
     ),
 )

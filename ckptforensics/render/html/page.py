@@ -14,6 +14,7 @@ from markupsafe import Markup
 
 from ckptforensics.errors import one_line
 from ckptforensics.render import wording
+from ckptforensics.render.damage import damage_lines
 from ckptforensics.render.dendrogram import lay_out
 from ckptforensics.render.html.svg import angle_profile, dendrogram_drawing
 from ckptforensics.render.view import View
@@ -37,6 +38,7 @@ def comparison_html(document: ComparisonDocument, view: View) -> str:
     page = _environment().get_template("comparison.html")
     return page.render(
         document=document,
+        damage=_damage(document, heads),
         models=list(zip(heads, _models(document), strict=True)),
         heads=heads,
         called=wording.labels(document),
@@ -65,6 +67,14 @@ def _models(document: ComparisonDocument) -> list[str]:
     return [
         "; ".join([wording.model_line(model, name), *(f"assumed: {note}" for note in model.notes)])
         for name, model in zip(document.names, document.models, strict=True)
+    ]
+
+
+def _damage(document: ComparisonDocument, heads: list[str]) -> list[str]:
+    return [
+        f"{head}: {line}"
+        for head, model in zip(heads, document.models, strict=True)
+        for line in damage_lines(model, len(model.damage))
     ]
 
 

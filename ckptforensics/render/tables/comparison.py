@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ckptforensics.errors import one_line
+from ckptforensics.render.damage import damage_lines
 from ckptforensics.render.tables.console import make_console, make_table, print_table, text_of
 from ckptforensics.render.view import View
 from ckptforensics.render.wording import (
@@ -23,6 +24,7 @@ from ckptforensics.render.wording import (
     distance_line,
     distance_text,
     edge_lines,
+    file_lines,
     invariances,
     label,
     labels,
@@ -30,6 +32,8 @@ from ckptforensics.render.wording import (
     merge_lines,
     model_line,
     nulls,
+    run_lines,
+    scales,
     skipped,
     test_notes,
     test_row,
@@ -59,6 +63,9 @@ def comparison_table(document: ComparisonDocument, view: View) -> str:
         _fact(console, called[name], model_line(model, name))
         for note in model.notes:
             _fact(console, "", f"assumed: {note}", "yellow")
+        for line in file_lines(model, len(model.files) if verbose else 5):
+            _fact(console, "", line)
+        _list(console, "damage", damage_lines(model), "yellow")
     if several:
         _matrices(console, document)
         _tree(console, document, called)
@@ -77,6 +84,8 @@ def comparison_table(document: ComparisonDocument, view: View) -> str:
     console.print()
     _list(console, "left out", document.left_out, "yellow")
     _fact(console, "compared", cost(document))
+    if verbose:
+        _list(console, "run", run_lines(document))
     return text_of(console)
 
 
@@ -120,6 +129,7 @@ def _tests(console: Console, pair: PairRecord, verbose: bool) -> None:
                 table.add_row(f"- {name}", *values)
         console.print()
         print_table(console, table)
+    _list(console, "scale", scales(ran))
     _list(console, "null", nulls(ran))
     _list(console, "unmoved by", invariances(ran) if verbose else _common_invariances(ran))
     _list(console, "not run", skipped(pair.tests))

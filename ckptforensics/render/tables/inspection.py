@@ -51,7 +51,7 @@ def inspection_table(document: InspectDocument, view: View) -> str:
     )
     skipped(console, document.skipped)
     _metadata(console, document, view.verbose)
-    files = make_table("file", "bytes", "tensors", "header SHA-256")
+    files = make_table("file", "bytes", "tensors", "header digest")
     for file in document.model.files:
         tensors = document.tensors_in(file.name)
         files.add_row(one_line(file.name), f"{file.bytes:,}", str(tensors), file.header_sha256[:16])
