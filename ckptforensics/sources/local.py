@@ -134,11 +134,13 @@ def locate(model: str | Path, config: str | Path | None = None) -> Source:
         raise UsageError("no such file or directory", path=path, hint=f"give {_EXPECTED}")
     given_config = None if config is None else read_json_object(Path(config), what="configuration")
     try:
-        if not path.is_dir():
+        folder = path if path.is_dir() else path.parent
+        if given_config is None:
+            refuse_links_out(folder, (folder / "config.json", folder / "params.json"))
+        if not path.is_dir():  # the file itself is the user's word
             return _locate_file(path, given_config)
         source = _locate_directory(path, given_config)
-        beside = () if given_config is not None else (path / "config.json",)
-        refuse_links_out(path, (*source.files, *beside))
+        refuse_links_out(path, source.files)
         return source
     except PermissionError as problem:
         raise FormatError(
@@ -229,9 +231,11 @@ def size_of_file(path: Path) -> int:
 def file_beside(source: Source, name: str) -> Path | None:
     """The file of that name beside the weights, fetched if it is remote; None if there is none.
 
-    Of a merged adapter the weights are its base's. Errors as `Fetcher.fetch`.
+    Of a merged adapter the weights are its base's. Errors as `Fetcher.fetch`, and FormatError for a
+    link that leads nowhere or out of the directory.
     """
     path = source.files[0].parent / name
+    refuse_links_out(path.parent, (path,))
     if not _is_file(path):
         return None
     if source.remote is not None:
@@ -451,12 +455,6 @@ def _config_beside(folder: Path, given: Mapping[str, Any] | None) -> Mapping[str
     beside = folder / "config.json"
     if beside.exists():
         return read_json_object(beside, what="configuration")
-    if beside.is_symlink():
-        raise FormatError(
-            "the link to the configuration leads nowhere",
-            path=beside,
-            hint="fetch the file it names, or name another with --config",
-        )
     return config_of_params(folder)
 
 

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
+import ckptforensics
 from ckptforensics.checkpoint import open_checkpoint
 from ckptforensics.errors import FormatError, NothingAnalysable
 from ckptforensics.findings import sign
+from ckptforensics.tokens import read_vocabulary
+from tests.support.containers import assert_one_error, run
 from tests.support.models import save, tiny_llama
 
 
@@ -89,3 +93,31 @@ def test_ranks_are_refused_by_their_name(tmp_path):
     for given in (tmp_path, tmp_path / "consolidated.01.pth"):
         with pytest.raises(NothingAnalysable, match="one of 2 tensor-parallel ranks"):
             open_checkpoint(given)
+
+
+@pytest.mark.parametrize("where", ["nowhere", "outside"])
+@pytest.mark.parametrize("name", ["tokenizer.json", "vocab.json"])
+def test_links_of_a_tokenizer(name, where, planted, tmp_path, capsys):
+    """`layers` names tokens, so it reads the vocabulary where there is one."""
+    folder = tmp_path / "m"
+    shutil.copytree(planted, folder)
+    for old in ("tokenizer.json", "vocab.json"):
+        (folder / old).unlink(missing_ok=True)
+    target = tmp_path / "elsewhere.json"
+    if where == "outside":
+        target.write_text('{"a": 0}')
+    (folder / name).symlink_to(target)
+    checkpoint = ckptforensics.open_checkpoint(folder)
+    with pytest.raises(FormatError, match="leads"):
+        read_vocabulary(checkpoint)
+
+
+@pytest.mark.parametrize("name", ["config.json", "params.json"])
+def test_a_configuration_beside_a_named_file(name, planted, tmp_path, capsys):
+    folder = tmp_path / "m"
+    shutil.copytree(planted, folder)
+    outside = tmp_path / "other.json"
+    (folder / "config.json").rename(outside)
+    (folder / name).symlink_to(outside)
+    ran = run(capsys, "sign", folder / "model.safetensors")
+    assert_one_error(ran, 2, name, "leads out of the model's directory")
