@@ -171,7 +171,7 @@ def compare(
         pairs=tuple(pairs),
         merges=found,
         matrix_deg=matrix,
-        linkage=linkage_of(matrix),
+        linkage=linkage_of(distance_matrix(names, pairs, drawn=True)),
         clusters=clusters_of(names, pairs),
         tree=tree_of(pairs, lengths),
         left_out=(*_left_out(level), *left),

@@ -16,19 +16,29 @@ _FARTHEST = 90.0
 _ADDS_UP = 0.6
 # Lengths this near to each other are equal: the third model differs in structure alone.
 _EQUAL = 1.02
+# A length counts so much where the weights show what led to what: a near copy of either model is
+# about as far away, and says less.
+_EXPLAINED = 0.5
 
 
 def distance_matrix(
-    names: Sequence[str], pairs: Sequence[PairRecord]
+    names: Sequence[str], pairs: Sequence[PairRecord], *, drawn: bool = False
 ) -> tuple[tuple[float | None, ...], ...]:
-    """The paper's distances between all models in degrees, None where there is none."""
+    """The paper's distances between all models in degrees, None where there is none.
+
+    With `drawn` those of the dendrogram: of relatives the angle after the map where it is smaller,
+    and 0 where they have none, so that no relative stands apart because its basis was changed.
+    """
     place = {name: i for i, name in enumerate(names)}
     matrix: list[list[float | None]] = [[None] * len(names) for _ in names]
     for i in range(len(names)):
         matrix[i][i] = 0.0
     for pair in pairs:
         i, j = place[pair.a], place[pair.b]
-        matrix[i][j] = matrix[j][i] = pair.distance_deg
+        value = pair.drawn_deg if drawn else pair.distance_deg
+        if drawn and value is None and pair.verdict in RELATIVES:
+            value = 0.0
+        matrix[i][j] = matrix[j][i] = value
     return tuple(tuple(row) for row in matrix)
 
 
@@ -72,7 +82,8 @@ def tree_of(
     ----------
     lengths : of pairs (a, b), how far their weights are apart; the smaller, the closer. With
         squared distances of weights, orthogonal changes add up, so that the forest runs through
-        the model that lies between two others.
+        the model that lies between two others. An edge that is directed and explained goes before
+        others of up to twice its length.
     """
     related = [pair for pair in pairs if pair.verdict in RELATIVES]
     group: dict[str, str] = {}
@@ -82,8 +93,12 @@ def tree_of(
             name = group[name]
         return name
 
+    def weight(pair: PairRecord) -> float:
+        explained = pair.direction != "unknown" and pair.relation is not None
+        return lengths.get((pair.a, pair.b), np.inf) * (_EXPLAINED if explained else 1.0)
+
     edges = []
-    for pair in sorted(related, key=lambda p: lengths.get((p.a, p.b), np.inf)):
+    for pair in sorted(related, key=weight):
         one, other = root(pair.a), root(pair.b)
         if one == other:
             continue

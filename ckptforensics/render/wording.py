@@ -114,7 +114,7 @@ def run_lines(document: ComparisonDocument) -> list[str]:
     run = document.run
     if run is None:
         return []
-    versions = ", ".join(f"{name} {version}" for name, version in run.versions.items())
+    versions = ", ".join(f"{name} {version}" for name, version in run.versions)
     machine = f"{run.cores:,} cores, {run.platform}"
     return [one_line(text) for text in (run.date, run.command, versions, machine)]
 

@@ -128,6 +128,24 @@ class PairRecord(Frozen):
         return layers if len(layers) == count else list(range(1, count + 1))
 
     @property
+    def aligned_deg(self) -> tuple[float | None, ...]:
+        """Angles between u1 after the map, for each layer of A; empty where they were not found."""
+        return next((t.profile for t in self.tests_run if t.name == "aligned angles"), ())
+
+    @property
+    def drawn_deg(self) -> float | None:
+        """The distance in pictures: of relatives that after the map where it is the smaller.
+
+        None where models are not comparable, or have no angle.
+        """
+        if self.verdict == "not comparable":
+            return None
+        angles = [self.distance_deg]
+        if self.verdict in ("identical", "re-parameterised", "derived", "related"):
+            angles += self.aligned_deg
+        return min((angle for angle in angles if angle is not None), default=None)
+
+    @property
     def largest_changes(self) -> list[ChangeRecord]:
         """The tensors that differ, largest relative change first."""
         changed = [c for c in self.changes if c.equal < 1 or c.relative > 0]
@@ -169,6 +187,15 @@ class TreeEdge(Frozen):
     length: Finite | None
 
 
+class Versions(Frozen):
+    """Versions of what numbers depend on."""
+
+    ckptforensics: str
+    python: str
+    numpy: str
+    scipy: str
+
+
 class RunRecord(Frozen):
     """When, how and with what a comparison was made, for a report that is handed on.
 
@@ -179,7 +206,7 @@ class RunRecord(Frozen):
 
     date: str
     command: Name
-    versions: dict[str, str]
+    versions: Versions
     cores: int
     platform: str
 

@@ -17,6 +17,7 @@ from ckptforensics.lineage.tree import (
     tree_of,
 )
 from ckptforensics.results import AlignmentRecord, PairRecord
+from tests.support.comparisons import a_test
 
 NAMES = ["base", "tuned", "tuned-more", "other", "other-tuned"]
 
@@ -83,6 +84,30 @@ def test_an_edge_points_from_the_older_model():
     assert (edge.a, edge.b, edge.directed) == ("a", "b", False)
 
 
+def test_explained_edges_go_before_ties_with_a_near_copy():
+    """base led to its GGUF copy, to pruned and to tuned; the copy is as near to both as it is."""
+    pairs = [
+        pair("base", "gguf", "derived", 1.0, "a->b", "quantized"),
+        pair("base", "pruned", "derived", 4.0, "a->b", "pruned"),
+        pair("base", "tuned", "derived", 4.0, "a->b", "adapter"),
+        pair("gguf", "pruned", "derived", 4.0, relation="quantized"),
+        pair("gguf", "tuned", "derived", 4.0, relation="quantized"),
+        pair("pruned", "tuned", "related", 9.0),
+    ]
+    lengths = dict(
+        zip([(p.a, p.b) for p in pairs], (0.001, 0.1, 0.1, 0.09, 0.09, 0.2), strict=True)
+    )
+    edges = tree_of(pairs, lengths)
+    assert {(e.a, e.b, e.directed, e.relation) for e in edges} == {
+        ("base", "gguf", True, "quantized"),
+        ("base", "pruned", True, "pruned"),
+        ("base", "tuned", True, "adapter"),
+    }
+    # far away it explains less than what is near
+    lengths["base", "tuned"] = 0.3
+    assert ("gguf", "tuned") in {(e.a, e.b) for e in tree_of(pairs, lengths)}
+
+
 def test_distances_and_linkage():
     generator = np.random.default_rng(1)
     full = squareform(generator.uniform(1, 90, 10))
@@ -104,6 +129,17 @@ def test_models_without_a_distance_are_farthest_and_two_make_no_dendrogram():
     first, second = linkage_of(matrix)
     assert (first[0], first[1], second[2]) == (0, 1, 90.0)
     assert linkage_of(((0.0, 5.0), (5.0, 0.0))) == ()
+
+
+def test_no_relative_stands_apart_in_the_dendrogram():
+    """A copy in another basis, and one of another width."""
+    pairs = [pair("a", "b", "re-parameterised", 88.0), pair("a", "c", "derived")]
+    pairs.append(pair("b", "c", "independent", 85.0))
+    aligned = a_test("aligned angles", "correspondence", profile=(0.5,))
+    pairs[0] = pairs[0].model_copy(update={"tests": (aligned,)})
+    matrix = distance_matrix(["a", "b", "c"], pairs, drawn=True)
+    assert (matrix[0][1], matrix[0][2], matrix[1][2]) == (0.5, 0.0, 85.0)
+    assert distance_matrix(["a", "b", "c"], pairs)[0][1] == 88.0
 
 
 def triple(direction="unknown", lengths=(0.3, 0.2, 0.12)):

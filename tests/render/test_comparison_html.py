@@ -14,7 +14,7 @@ from scipy.spatial.distance import pdist
 from ckptforensics.render import render
 from ckptforensics.render.dendrogram import lay_out
 from ckptforensics.render.html.svg import angle_profile
-from tests.support.comparisons import CHANGES, ODD_NAMES, TESTS, empty, several, two
+from tests.support.comparisons import CHANGES, ODD_NAMES, TESTS, a_test, empty, several, two
 
 VOID = {"meta", "link", "img", "br", "input", "base"}
 DOCUMENTS = {
@@ -216,3 +216,17 @@ def test_a_linkage_that_is_none_gives_no_dendrogram(rows):
 def test_models_that_are_all_equal_have_a_flat_dendrogram():
     rows = ((0.0, 1.0, 0.0, 2.0), (2.0, 4.0, 0.0, 3.0), (3.0, 5.0, 0.0, 4.0))
     assert len(drawings(render(several().model_copy(update={"linkage": rows}), "html"))) == 7
+
+
+def test_angles_after_the_map_stand_beside_those_of_the_stored_basis():
+    profile = (0.5, None, 0.25, 2.0)
+    aligned = a_test("aligned angles", "correspondence", profile=profile)
+    text = render(two("re-parameterised", tests=(aligned,)), "html")
+    (drawing,) = drawings(text)
+    titles = [e.findtext("title") for e in drawing.findall("rect[@class='square']")]
+    assert titles == [
+        "layer 1, after the map: 0.50 degrees",
+        "layer 3, after the map: 0.25 degrees",
+        "layer 4, after the map: 2.00 degrees",
+    ]
+    assert "dots in the stored basis, squares after the recovered map" in Page(text).text

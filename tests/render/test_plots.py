@@ -11,7 +11,7 @@ from PIL import Image
 
 from ckptforensics.errors import MissingDependency, OutputError, UsageError
 from ckptforensics.render import check_plot_path, plot_comparison
-from tests.support.comparisons import ODD_NAMES, empty, several, two
+from tests.support.comparisons import ODD_NAMES, a_test, empty, several, two
 
 DOCUMENTS = {
     "two": two(),
@@ -71,6 +71,31 @@ def test_the_profile_shows_the_angles_and_where_random_directions_lie(tmp_path):
     assert "no layers whose u1 could be compared" in texts(
         DOCUMENTS["no angles"], tmp_path / "x.svg"
     )
+
+
+ALIGNED = a_test("aligned angles", "correspondence", profile=(0.5, None, 0.25, 2.0))
+
+
+def test_the_profile_shows_the_angles_after_the_map_and_the_verdict(tmp_path):
+    words = texts(two("re-parameterised", tests=(ALIGNED,)), tmp_path / "x.svg")
+    assert "A and B are re-parameterised: one function in other weights" in words
+    assert {"u1 in the stored basis", "u1 after the map"} <= set(words)
+    assert "u1 after the map" not in texts(two(), tmp_path / "x.svg")
+
+
+def test_the_heat_map_tells_verdicts_apart_and_draws_relatives_after_the_map(tmp_path):
+    document = several()
+    words = texts(document, tmp_path / "x.svg")
+    codes = (("deriv", 2), ("indep", 4), ("n/c", 2), ("?", 2), ("relat", 2))
+    for code, times in codes:
+        assert words.count(code) == times, code
+    moved = document.pairs[0].model_copy(update={"distance_deg": 85.0, "tests": (ALIGNED,)})
+    stranger = document.pairs[1].model_copy(update={"tests": (ALIGNED,)})
+    pairs = (moved, stranger, *document.pairs[2:])
+    assert [pair.drawn_deg for pair in pairs[:3]] == [0.25, 84.5, None]
+    words = texts(document.model_copy(update={"pairs": pairs}), tmp_path / "x.svg")
+    assert words.count("0.25*") == 2
+    assert words.count("84.5") == 2
 
 
 def test_the_heat_map_has_every_distance_and_its_order(tmp_path):

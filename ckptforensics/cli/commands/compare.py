@@ -213,14 +213,18 @@ def _run_record() -> RunRecord:
     from importlib.metadata import version
 
     from ckptforensics.compute.threads import thread_count
-    from ckptforensics.results.comparison import RunRecord
+    from ckptforensics.results.comparison import RunRecord, Versions
 
     words = click.get_current_context().find_root().obj or ("ckpt", "compare")
-    versions = {"ckptforensics": __version__, "python": platform.python_version()}
     return RunRecord(
         date=datetime.now(UTC).isoformat(timespec="seconds"),
         command=shlex.join(words),
-        versions=versions | {name: version(name) for name in ("numpy", "scipy")},
+        versions=Versions(
+            ckptforensics=__version__,
+            python=platform.python_version(),
+            numpy=version("numpy"),
+            scipy=version("scipy"),
+        ),
         cores=thread_count(),
         platform=platform.platform(),
     )

@@ -80,6 +80,11 @@ class Change:
     order: RoundedSum | None = None
 
     @property
+    def respelled(self) -> bool:
+        """Whether nothing changed but, at most, the type that the values are rounded to."""
+        return self.equal == 1 or self.cast is not None
+
+    @property
     def record(self) -> ChangeRecord:
         """As it stands in the document."""
         return ChangeRecord(
@@ -110,6 +115,8 @@ def measure_changes(pair: Pair) -> tuple[Change, ...]:
         for i, c in enumerate(found)
         if c.equal < 1 and c.tensors.matrix and c.tensors.part == "layer"
     ]
+    # Where more than rounding changed, that is what a rank is looked for in.
+    changed = [i for i in changed if not found[i].respelled] or changed
     for i in spread(changed, pair.effort.ranked_matrices):
         rank, order = look_for_rank(found[i].tensors, rows=pair.effort.rank_rows)
         found[i] = replace(found[i], looked=True, rank=rank, order=order)

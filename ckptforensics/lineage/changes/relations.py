@@ -19,7 +19,8 @@ from ckptforensics.lineage.changes.tensor_pairs import is_sampled
 from ckptforensics.lineage.pair import Pair
 from ckptforensics.results.comparison import Arrow, ChangeRecord
 
-# A change must be seen in this share of the layers' entries to be the kind of the relation.
+# A change must be seen in this share of the changed entries of layers to be the kind of the
+# relation: what is equal on both sides says nothing of it.
 _MOST = 0.5
 # Cosine of matrices in one basis below which they have nothing in common: of independent ones it is
 # about 1 / sqrt(entries).
@@ -168,6 +169,7 @@ def _of_values(pair: Pair, changes: list[Change], layers: list[Change]) -> Itera
         reason = f"after the map was undone all that corresponds is equal to {most:.1g} of its norm"
         yield Finding(None, "unknown", reason, 90, "spelling")
         return
+    changed = [change for change in changed if not change.respelled] or changed
     moved = [change for change in changed if change.tensors.part == "layer"]
     if drawn := drawn_anew(changed):
         yield drawn
@@ -175,12 +177,25 @@ def _of_values(pair: Pair, changes: list[Change], layers: list[Change]) -> Itera
         if not drawn:
             yield only_outside(changed)
         return
-    found = [*_both_ways(_quantized, layers), *_both_ways(_pruned, layers)]
+    matrices = [change for change in layers if any(change is one for one in moved)]
+    found = [*_both_ways(_quantized, matrices), *_both_ways(_pruned, matrices)]
     if any(finding.relation == "pruned" for finding in found):
         found = [finding for finding in found if finding.relation != "finetune"]
-    if not any(finding.relation is not None for finding in found):
-        found.append(_adapter(moved) or _finetune(layers, moved))
+    kinds = {finding.relation for finding in found} - {None}
+    adapter = None if kinds - {"finetune"} else _adapter(moved)
+    if adapter is not None:
+        found = [_told_with(adapter, finding) for finding in found] or [adapter]
+    elif not kinds:
+        found.append(_finetune(matrices, moved))
     yield from found
+
+
+def _told_with(adapter: Finding, finding: Finding) -> Finding:
+    """An adapter, and what the grid of the model it was merged onto says of who came first."""
+    arrows = {adapter.direction, finding.direction} - {"unknown"}
+    direction = arrows.pop() if len(arrows) == 1 else "unknown"
+    reason = f"{adapter.reason}; {finding.reason}"
+    return replace(adapter, direction=direction, reason=reason)
 
 
 def _slack(change: Change) -> float:
@@ -248,7 +263,9 @@ def _quantized(layers: Sequence[Change], later: int) -> Finding | None:
         return None
     other = _share(on_grid, lambda c: _on_grid(c.lattices[1 - later]))
     names = sorted({str(c.lattices[later]) for c in on_grid})
-    where = f"{len(on_grid)} of {len(layers)} matrices of {second} lie on a quantizer's grid"
+    where = (
+        f"{len(on_grid)} of {len(layers)} changed matrices of {second} lie on a quantizer's grid"
+    )
     near = _share(on_grid, lambda c: c.rounded[later][0] >= ROUNDED)
     within = f"{min(c.rounded[later][0] for c in on_grid):.0%}"
     fill = float(np.median([c.rounded[later][1] for c in on_grid]))
@@ -288,7 +305,7 @@ def _pruned(layers: Sequence[Change], later: int) -> Finding | None:
     reason = (
         f"{share:.0%} of the entries are 0 in {second} and not in {first}"
         f"{f', in the pattern {pattern}' if pattern else ''}, in {len(masked)} of {len(layers)} "
-        f"matrices; {kept:.0%} of the others are equal"
+        f"changed matrices; {kept:.0%} of the others are equal"
     )
     both = [c for c, _ in masked if (m := c.masks[1 - later]) and m.share >= _PRUNED]
     if kept < _UNCHANGED or both:

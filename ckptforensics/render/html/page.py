@@ -84,21 +84,27 @@ def _shade(pair: PairRecord | None) -> str:
         return ""
     if pair.verdict in wording.KIN:
         return "kin"
+    if pair.verdict == "not comparable":
+        return "apart"
     return "unsure" if pair.verdict in wording.ABSTENTIONS else "plain"
 
 
 def _profile(document: ComparisonDocument, pair: PairRecord) -> Figure | None:
-    if all(value is None for value in pair.angles_deg):
+    aligned = pair.aligned_deg
+    if all(value is None for value in (*pair.angles_deg, *aligned)):
         return None
     width = document.width_of(pair)
     limit = None if width is None else random_angle_deg(width)
-    caption = "Angle between u1 of corresponding layers, in degrees."
+    caption = f"{wording.verdict_line(pair)}. Angle between u1 of corresponding layers, in degrees"
+    if len(aligned) == len(pair.angle_layers):
+        caption += ": dots in the stored basis, squares after the recovered map"
+    caption += "."
     if limit is not None:
         caption += (
             f" Shaded: {RANDOM_SHARE:.0%} of random directions in {width:,} dimensions. Those of "
             "real models lie near single coordinates, so a small angle alone decides nothing."
         )
-    return Figure(angle_profile(pair.angle_layers, pair.angles_deg, limit), caption)
+    return Figure(angle_profile(pair.angle_layers, pair.angles_deg, limit, aligned), caption)
 
 
 def _dendrogram(document: ComparisonDocument) -> Figure | None:
@@ -107,5 +113,6 @@ def _dendrogram(document: ComparisonDocument) -> Figure | None:
         return None
     return Figure(
         dendrogram_drawing(tree, wording.short_names(document, _LONGEST_NAME)),
-        "Dendrogram of the distances (average linkage). It shows angles, not verdicts.",
+        "Dendrogram of the distances (average linkage). It shows angles, "
+        "of relatives those after the map where they are smaller, and no verdicts.",
     )

@@ -18,10 +18,14 @@ _RIGHT_ANGLE = 90.0
 _TICKS_DEG = (0, 30, 60, 90)
 _MOST_LAYER_TICKS = 12
 # Where the page's style is not applied.
-_STROKES = MappingProxyType({"grid": "#ccc", "curve": "#06c"})
+_STROKES = MappingProxyType({"grid": "#ccc", "curve": "#06c", "after": "#c2410c"})
 _BAND = Markup('<rect class="band" fill="#ddd" x="{}" y="{}" width="{}" height="{:.2f}"/>')
 _DOT = Markup(
     '<circle class="dot" cx="{:.2f}" cy="{:.2f}" r="3"><title>layer {}: {} degrees</title></circle>'
+)
+_SQUARE = Markup(
+    '<rect class="square" fill="#c2410c" x="{:.2f}" y="{:.2f}" width="6" height="6" '
+    'transform="translate(-3 -3)"><title>layer {}, after the map: {} degrees</title></rect>'
 )
 _LINE = Markup('<line class="{}" stroke="{}" x1="{:.2f}" y1="{:.2f}" x2="{:.2f}" y2="{:.2f}"/>')
 _WORDS = Markup('<text x="{:.2f}" y="{:.2f}" text-anchor="{}">{}</text>')
@@ -32,7 +36,10 @@ _DRAWING = Markup(
 
 
 def angle_profile(
-    layers: Sequence[int], angles: Sequence[float | None], random_from: float | None
+    layers: Sequence[int],
+    angles: Sequence[float | None],
+    random_from: float | None,
+    aligned: Sequence[float | None] = (),
 ) -> Markup:
     """Angles between u1 of corresponding layers over the layers of A, gaps where there is none.
 
@@ -41,6 +48,7 @@ def angle_profile(
     layers : numbers of A's layers, ascending
     angles : in degrees, one a layer
     random_from : from here to 90 degrees random directions would lie; None if that is not known
+    aligned : the angles after the map, as many; empty where they are not known
     """
     left, top, width, height = 46.0, 10.0, 580.0, 180.0
 
@@ -63,13 +71,17 @@ def angle_profile(
         for i in range(0, len(layers), step)
     )
     parts.append(_words(left + width / 2, top + height + 32, "layer of A", "middle"))
-    for i, value in enumerate(angles):
-        if value is None:
-            continue
-        following = angles[i + 1] if i + 1 < len(angles) else None
-        if following is not None:
-            parts.append(_line(x(i), y(value), x(i + 1), y(following), "curve"))
-        parts.append(_DOT.format(x(i), y(value), layers[i], angle(value)))
+    curves = [(angles, "curve", _DOT)]
+    if len(aligned) == len(layers):
+        curves.append((aligned, "after", _SQUARE))
+    for values, kind, mark in curves:
+        for i, value in enumerate(values):
+            if value is None:
+                continue
+            following = values[i + 1] if i + 1 < len(values) else None
+            if following is not None:
+                parts.append(_line(x(i), y(value), x(i + 1), y(following), kind))
+            parts.append(mark.format(x(i), y(value), layers[i], angle(value)))
     name = "angle between u1 of corresponding layers, in degrees"
     return _drawing(left + width + 10, top + height + 40, name, parts)
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from textwrap import wrap
 from typing import TYPE_CHECKING
 
 from ckptforensics.errors import UsageError, one_line
 from ckptforensics.render.dendrogram import Dendrogram, lay_out
 from ckptforensics.render.plots.files import check_plot_path, drawing_settings, write_figure
-from ckptforensics.render.wording import KIN, distance_text, short_names
+from ckptforensics.render.wording import CODES, KIN, distance_text, short_names, verdict_line
 from ckptforensics.results import ComparisonDocument, PairRecord
 from ckptforensics.results.comparison import RANDOM_SHARE, random_angle_deg
 
@@ -18,16 +19,19 @@ if TYPE_CHECKING:
 
 _LONGEST_NAME = 32
 _MOST_CELLS_WITH_TEXT = 20
+_FEW_CELLS = 10
+_LINE = 80
 _RIGHT_ANGLE = 90.0
-_CURVE = "#0b62a8"
+_CURVE, _AFTER = "#0b62a8", "#c2410c"
 
 
 def plot_comparison(document: ComparisonDocument, path: str | Path) -> None:
     """Draw a comparison to a file, the same bytes for the same document and matplotlib.
 
-    Of two models: the angle between u1 of corresponding layers, layer by layer, with the range in
-    which random directions lie shaded. Of more: the matrix of distances as a heat map, ordered by
-    the dendrogram, which stands beside it.
+    Of two models: the angle between u1 of corresponding layers, layer by layer, as stored and after
+    the map, with the range in which random directions lie shaded and the verdict as title. Of more:
+    the matrix of distances with the verdicts as a heat map, in the order of the dendrogram beside
+    it.
 
     Raises
     ------
@@ -67,8 +71,11 @@ def _profile(axes: Axes, document: ComparisonDocument, pair: PairRecord) -> None
             label=f"{RANDOM_SHARE:.0%} of random directions in {width:,} dimensions",
         )
     angles = [float("nan") if value is None else value for value in pair.angles_deg]
-    axes.plot(layers, angles, "o-", color=_CURVE, markersize=4, label="u1 of both models")
-    if all(value is None for value in pair.angles_deg):
+    axes.plot(layers, angles, "o-", color=_CURVE, markersize=4, label="u1 in the stored basis")
+    aligned = [float("nan") if value is None else value for value in pair.aligned_deg]
+    if len(aligned) == len(layers):
+        axes.plot(layers, aligned, "s--", color=_AFTER, markersize=4, label="u1 after the map")
+    if all(value is None for value in (*pair.angles_deg, *pair.aligned_deg)):
         words = "no layers whose u1 could be compared"
         axes.text(0.5, 0.5, words, ha="center", va="center", transform=axes.transAxes)
     axes.set_ylim(0, _RIGHT_ANGLE)
@@ -77,7 +84,9 @@ def _profile(axes: Axes, document: ComparisonDocument, pair: PairRecord) -> None
     axes.set_xlabel("layer of A")
     axes.set_ylabel("angle, degrees")
     a, b = (one_line(name)[-_LONGEST_NAME:] for name in document.names)
-    axes.set_title(f"A: {a}   B: {b}", fontsize="medium")
+    # matplotlib's own wrapping would take a name for a formula.
+    lines = [*wrap(verdict_line(pair), _LINE), f"A: {a}   B: {b}"]
+    axes.set_title("\n".join(lines), fontsize="medium")
     axes.figure.legend(loc="outside lower center", ncols=2, fontsize="small", frameon=False)
 
 
@@ -100,22 +109,22 @@ def _matrix(
 ) -> None:
     import numpy as np
 
+    pairs = document.pairs_by_place
+
     degrees = np.array(
-        [[np.nan if document.matrix_deg[i][j] is None else document.matrix_deg[i][j] for j in order]
-         for i in order],
+        [[_drawn(document, i, j) for j in order] for i in order],
         float,
-    )  # fmt: skip
+    )
     axes.set_facecolor("0.85")  # of cells without a distance
     image = axes.imshow(degrees, cmap="viridis_r", vmin=0, vmax=_RIGHT_ANGLE, aspect="auto")
     labels = short_names(document, _LONGEST_NAME)
     axes.set_xticks(range(len(order)), [labels[i].split()[0] for i in order])
     axes.set_yticks(range(len(order)), [labels[i] for i in order])
     axes.yaxis.tick_right()
-    axes.set_title("distance between models", fontsize="medium")
+    axes.set_title("verdicts and distances of models", fontsize="medium")
     figure.colorbar(image, ax=axes, location="bottom", label="degrees", shrink=0.6)
     if len(order) > _MOST_CELLS_WITH_TEXT:
         return
-    pairs = document.pairs_by_place
     for row, i in enumerate(order):
         for column, j in enumerate(order):
             pair = pairs.get(frozenset((i, j)))
@@ -123,14 +132,33 @@ def _matrix(
             axes.text(
                 column,
                 row,
-                distance_text(document.matrix_deg[i][j], pair) if i != j else "",
+                _cell(document.matrix_deg[i][j], pair) if i != j else "",
                 ha="center",
                 va="center",
-                fontsize="small",
+                fontsize="small" if len(order) <= _FEW_CELLS else "x-small",
                 fontweight="bold" if pair is not None and pair.verdict in KIN else "normal",
                 color="white" if dark else "black",
             )
-    axes.set_xlabel("bold: related; in brackets: not decided", fontsize="small")
+    used = [word for word in CODES if any(pair.verdict == word for pair in document.pairs)]
+    lines = [", ".join(f"{CODES[word]}: {word}" for word in used[i : i + 3]) for i in (0, 3, 6)]
+    notes = [*filter(None, lines), "bold: related; in brackets: not decided; *: after the map"]
+    axes.set_xlabel("\n".join(notes), fontsize="small")
+
+
+def _cell(degrees: float | None, pair: PairRecord | None) -> str:
+    """The distance, and the verdict below it, which it need not agree with."""
+    if pair is None:
+        return distance_text(degrees, pair)
+    stored, drawn = distance_text(degrees, pair), distance_text(pair.drawn_deg, pair)
+    moved = pair.drawn_deg is not None and drawn != stored
+    return f"{drawn}*\n{CODES[pair.verdict]}" if moved else f"{stored}\n{CODES[pair.verdict]}"
+
+
+def _drawn(document: ComparisonDocument, i: int, j: int) -> float:
+    """What the colour of a cell stands for; not a number where nothing is drawn."""
+    pair = document.pairs_by_place.get(frozenset((i, j)))
+    value = document.matrix_deg[i][j] if pair is None else pair.drawn_deg
+    return float("nan") if value is None else value
 
 
 def _dendrogram(axes: Axes, tree: Dendrogram) -> None:

@@ -16,6 +16,7 @@ from ckptforensics.lineage.changes.relations import (
 )
 from ckptforensics.lineage.pair import Pair
 from tests.support.lineage import adapted, llama, pair_of, rounded, tuned
+from tools import transforms
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +106,25 @@ def test_an_adapter_of_one_kind_of_matrix(model, tmp_path):
     every = adapted(model)
     some = model.map(lambda n, t: every.tensors[n] if "q_proj" in n or "v_proj" in n else t)
     expect(pair_of(tmp_path, model, some), "adapter", "a->b")
+
+
+@pytest.mark.parametrize("dtypes", [("F32", "F32"), ("F32", "BF16")])
+def test_an_adapter_on_a_quantized_model_that_leaves_most_as_it_was(model, tmp_path, dtypes):
+    """What lies on a grid in both models is what did not change, or was only stored anew."""
+    base = transforms.int8(model)
+    every = adapted(base, rank=8)
+    some = base.map(lambda n, t: every.tensors[n] if "q_proj" in n or "v_proj" in n else t)
+    found, turned = both_ways(pair_of(tmp_path, base, some, dtypes=dtypes))
+    assert (found.relation, turned.relation) == ("adapter", "adapter"), (found, turned)
+    assert "rank 8 in 4 of 4 changed matrices" in found.reason
+    assert found.direction in ("a->b", "unknown")
+
+
+def test_quantized_in_the_matrices_that_changed(model, tmp_path):
+    every = transforms.int8(model)
+    some = model.map(lambda n, t: every.tensors[n] if "q_proj" in n or "v_proj" in n else t)
+    found = expect(pair_of(tmp_path, model, some, dtypes=("F32", "F32")), "quantized", "a->b")
+    assert "4 of 4 changed matrices of B lie on a quantizer's grid" in found.reason
 
 
 def in_groups(model, bits, size):
