@@ -22,6 +22,8 @@ from ckptforensics.results.comparison import Arrow, ChangeRecord
 # A change must be seen in this share of the changed entries of layers to be the kind of the
 # relation: what is equal on both sides says nothing of it.
 _MOST = 0.5
+# A copy that was only quantized is explained whole, but for a few odd matrices.
+_NEARLY_ALL = 0.9
 # Cosine of matrices in one basis below which they have nothing in common: of independent ones it is
 # about 1 / sqrt(entries).
 _ALIKE = 0.05
@@ -284,6 +286,13 @@ def _quantized(layers: Sequence[Change], later: int) -> Finding | None:
     reason = f"{where} ({', '.join(names)}), {within} or more of the entries within half a step"
     if other > _MOST:
         return Finding("quantized", "unknown", f"{reason}; {first} is quantized too", 30)
+    if near < _NEARLY_ALL:
+        rest = [c for c in on_grid if c.rounded[later][0] < ROUNDED]
+        reason = (
+            f"{where} ({', '.join(names)}); rounding explains all but {len(rest)} of them, which "
+            f"{first} or {second} has changed otherwise, so that both may come from a third model"
+        )
+        return Finding("quantized", "unknown", reason, 30)
     return Finding("quantized", arrow, f"{reason} of {first}'s, which lie on none", 30)
 
 

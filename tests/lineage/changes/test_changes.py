@@ -127,6 +127,16 @@ def test_quantized_in_the_matrices_that_changed(model, tmp_path):
     assert "4 of 4 changed matrices of B lie on a quantizer's grid" in found.reason
 
 
+def test_a_quantized_copy_and_an_adapter_of_one_base_have_no_arrow(model, tmp_path):
+    """Most matrices differ by rounding alone, and some do not: neither was made from the other."""
+    every = adapted(model, rank=8)
+    other = model.map(lambda n, t: every.tensors[n] if "q_proj" in n or "v_proj" in n else t)
+    copy = transforms.int8(model)
+    found = expect(pair_of(tmp_path, copy, other, dtypes=("F32", "F32")), "quantized", "unknown")
+    assert "rounding explains all but 4" in found.reason
+    assert "third model" in found.reason
+
+
 def in_groups(model, bits, size):
     """Every matrix of the layers rounded symmetrically, with a scale for so many neighbours."""
 
