@@ -44,13 +44,12 @@ def with_damage(
         for name in names:
             # Scales and zero points of a quantized weight may be constant, its codes not.
             info = max(store.parts(name), key=lambda part: part.nbytes)
-            watch = next((w for w in store.watches if w.holds(info)), None)
-            found[name] = []
-            if watch is None:
-                count["none"] += 1
-            else:
+            watch = store.watch
+            if watch is not None and watch.holds(info):
                 count[watch.glance(info, whole=whole or name in read)] += 1
-                found[name] += _told(checkpoint, info, watch)
+                found[name] = list(_told(checkpoint, info, watch))
+            else:
+                count["none"] += 1
             step(name)
     records = list(_identities(checkpoint, found))
     for stretches in found.values():
@@ -113,7 +112,7 @@ def _identities(checkpoint: Checkpoint, found: dict[str, list[Stretch]]) -> Iter
         biases = [checkpoint.store.read(ref.bias) for ref in refs if zero and ref.bias]
         if len(names) == 2 and zero and not any(bias.any() for bias in biases):
             for name in names:
-                found[name] = []
+                del found[name]
             yield DamageRecord(
                 tensor=plan.prefix.rstrip("."),
                 file=checkpoint.store.info(names[0]).path.name,

@@ -111,7 +111,7 @@ class AdaptedReader(TensorReader):
         self.containers = (*base.containers, *adapter.containers)
         self.metadata = base.metadata
         # Zeros are no damage in an adapter: a low-rank change begins with them.
-        self.watches = base.watches
+        self.watch = base.watch
         tensors = dict(base.tensors)
         for name, theirs in replaced.items():
             tensors[name] = replace(adapter.info(theirs), name=name)

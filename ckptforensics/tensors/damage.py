@@ -11,8 +11,9 @@ from __future__ import annotations
 import hashlib
 import math
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from ckptforensics.errors import TensorError
@@ -69,19 +70,19 @@ class Watch:
 
     Parameters
     ----------
-    tensors : of the files, by name
+    files : whose tensors are watched
     read : bytes of a tensor, by its entry, the first byte in it and their number
     local : the files are whole on this machine, so that `glance` may read them
     """
 
     def __init__(
         self,
-        tensors: Mapping[str, TensorInfo],
+        files: Iterable[Path],
         read: Callable[[TensorInfo, int, int], Bytes],
         *,
         local: bool,
     ) -> None:
-        self._tensors = tensors
+        self._files = frozenset(files)
         self._read = read
         self._local = local
         self._lock = threading.Lock()
@@ -126,7 +127,7 @@ class Watch:
 
     def holds(self, info: TensorInfo) -> bool:
         """Whether the tensor is of the files that are watched."""
-        return self._tensors.get(info.name) == info
+        return info.path in self._files
 
     def seen(self, info: TensorInfo) -> bool:
         """Whether every byte of the tensor was looked at."""

@@ -71,6 +71,8 @@ class FileReader(TensorReader):
     remote : fetches ranges of files that are not whole on this machine
     """
 
+    watch: Watch
+
     def __init__(
         self,
         containers: list[Container],
@@ -104,8 +106,8 @@ class FileReader(TensorReader):
         # A matrix may be given back by the garbage collector, in the middle of anything.
         self._lock = threading.RLock()
         self._finite: set[tuple[str, int, int]] = set()
-        self._watch = Watch(self.tensors, self._bytes, local=remote is None)
-        self.watches = (self._watch,)
+        paths = [container.path for container in containers]
+        self.watch = Watch(paths, self._bytes, local=remote is None)
 
     def renamed(self, names: Mapping[str, str]) -> FileReader:
         """The same tensors under other names, each by its stored one."""
@@ -147,7 +149,7 @@ class FileReader(TensorReader):
             require_finite(block, info, first)
             if last == stop or (last - mapped) * row_bytes >= _MAPPED:
                 begin, count = mapped * row_bytes, (last - mapped) * row_bytes
-                self._watch.see(info, begin, self._bytes(info, begin, count))
+                self.watch.see(info, begin, self._bytes(info, begin, count))
                 self._release(info, begin, count)
                 mapped = last
         return out
@@ -178,7 +180,7 @@ class FileReader(TensorReader):
             step = max(1, BLOCK_ELEMENTS // columns)
             for begin in () if finite else range(0, len(matrix), step):
                 require_finite(matrix[begin : begin + step], info, start + begin)
-            self._watch.see(info, first - info.offset, words.view(np.uint8))
+            self.watch.see(info, first - info.offset, words.view(np.uint8))
             self._finite.add((name, start, stop))
         return matrix
 
@@ -215,7 +217,7 @@ class FileReader(TensorReader):
             raise TensorError(info.unreadable, path=info.path, tensor=name)
         self.prefetch([name])
         raw = self._bytes(info, 0, info.nbytes)
-        self._watch.see(info, 0, raw)
+        self.watch.see(info, 0, raw)
         return raw
 
     def release(self, name: str) -> None:

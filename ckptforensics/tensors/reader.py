@@ -33,14 +33,14 @@ class TensorReader(ABC):
     tensors : header entry of each tensor by name
     metadata : header metadata of the first file
     aside : stored tensor that is not among `tensors` to the reason why it is not read
-    watches : what looks for damage in the bytes of the files below
+    watch : what looks for damage in the bytes of the files below, None where nothing does
     """
 
     containers: tuple[Container, ...]
     tensors: Mapping[str, TensorInfo]
     metadata: Mapping[str, Any]
     aside: Mapping[str, str] = MappingProxyType({})
-    watches: tuple[Watch, ...] = ()
+    watch: Watch | None = None
 
     def __contains__(self, name: object) -> bool:
         return name in self.tensors

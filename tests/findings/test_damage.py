@@ -186,3 +186,17 @@ def test_a_damaged_signature_from_the_cache_says_so(model, capsys, monkeypatch, 
     assert "from the cache" in again.err
     assert again.out == first.out
     assert f"damage        {DOWN}: rows 0 to 17 hold zeros" in again.out
+
+
+@pytest.mark.parametrize("command", READERS)
+def test_damage_behind_names_of_a_wrapper(command, model):
+    """Names are read without what torch.compile put into them; the bytes are the same."""
+    file = model / "model.safetensors"
+    tensors = {f"_orig_mod.{name}": t for name, t in load_file(file).items()}
+    tensors[f"_orig_mod.{DOWN}"][5:20] = 0
+    save_file(tensors, file, metadata={"format": "pt"})
+    record = READERS[command](model)
+    found = only(record)
+    assert (found.tensor, found.what, found.rows) == (DOWN, "zeros", (5, 19))
+    assert record.examined is not None
+    assert record.examined.not_read == 0

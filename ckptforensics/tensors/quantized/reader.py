@@ -111,7 +111,7 @@ class QuantizedReader(TensorReader):
         self.stored = stored
         self.containers = stored.containers
         self.metadata = stored.metadata
-        self.watches = stored.watches
+        self.watch = stored.watch
         self.weights: Mapping[str, Quantized] = MappingProxyType({w.name: w for w in weights})
         owner = {part: w.name for w in self.weights.values() for part in w.parts.names}
         self.aside = MappingProxyType(
