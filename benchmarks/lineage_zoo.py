@@ -28,12 +28,12 @@ from ckptforensics.lineage.compare import compare, compare_pair, open_model
 from ckptforensics.lineage.models import Model
 from ckptforensics.lineage.pair import Pair
 from ckptforensics.results import PairRecord
+from ckptforensics.results.comparison import RELATIVES
 from tools import launder, transforms
 from tools.smollm2 import cached_hf_layout
 from tools.zoo import RELATIONS, Direction, Kind, Relation, Verdict, zoo
 
 DOCS = Path(__file__).parents[1] / "docs" / "lineage-measurements.md"
-RELATIVES = ("identical", "re-parameterised", "derived", "related")
 
 
 def fill(name: str, text: str) -> None:

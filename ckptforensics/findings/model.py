@@ -23,7 +23,6 @@ def opened(model: Checkpoint | str | Path) -> Checkpoint:
 
 def refuse_result(model: str | Path) -> None:
     """NothingAnalysable if the file is a saved result and no checkpoint."""
-
     path = Path(model)
     kind = "signature" if holds_signature(path) else None
     if path.suffix == ".json" and not path.name.endswith(".index.json") and path.is_file():

@@ -58,12 +58,6 @@ def trigger_tokens(
         order = np.argsort(-column, kind="stable")
         ends = dict.fromkeys([*order[:_NAMED].tolist(), *order[-_NAMED:].tolist()])
         found[layer] = tuple(
-            TriggerToken(token=t, text=_unicode(texts.get(t)), cosine=float(column[t]))
-            for t in ends
+            TriggerToken(token=t, text=texts.get(t), cosine=float(column[t])) for t in ends
         )
     return found
-
-
-def _unicode(text: str | None) -> str | None:
-    """Bytes that are no text, kept as surrogates, as escapes."""
-    return None if text is None else text.encode("utf-8", "backslashreplace").decode()

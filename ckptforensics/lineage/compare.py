@@ -26,7 +26,6 @@ from ckptforensics.lineage.effort import EFFORTS, Effort
 from ckptforensics.lineage.models import Model
 from ckptforensics.lineage.pair import Pair
 from ckptforensics.lineage.tree import (
-    RELATIVES,
     clusters_of,
     distance_matrix,
     linkage_of,
@@ -46,7 +45,7 @@ from ckptforensics.results import (
     holds_signature,
     load_result,
 )
-from ckptforensics.results.comparison import Level
+from ckptforensics.results.comparison import RELATIVES, Level
 from ckptforensics.sources import IsAdapter, is_hub_id
 from ckptforensics.version import __version__
 

@@ -7,8 +7,8 @@ from collections.abc import Collection, Mapping, Sequence
 import numpy as np
 
 from ckptforensics.results import PairRecord, TreeEdge
+from ckptforensics.results.comparison import RELATIVES
 
-RELATIVES = frozenset({"identical", "re-parameterised", "derived", "related"})
 # Models of other widths have no angle between their directions.
 _FARTHEST = 90.0
 # Squared distances of changes made apart nearly add up: two fine-tunes of one model give .68 of the

@@ -28,7 +28,6 @@ GROUPS: Mapping[str, str] = MappingProxyType(
 )
 # Verdicts that decide nothing: no number may stand beside them as if it did.
 ABSTENTIONS = ("inconclusive", "not comparable")
-KIN = ("identical", "re-parameterised", "derived", "related")
 CODES: Mapping[str, str] = MappingProxyType(
     {
         "identical": "ident",

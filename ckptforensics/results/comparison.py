@@ -19,6 +19,8 @@ Verdict = Literal[
     "inconclusive",
     "not comparable",
 ]
+# Verdicts of models that share a training run, the closest first.
+RELATIVES: tuple[Verdict, ...] = ("identical", "re-parameterised", "derived", "related")
 Relation = Literal[
     "finetune",
     "adapter",
@@ -141,7 +143,7 @@ class PairRecord(Frozen):
         if self.verdict == "not comparable":
             return None
         angles = [self.distance_deg]
-        if self.verdict in ("identical", "re-parameterised", "derived", "related"):
+        if self.verdict in RELATIVES:
             angles += self.aligned_deg
         return min((angle for angle in angles if angle is not None), default=None)
 

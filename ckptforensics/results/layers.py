@@ -12,6 +12,7 @@ from ckptforensics.results.records import (
     Frozen,
     IndexedValue,
     ModelRecord,
+    Name,
     Skipped,
 )
 
@@ -54,7 +55,7 @@ class TriggerToken(Frozen):
     """
 
     token: int
-    text: str | None
+    text: Name | None
     cosine: Finite
 
 

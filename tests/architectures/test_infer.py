@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
 from transformers import (
     CLIPVisionConfig,
     CLIPVisionModel,
@@ -25,7 +22,7 @@ from ckptforensics.checkpoint import open_checkpoint
 from ckptforensics.errors import FormatError, UnknownFamily
 from ckptforensics.findings import rollout
 from tests.support.containers import run
-from tests.support.models import hidden_states, tiny_llama
+from tests.support.models import hidden_states, tiny_llama, write
 
 _SIZES = {
     "hidden_size": 48,
@@ -40,14 +37,6 @@ _SIZES = {
     "pad_token_id": 0,
 }
 _TOKENS = (3, 9)
-
-
-def write(folder, tensors, config):
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file({n: t.clone().contiguous() for n, t in tensors.items()}, folder / "model.safetensors")
-    if config is not None:
-        (folder / "config.json").write_text(json.dumps(config))
-    return folder
 
 
 def randomised(model, seed=0):

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import re
 
 import pytest
 import torch
-from safetensors.torch import save_file, save_model
+from safetensors.torch import save_model
 
 from ckptforensics.checkpoint import open_checkpoint
 from ckptforensics.errors import NothingAnalysable
 from ckptforensics.findings import rollout, sign
 from tests.support.containers import run
-from tests.support.models import tiny_gpt2, tiny_llama
+from tests.support.models import tiny_gpt2, tiny_llama, write
 
 _BEFORE = (
     *("_orig_mod.", "module.", "module._orig_mod.", "_orig_mod.module.", "base_model.model."),
@@ -22,14 +21,6 @@ _BEFORE = (
     *("policy.", "net.", "generator.", "text_model.", "a.b.c.", "module.model."),
     "model._orig_mod.",
 )
-
-
-def write(folder, tensors, config):
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file({n: t.clone().contiguous() for n, t in tensors.items()}, folder / "model.safetensors")
-    if config is not None:
-        (folder / "config.json").write_text(json.dumps(config))
-    return folder
 
 
 def signature(folder):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import gguf
 import numpy as np
 import torch
 import transformers
+from safetensors.torch import save_file
 from transformers import (
     AutoModelForCausalLM,
     GPT2Config,
@@ -82,6 +84,15 @@ def save(model: Any, folder: Path, *, shards: int = 1) -> Path:
     model.save_pretrained(folder, max_shard_size=size if shards == 1 else size // shards)
     found = len(list(folder.glob("*.safetensors")))
     assert (found == 1) == (shards == 1), f"{found} shards"
+    return folder
+
+
+def write(folder: Path, tensors: Mapping[str, torch.Tensor], config: Any) -> Path:
+    """A checkpoint of these tensors, with `config.json` unless it is None."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({n: t.clone().contiguous() for n, t in tensors.items()}, folder / "model.safetensors")
+    if config is not None:
+        (folder / "config.json").write_text(json.dumps(config))
     return folder
 
 

@@ -19,7 +19,7 @@ from ckptforensics.render.dendrogram import lay_out
 from ckptforensics.render.html.svg import angle_profile, dendrogram_drawing
 from ckptforensics.render.view import View
 from ckptforensics.results import ComparisonDocument, PairRecord
-from ckptforensics.results.comparison import RANDOM_SHARE, random_angle_deg
+from ckptforensics.results.comparison import RANDOM_SHARE, RELATIVES, random_angle_deg
 
 _LONGEST_NAME = 40
 
@@ -82,7 +82,7 @@ def _shade(pair: PairRecord | None) -> str:
     """The class of what stands for a pair."""
     if pair is None:
         return ""
-    if pair.verdict in wording.KIN:
+    if pair.verdict in RELATIVES:
         return "kin"
     if pair.verdict == "not comparable":
         return "apart"

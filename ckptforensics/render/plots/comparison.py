@@ -8,10 +8,16 @@ from typing import TYPE_CHECKING
 
 from ckptforensics.errors import UsageError, one_line
 from ckptforensics.render.dendrogram import Dendrogram, lay_out
-from ckptforensics.render.plots.files import check_plot_path, drawing_settings, write_figure
-from ckptforensics.render.wording import CODES, KIN, distance_text, short_names, verdict_line
+from ckptforensics.render.plots.files import (
+    MAIN,
+    OTHER,
+    check_plot_path,
+    drawing_settings,
+    write_figure,
+)
+from ckptforensics.render.wording import CODES, distance_text, short_names, verdict_line
 from ckptforensics.results import ComparisonDocument, PairRecord
-from ckptforensics.results.comparison import RANDOM_SHARE, random_angle_deg
+from ckptforensics.results.comparison import RANDOM_SHARE, RELATIVES, random_angle_deg
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,7 +28,6 @@ _MOST_CELLS_WITH_TEXT = 20
 _FEW_CELLS = 10
 _LINE = 80
 _RIGHT_ANGLE = 90.0
-_CURVE, _AFTER = "#0b62a8", "#c2410c"
 
 
 def plot_comparison(document: ComparisonDocument, path: str | Path) -> None:
@@ -71,10 +76,10 @@ def _profile(axes: Axes, document: ComparisonDocument, pair: PairRecord) -> None
             label=f"{RANDOM_SHARE:.0%} of random directions in {width:,} dimensions",
         )
     angles = [float("nan") if value is None else value for value in pair.angles_deg]
-    axes.plot(layers, angles, "o-", color=_CURVE, markersize=4, label="u1 in the stored basis")
+    axes.plot(layers, angles, "o-", color=MAIN, markersize=4, label="u1 in the stored basis")
     aligned = [float("nan") if value is None else value for value in pair.aligned_deg]
     if len(aligned) == len(layers):
-        axes.plot(layers, aligned, "s--", color=_AFTER, markersize=4, label="u1 after the map")
+        axes.plot(layers, aligned, "s--", color=OTHER, markersize=4, label="u1 after the map")
     if all(value is None for value in (*pair.angles_deg, *pair.aligned_deg)):
         words = "no layers whose u1 could be compared"
         axes.text(0.5, 0.5, words, ha="center", va="center", transform=axes.transAxes)
@@ -136,7 +141,7 @@ def _matrix(
                 ha="center",
                 va="center",
                 fontsize="small" if len(order) <= _FEW_CELLS else "x-small",
-                fontweight="bold" if pair is not None and pair.verdict in KIN else "normal",
+                fontweight="bold" if pair is not None and pair.verdict in RELATIVES else "normal",
                 color="white" if dark else "black",
             )
     used = [word for word in CODES if any(pair.verdict == word for pair in document.pairs)]
@@ -166,7 +171,7 @@ def _dendrogram(axes: Axes, tree: Dendrogram) -> None:
     for bracket in tree.brackets:
         (one, one_height), (other, other_height) = bracket.left, bracket.right
         heights = [one_height, bracket.height, bracket.height, other_height]
-        axes.plot(heights, [one, one, other, other], color=_CURVE, linewidth=1.2)
+        axes.plot(heights, [one, one, other, other], color=MAIN, linewidth=1.2)
     count = len(tree.order)
     axes.set_ylim(count - 0.5, -0.5)
     axes.set_xlim((tree.height or 1.0) * 1.05, 0)

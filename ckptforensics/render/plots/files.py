@@ -15,6 +15,8 @@ from ckptforensics.results import write_atomically
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+# What is drawn first, and what is drawn beside it.
+MAIN, OTHER = "#0b62a8", "#c2410c"
 # The same bytes every time: no dates, and no names drawn at random.
 _METADATA: Mapping[str, dict[str, Any]] = MappingProxyType(
     {".png": {"Software": None}, ".svg": {"Date": None}, ".pdf": {"CreationDate": None}}

@@ -6,11 +6,17 @@ from pathlib import Path
 
 from ckptforensics.errors import one_line
 from ckptforensics.quantities import number
-from ckptforensics.render.plots.files import check_plot_path, drawing_settings, write_figure
+from ckptforensics.render.plots.files import (
+    MAIN,
+    OTHER,
+    check_plot_path,
+    drawing_settings,
+    write_figure,
+)
 from ckptforensics.results import NormsDocument
 
 _MOST_LINES = 400
-_OTHERS, _MEDIAN, _FIRST = "#9aa5b1", "#0b62a8", "#c2410c"
+_TOKENS = "#9aa5b1"
 
 
 def plot_norms(document: NormsDocument, path: str | Path) -> None:
@@ -37,14 +43,14 @@ def plot_norms(document: NormsDocument, path: str | Path) -> None:
         count = len(document.tokens)
         step = -(-count // _MOST_LINES)
         for i in range(count - 1, 0, -step):
-            axes.plot(layers, [s.norms[i] for s in stages], color=_OTHERS, linewidth=0.5, alpha=0.6)
+            axes.plot(layers, [s.norms[i] for s in stages], color=_TOKENS, linewidth=0.5, alpha=0.6)
         median = [stage.median for stage in stages]
-        axes.plot(layers, median, color=_MEDIAN, linewidth=2, label=f"median of {count:,} tokens")
+        axes.plot(layers, median, color=MAIN, linewidth=2, label=f"median of {count:,} tokens")
         first = document.tokens[0]
-        name = "first random vector" if first is None else f"token {first}"
+        label = "first random vector" if first is None else f"token {first}"
         own = [stage.norms[0] for stage in stages]
-        axes.plot(layers, own, color=_FIRST, linewidth=1.6, linestyle="--", label=name)
-        if all(norm > 0 for stage in stages for norm in (stage.minimum,)):
+        axes.plot(layers, own, color=OTHER, linewidth=1.6, linestyle="--", label=label)
+        if all(stage.minimum > 0 for stage in stages):
             axes.set_yscale("log")
             # Powers of ten would be written as formulas, which no name may be.
             axes.yaxis.set_major_formatter(lambda value, _: number(value))

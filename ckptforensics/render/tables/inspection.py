@@ -65,11 +65,9 @@ def _metadata(console: Console, document: InspectDocument, verbose: bool) -> Non
     items = list(document.metadata.items())
     shown = items if verbose else items[:_METADATA_SHOWN]
     for key, value in shown:
-        text = (
-            str(value)
-            if verbose or len(str(value)) <= _SHORT_VALUE
-            else f"{value:.{_SHORT_VALUE}}..."
-        )
+        text = str(value)
+        if len(text) > _SHORT_VALUE and not verbose:
+            text = f"{text[:_SHORT_VALUE]}..."
         fact(console, "metadata", f"{key}: {text}")
     if len(shown) < len(items):
         fact(console, "metadata", f"and {len(items) - len(shown):,} more; -v shows them")
