@@ -101,8 +101,8 @@ compare_options = as_object(
         "--fail-on",
         multiple=True,
         type=click.Choice(list(_FAIL_ON)),
-        help="Exit with 1 if a pair is at least so closely related, is independent, or is not "
-        "decided; may be given several times.",
+        help="Exit with 1 if a pair is at least so closely related, is independent, is not "
+        "decided, or cannot be compared; may be given several times.",
     ),
     click.option(
         "--plot", type=click.Path(path_type=Path), help="Draw it: FILE.png, .svg or .pdf."

@@ -25,7 +25,7 @@ from ckptforensics.cli.output import OutputOptions, output_options
     is_flag=True,
     help="Also the directions of the products of all layers so far (a second pass).",
 )
-@output_options("Save the result as JSON.", kind="layers")
+@output_options("Save the result as JSON, or as CSV by the name's ending.", kind="layers")
 def command(
     model: Path,
     opening: ModelOptions,

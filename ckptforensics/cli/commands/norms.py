@@ -66,7 +66,9 @@ rollout_options = as_object(
 @model_options
 @rollout_options
 @output_options(
-    "Save the result as JSON, or with --states the hidden states as .npz.", kind="norms"
+    "Save the result as JSON, or as CSV by the name's ending, or with --states the hidden "
+    "states as .npz.",
+    kind="norms",
 )
 def command(model: Path, opening: ModelOptions, how: RolloutOptions, out: OutputOptions) -> None:
     """Roll single tokens through the network and show their norms after each layer.

@@ -17,7 +17,7 @@ def command(result: Path, out: OutputOptions) -> None:
     """Render a saved result again, without computing anything.
 
     RESULT is a file written with -o: a signature (.safetensors) or a document (.json), or - for a
-    document on stdin. Only a comparison can be shown as csv or html.
+    document on stdin. Its formats are those of its command.
     """
     from ckptforensics.results import load_document, parse_document
 
