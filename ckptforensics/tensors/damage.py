@@ -215,15 +215,15 @@ def _require_plausible(info: TensorInfo, raw: Bytes) -> None:
     values = np.empty(chosen.size, np.float32)
     decoder(info.dtype, path=info.path, tensor=info.name)(chosen.view(np.uint8), values)
     sizes = np.abs(values[np.isfinite(values) & (values != 0)].astype(np.float64))
-    # Few numbers, as of unpacked ternary weights, may well be of one size.
-    if np.unique(sizes).size < _DIFFERENT:
+    if sizes.size < _DIFFERENT:
         return
-    spread = float(np.log2(sizes).std())
-    low, high = _OTHER_TYPE[info.dtype][1]
-    if not low <= spread <= high:
+    other, (low, high) = _OTHER_TYPE[info.dtype]
+    within = low <= float(np.log2(sizes).std()) <= high
+    # Few numbers, as of unpacked ternary weights, may well be of one size.
+    if not within and np.unique(sizes).size >= _DIFFERENT:
         raise TensorError(
             f"the elements are labelled {info.dtype}, and their sizes are spread as only those of "
-            f"{_OTHER_TYPE[info.dtype][0]} read so are",
+            f"{other} read so are",
             path=info.path,
             tensor=info.name,
             hint="fetch the file again, or correct what wrote its header",
