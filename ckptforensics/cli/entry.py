@@ -5,6 +5,10 @@ from __future__ import annotations
 import os
 import sys
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # importing typing takes longer than printing the help
+    from typing import NoReturn
+
 _HELP = os.path.join(os.path.dirname(__file__), "help.txt")
 _HELP_WIDTH = 80
 # `ExitCode.INTERRUPTED`, before anything that knows it is imported.
@@ -13,12 +17,24 @@ _INTERRUPTED = 130
 
 def run() -> None:
     """Console script: run and exit, also where an interrupt comes before the command begins."""
+    sys.unraisablehook = _unraisable
     try:
         _run()
     except KeyboardInterrupt:
-        sys.stderr.write("ckpt: interrupted\n")
-        sys.stderr.flush()
-        os._exit(_INTERRUPTED)
+        _end_interrupted()
+
+
+def _unraisable(unraisable: sys.UnraisableHookArgs) -> None:
+    """An interrupt that meets a callback of the interpreter, which would drop it and go on."""
+    if unraisable.exc_type is KeyboardInterrupt:
+        _end_interrupted()
+    sys.__unraisablehook__(unraisable)
+
+
+def _end_interrupted() -> NoReturn:
+    sys.stderr.write("ckpt: interrupted\n")
+    sys.stderr.flush()
+    os._exit(_INTERRUPTED)
 
 
 def _run() -> None:

@@ -124,6 +124,22 @@ def test_an_interrupt_at_once_leaves_no_traceback(wait, planted, default_interru
     assert process.returncode in (0, 130, -signal.SIGINT)
 
 
+def test_an_interrupt_inside_a_callback_is_not_dropped():
+    """Python prints and forgets what is raised where it collects objects."""
+    code = (
+        "import sys, weakref; from ckptforensics.cli import entry\n"
+        "class Collected: pass\n"
+        "def collect():\n"
+        "    def interrupted(_): raise KeyboardInterrupt\n"
+        "    thing = Collected(); reference = weakref.ref(thing, interrupted); del thing\n"
+        "    print('went on')\n"
+        "entry._run = collect; entry.run()"
+    )
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (process.returncode, process.stdout) == (130, "")
+    assert process.stderr == "ckpt: interrupted\n"
+
+
 def test_dir_shows_what_the_package_offers():
     assert set(ckptforensics.__all__) <= set(dir(ckptforensics))
     assert "sign" in dir(ckptforensics)
