@@ -66,14 +66,14 @@ def of_case(case: Case, folder: Path) -> Row:
     model = build_model(case)
     save_model(model, folder, case)
     errors = relative_errors(rollout_states(folder, TOKENS), hidden_states(model, case, TOKENS))
-    linear = compare(model, case.blocks, lambda _: run_one_token(model, case), folder)
+    linear = compare(model, case.blocks, lambda _: run_one_token(model, case), folder, COUNTS)
     return Row(case.name, float(errors.max()), case.tolerance, linear)
 
 
 def of_tower(tower: Tower, folder: Path) -> Row:
     """Blocks and L of a vision tower."""
     error = worst_block_error(tower, folder)
-    linear = compare(saved_tower(tower, folder), tower.blocks, run_one_patch, folder)
+    linear = compare(saved_tower(tower, folder), tower.blocks, run_one_patch, folder, COUNTS)
     return Row(tower.name, error, TOLERANCE, linear)
 
 
@@ -137,7 +137,7 @@ def main() -> None:
         "with experts that includes the 4,096 vectors over which a router's weights are averaged, "
         "behind norms of branches",
         "the 512 over which the size is taken that such a norm divides by.",
-        f"The test also sees the difference fall between {COUNTS[0]:,} and {many:,} vectors.",
+        f"The difference also falls between {COUNTS[0]:,} and {many:,} vectors, and in the tests between fewer.",
         "[Add a family](add-a-family.md) says how a family is added.",
         "",
         "| family | belongs to it | `model_type` | GGUF | verified by | error | L | noise |",

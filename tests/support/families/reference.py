@@ -26,7 +26,9 @@ from ckptforensics.linear import Fit, block_map
 from tests.support.families.wiring import Branch, Experts, Map, Rows, Wiring, choose_block, wire
 
 Matrix = NDArray[np.float64]
+# Numbers of vectors: those of `tools.families_report`, and a third of them for the tests.
 COUNTS = (100_000, 1_000_000)
+TEST_COUNTS = (30_000, 300_000)
 ROWS_AT_ONCE = 2000  # what fits into a processor's cache
 KEPT = 10  # blocks of rows from which residuals and derivatives are estimated
 ATTENTION_SHARE = 5  # attention is slow and nearly affine: a fifth of the vectors will do
@@ -358,14 +360,18 @@ class Comparison:
             noise = self.noise[count]
             if not low * noise < error < np.hypot(high * noise, 3 * self.sizes):
                 return f"{error:.2e} with {count:,} vectors, {self.expected[count]:.2e} is expected"
-        few, many = self.errors.values()
-        root = np.sqrt(COUNTS[1] / COUNTS[0])
+        (least, few), (most, many) = self.errors.items()
+        root = np.sqrt(most / least)
         falls = few > many if self.experts or self.sizes else low < few / many / root < high
         return None if falls else f"{few:.2e} falls to {many:.2e} with {root**2:.0f} times as many"
 
 
 def compare(
-    model: nn.Module, blocks: str, run: Callable[[nn.Module], Any], folder: Path
+    model: nn.Module,
+    blocks: str,
+    run: Callable[[nn.Module], Any],
+    folder: Path,
+    counts: tuple[int, int] = TEST_COUNTS,
 ) -> Comparison:
     """Compare L of one block of a model with that of its files.
 
@@ -375,15 +381,16 @@ def compare(
     blocks : attribute path to its blocks
     run : makes the model process one token alone; given the block
     folder : where the model is saved
+    counts : numbers of vectors, ascending
     """
     number = choose_block(model, blocks)
     module = attrgetter(blocks)(model)[number]
     block = load_block(ckptforensics.open_checkpoint(folder), number + 1)
     ours = block_map(block, Fit()).dense().astype(np.float64)
     wiring = wire(model, blocks, number, lambda: run(module))
-    reference = BlockReference(wiring, len(ours), COUNTS)
+    reference = BlockReference(wiring, len(ours), counts)
     errors, noise, sizes = {}, {}, 0.0
-    for count in COUNTS:
+    for count in counts:
         theirs, fit_error, size_error = reference.linear_map(count)
         whole = float(np.linalg.norm(theirs))
         errors[count] = float(np.linalg.norm(ours - theirs)) / whole
