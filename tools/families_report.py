@@ -137,7 +137,8 @@ def main() -> None:
         "with experts that includes the 4,096 vectors over which a router's weights are averaged, "
         "behind norms of branches",
         "the 512 over which the size is taken that such a norm divides by.",
-        f"The difference also falls between {COUNTS[0]:,} and {many:,} vectors, and in the tests between fewer.",
+        f"The difference also falls between {COUNTS[0]:,} and {many:,} vectors, and in the tests "
+        "between fewer.",
         "[Add a family](add-a-family.md) says how a family is added.",
         "",
         "| family | belongs to it | `model_type` | GGUF | verified by | error | L | noise |",
