@@ -8,17 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
+from ckptforensics.architectures.biases import dropped_biases
 from ckptforensics.architectures.known import Known
 from ckptforensics.architectures.plan import Architecture, LayerPlan
 from ckptforensics.architectures.scores import query_and_key
 from ckptforensics.errors import FormatError
 from ckptforensics.tensors import matrix_shape
-
-# Settings that say whether maps have biases, and the roles or names of these maps.
-_BIASES: Mapping[str, tuple[str, ...]] = {
-    "attention_bias": ("q_proj.bias", "k_proj.bias", "v_proj.bias", "o_proj.bias"),
-    "mlp_bias": ("gate_proj.bias", "up_proj.bias", "down_proj.bias"),
-}
 
 
 def require_layers(known: Known, said: int | None, stored: frozenset[int]) -> None:
@@ -77,7 +72,7 @@ def _contradictions(known: Known, architecture: Architecture) -> Iterator[str]:
     yield from _ffn_widths(known, architecture)
     if architecture.source == "config" and architecture.family.norm.kind == "rms":
         yield from _norm_biases(architecture)
-    yield from _biases(known, tuple(plan.prefix for plan in architecture.layers))
+    yield from dropped_biases(known, architecture.layers)
     embedding = architecture.embedding
     if embedding is None:
         return
@@ -163,14 +158,3 @@ def _norm_biases(architecture: Architecture) -> Iterator[str]:
                     f"{ref.bias} is stored, and norms of the family '{architecture.family.name}' "
                     "have no biases: transformers would not read it"
                 )
-
-
-def _biases(known: Known, blocks: tuple[str, ...]) -> Iterator[str]:
-    """Biases that are stored though the configuration says that there are none."""
-    for setting, ends in _BIASES.items():
-        if known.value(setting) is not False:
-            continue
-        for name in known.store:
-            if name.startswith(blocks) and name.endswith(ends):
-                yield f"{setting} is false, and {name} is stored: transformers would not read it"
-                break
