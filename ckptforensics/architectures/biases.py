@@ -83,7 +83,8 @@ def _denied(
     known: Known, rule: BiasRule, layers: tuple[LayerPlan, ...]
 ) -> Iterator[tuple[str, str]]:
     """Stored biases of roles that have none, each with the reason."""
-    allowed, why = set(rule.always), {}
+    allowed = set(rule.always)
+    why: dict[Role, str] = {}
     for default, settings in ((True, rule.on), (False, rule.off)):
         for setting, roles in settings.items():
             value = known.value(setting)
