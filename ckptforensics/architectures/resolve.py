@@ -17,6 +17,7 @@ from ckptforensics.architectures.agreement import (
     require_layers,
 )
 from ckptforensics.architectures.block import BlockResolver, misshapen
+from ckptforensics.architectures.evidence import note_doubtful_gains
 from ckptforensics.architectures.infer import infer_family
 from ckptforensics.architectures.known import Known
 from ckptforensics.architectures.names import (
@@ -118,6 +119,9 @@ def _build(
     activation = known.activation(family, inferred=source == "inferred")
     eps = known.eps(family)
     routing = _routing(known, family, num_layers)
+    if source != "inferred":  # an inferred family was told by its gains
+        at = layout.model_copy(update={"prefixes": (prefix,)})
+        note_doubtful_gains(known, family, at, num_layers)
     layers, sizes = _plans(known, family, layout, prefix, num_layers, routing)
     scales = [
         known.scalar(scalar, sizes.hidden_size, num_layers)

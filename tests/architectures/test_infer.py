@@ -140,6 +140,16 @@ def test_gains_near_one_are_taken_as_they_are(tmp_path):
     require_norms_of(model, write(tmp_path / "model", weights(model), model.config.to_dict()))
 
 
+@pytest.mark.parametrize("added", [0, 1], ids=["as the class stores them", "with the 1 added"])
+def test_gains_of_a_named_family_that_stores_them_minus_one(tmp_path, added):
+    model = randomised(GemmaForCausalLM(GemmaConfig(**_SIZES)))
+    tensors = {n: t + added if "norm" in n else t for n, t in weights(model).items()}
+    found = open_checkpoint(write(tmp_path / "model", tensors, model.config.to_dict()))
+    assert found.architecture.gain_offset == 1
+    doubts = [note for note in found.architecture.notes if "wrong if it was added" in note]
+    assert len(doubts) == added
+
+
 def test_small_gains_are_a_doubt(tmp_path):
     model = tiny_llama()
     tensors = {n: t * 0.1 + 0.1 if "norm" in n else t for n, t in weights(model).items()}

@@ -197,3 +197,15 @@ def test_metadata_that_the_tensors_contradict(
 def test_heads_that_differ_between_layers_are_not_supported(key: str, tmp_path: Path) -> None:
     with pytest.raises(UnknownFamily, match="differs from layer to layer, from 2 to 6"):
         ckptforensics.open_checkpoint(_listed(tmp_path, {key: [6, 2, 2]}))
+
+
+@pytest.mark.parametrize("added", [0, -1], ids=["as the converter writes them", "minus 1"])
+def test_gains_that_no_converter_has_changed_are_a_doubt(added: int, tmp_path: Path) -> None:
+    folder, path = saved(Row("gemma3", "gemma3"), tmp_path), tmp_path / "x.gguf"
+
+    def form(arrays: dict[str, np.ndarray], _config: object) -> dict[str, np.ndarray]:
+        return {n: a + np.float32(added if "norm" in n else 0) for n, a in arrays.items()}
+
+    write_gguf(folder, path, "gemma3", (form,))
+    notes = ckptforensics.open_checkpoint(path).architecture.notes
+    assert sum("wrong if they are stored minus 1" in note for note in notes) == -added
