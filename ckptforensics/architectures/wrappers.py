@@ -101,6 +101,43 @@ def _refuse_changed(known: Known) -> None:
                 hint="save the model with StateDictType.FULL_STATE_DICT",
             )
 
+        if (changed := _reparametrised(name, known.store)) is not None:
+            what, hint = changed
+            raise NothingAnalysable(what, path=known.path, tensor=name, hint=hint)
+
+
+def _reparametrised(name: str, store: TensorReader) -> tuple[str, str] | None:
+    """What a tensor is, if PyTorch makes a weight from it and others, and how to save the weight.
+
+    The names are those of torch.nn.utils.
+    """
+    stem, _, weight = name.rpartition(".")
+    beside = stem + "." if stem else ""
+    if ".parametrizations." in name:
+        return (
+            "the weight is made from this by a parametrization of PyTorch",
+            "call torch.nn.utils.parametrize.remove_parametrizations(module, 'weight') for each "
+            "module that has one, and save again",
+        )
+    plain, _, part = weight.rpartition("_")
+    if part == "g" and f"{beside}{plain}_v" in store:
+        return (
+            "the weight is stored as lengths and directions of its rows (weight norm)",
+            "call torch.nn.utils.remove_weight_norm(module) for each module, and save again",
+        )
+    if part == "orig" and f"{beside}{plain}_u" in store:
+        return (
+            "the weight is stored as it is before spectral norm divides it",
+            "call torch.nn.utils.remove_spectral_norm(module) for each module, and save again",
+        )
+    if part == "mask" and (f"{beside}{plain}_orig" in store or name[:-5] in store):
+        return (
+            "a mask of pruning is stored beside its weight",
+            "call torch.nn.utils.prune.remove(module, 'weight') for each module, or multiply each "
+            "weight by its mask, and save the weights alone",
+        )
+    return None
+
 
 def _quoted(words: list[str]) -> str:
     return " and ".join(f"'{word}'" for word in words)

@@ -7,6 +7,7 @@ import re
 import pytest
 import torch
 from safetensors.torch import save_model
+from torch.nn.utils import prune
 
 from ckptforensics.checkpoint import open_checkpoint
 from ckptforensics.errors import NothingAnalysable
@@ -93,6 +94,35 @@ def test_an_adapter_around_the_model_is_refused(tmp_path, plain):
     folder = write(tmp_path / "m", tensors, config)
     with pytest.raises(NothingAnalysable, match="not merged into it"):
         open_checkpoint(folder)
+
+
+@pytest.mark.parametrize(
+    ("apply", "told", "advice"),
+    [
+        (torch.nn.utils.weight_norm, "weight norm", "remove_weight_norm"),
+        (torch.nn.utils.parametrizations.weight_norm, "parametrization", "remove_parametriz"),
+        (torch.nn.utils.parametrizations.orthogonal, "parametrization", "remove_parametriz"),
+        (torch.nn.utils.spectral_norm, "spectral norm", "remove_spectral_norm"),
+        (lambda m: prune.l1_unstructured(m, "weight", 0.5), "mask of pruning", "prune.remove"),
+    ],
+    ids=["weight norm", "weight norm now", "orthogonal", "spectral norm", "pruning"],
+)
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_weights_that_pytorch_makes_from_others(tmp_path, apply, told, advice):
+    model = tiny_llama()
+    for block in model.model.layers:
+        apply(block.mlp.down_proj)
+    folder = write(tmp_path / "m", model.state_dict(), model.config.to_dict())
+    with pytest.raises(NothingAnalysable, match=told) as caught:
+        open_checkpoint(folder)
+    assert advice in caught.value.hint
+
+
+def test_a_mask_beside_whole_weights(tmp_path, plain):
+    tensors, config, _ = plain
+    masks = {f"{n}_mask": torch.ones_like(t) for n, t in tensors.items() if "down_proj.w" in n}
+    with pytest.raises(NothingAnalysable, match="mask of pruning"):
+        open_checkpoint(write(tmp_path / "m", tensors | masks, config))
 
 
 def test_tensors_that_save_model_left_out(tmp_path):
