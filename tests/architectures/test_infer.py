@@ -16,10 +16,12 @@ from transformers import (
     Jais2ForCausalLM,
     NanoChatConfig,
     NanoChatForCausalLM,
+    XGLMConfig,
+    XGLMForCausalLM,
 )
 
 from ckptforensics.checkpoint import open_checkpoint
-from ckptforensics.errors import FormatError, UnknownFamily
+from ckptforensics.errors import FormatError, TensorError, UnknownFamily
 from ckptforensics.findings import rollout
 from tests.support.containers import run
 from tests.support.models import hidden_states, tiny_llama, write
@@ -228,4 +230,16 @@ def test_two_equal_stacks_are_refused(tmp_path):
     both = {f"{side}.{n}": t for side in ("student", "teacher") for n, t in tensors.items()}
     folder = write(tmp_path / "model", both, config_of(tiny_llama()))
     with pytest.raises(UnknownFamily, match=r"several stacks.*'student\.model\.layers\.'"):
+        open_checkpoint(folder)
+
+
+@pytest.mark.parametrize("typed", [True, False])
+def test_a_guess_that_lacks_tensors_is_no_damage(tmp_path, typed):
+    """XGLM has OPT's names and makes its positions as it runs."""
+    sizes = {"d_model": 48, "ffn_dim": 80, "num_layers": 2, "attention_heads": 4, "vocab_size": 64}
+    model = randomised(XGLMForCausalLM(XGLMConfig(**sizes, max_position_embeddings=16)))
+    config = {k: v for k, v in model.config.to_dict().items() if typed or k != "model_type"}
+    folder = write(tmp_path / "model", weights(model), config)
+    told = "no family is named 'xglm'.*positions.*missing" if typed else "embed_positions"
+    with pytest.raises(UnknownFamily if typed else TensorError, match=told):
         open_checkpoint(folder)

@@ -86,6 +86,17 @@ def test_two_wrapped_models_are_refused(tmp_path, plain, capsys):
     assert "several models are stored together: 'actor.model.layers.' (3 blocks)" in ran.err
 
 
+@pytest.mark.parametrize("before", ["ema.", "model_ema.module.", "teacher.base."])
+def test_a_second_model_beside_the_first_is_named(tmp_path, plain, before):
+    tensors, config, expected = plain
+    both = tensors | {before + n: 1.1 * t for n, t in tensors.items()}
+    folder = write(tmp_path / "m", both, config)
+    assert signature(folder) == expected
+    (note,) = (n for n in open_checkpoint(folder).architecture.notes if "further models" in n)
+    assert note.startswith("'model.layers.' is read")
+    assert f"'{before.replace('module.', '')}model.layers.' (3 blocks)" in note
+
+
 def test_an_adapter_around_the_model_is_refused(tmp_path, plain):
     tensors, config, _ = plain
     name = "model.layers.0.mlp.up_proj"
