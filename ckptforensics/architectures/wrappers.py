@@ -32,6 +32,8 @@ _PARTS = frozenset(
 _META = frozenset({"tok_embeddings.weight", "layers.0.attention.wv.weight"})
 _META_EMBEDDING = {"tok_embeddings.weight": "embed_tokens.weight"}
 
+_LITGPT = ("transformer.h.0.attn.attn.weight", "transformer.h.0.attn.qkv.weight")
+
 
 def unwrapped(store: FileReader, config: Mapping[str, Any] | None) -> tuple[FileReader, list[str]]:
     """The tensors under the names that their family gives them, and notes of what was left out.
@@ -101,6 +103,14 @@ def _refuse_changed(known: Known) -> None:
                 hint="save the model with StateDictType.FULL_STATE_DICT",
             )
 
+        if name.endswith(_LITGPT):
+            raise NothingAnalysable(
+                "the tensors are named as LitGPT does, which has a configuration of its own",
+                path=known.path,
+                tensor=name,
+                hint="convert them with 'litgpt convert_from_litgpt', and give the result with the "
+                "config.json of the model",
+            )
         if (changed := _reparametrised(name, known.store)) is not None:
             what, hint = changed
             raise NothingAnalysable(what, path=known.path, tensor=name, hint=hint)

@@ -136,6 +136,42 @@ def test_a_mask_beside_whole_weights(tmp_path, plain):
         open_checkpoint(write(tmp_path / "m", tensors | masks, config))
 
 
+_CONV1D = ("c_attn.weight", "c_proj.weight", "c_fc.weight")
+
+
+@pytest.mark.parametrize("before", ["", "_orig_mod."])
+@pytest.mark.parametrize("typed", [True, False])
+def test_names_of_nano_gpt(tmp_path, before, typed):
+    """They are GPT-2's, of linear maps that are stored the other way round."""
+    model = tiny_gpt2()
+    config = model.config.to_dict() if typed else {"n_layer": 3, "n_head": 4, "n_embd": 36}
+    tensors = {n: t.T if n.endswith(_CONV1D) else t for n, t in model.state_dict().items()}
+    folder = write(tmp_path / "m", {before + n: t for n, t in tensors.items()}, config)
+    with pytest.raises(NothingAnalysable, match=r"\(out, in\).*nanoGPT"):
+        open_checkpoint(folder)
+    # The advice, followed.
+    tensors = {n: t.T if n.endswith(_CONV1D) else t for n, t in tensors.items()}
+    expected = signature(write(tmp_path / "gpt2", model.state_dict(), model.config.to_dict()))
+    config["activation_function"] = model.config.activation_function
+    config["layer_norm_epsilon"] = model.config.layer_norm_epsilon
+    assert signature(write(tmp_path / "n", tensors, config)) == expected
+
+
+@pytest.mark.parametrize("attention", ["attn", "qkv"])
+@pytest.mark.parametrize("typed", [True, False])
+def test_names_of_litgpt(tmp_path, plain, attention, typed):
+    tensors, config, _ = plain
+    names = {"model.layers": "transformer.h", "self_attn.q_proj": f"attn.{attention}"}
+    names |= {"model.embed_tokens": "transformer.wte", "self_attn.o_proj": "attn.proj"}
+    found = {}
+    for name, tensor in tensors.items():
+        for old, new in names.items():
+            name = name.replace(old, new)
+        found[name] = tensor
+    with pytest.raises(NothingAnalysable, match=r"as LitGPT does.*convert_from_litgpt"):
+        open_checkpoint(write(tmp_path / "m", found, config if typed else None))
+
+
 def test_tensors_that_save_model_left_out(tmp_path):
     model = tiny_llama(tie_word_embeddings=True)
     model.config.save_pretrained(tmp_path)
