@@ -243,3 +243,14 @@ def test_a_guess_that_lacks_tensors_is_no_damage(tmp_path, typed):
     told = "no family is named 'xglm'.*positions.*missing" if typed else "embed_positions"
     with pytest.raises(UnknownFamily if typed else TensorError, match=told):
         open_checkpoint(folder)
+
+
+def test_a_model_of_two_stacks_is_no_damage(tmp_path):
+    """CSM: the configuration speaks of one stack, and the token embeddings are the other's."""
+    large, small = (tiny_llama(num_hidden_layers=n) for n in (3, 2))
+    tensors = {f"backbone_{n}": t for n, t in weights(large).items() if "layers" in n}
+    tensors |= {f"depth_decoder.{n}": t for n, t in weights(small).items()}
+    folder = write(tmp_path / "model", tensors, config_of(large, model_type="csm"))
+    told = r"'csm'.*'model.layers.' \(2 blocks\), 'backbone_model.layers.' \(3 blo"
+    with pytest.raises(UnknownFamily, match=told):
+        open_checkpoint(folder)
