@@ -157,9 +157,10 @@ def note_doubtful_gains(known: Known, family: Family, layout: Layout, num_layers
     """Note gains that look converted, or not converted, of a family that stores them minus 1.
 
     Trained gains are above 0 but for a few, so those minus 1 have many below. The mean tells
-    nothing: Gemma 3's, minus 1, grows from 0 to hundreds.
+    nothing: Gemma 3's, minus 1, grows from 0 to hundreds. Of LayerNorms (Nemotron's) nothing is
+    said: transformers starts to train them at 1, as they are stored.
     """
-    if family.hf.gain_offset != 1:
+    if family.hf.gain_offset != 1 or family.norm.kind != "rms":
         return
     told = _gains(known, layout, num_layers)
     if told is None:
