@@ -8,17 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
+from ckptforensics.architectures.biases import dropped_biases
 from ckptforensics.architectures.known import Known
-from ckptforensics.architectures.plan import Architecture, LayerPlan
+from ckptforensics.architectures.plan import Architecture
 from ckptforensics.architectures.scores import query_and_key
 from ckptforensics.errors import FormatError
 from ckptforensics.tensors import matrix_shape
+from ckptforensics.tensors.containers.gguf import GgufArray
 
-# Settings that say whether maps have biases, and the roles or names of these maps.
-_BIASES: Mapping[str, tuple[str, ...]] = {
-    "attention_bias": ("q_proj.bias", "k_proj.bias", "v_proj.bias", "o_proj.bias"),
-    "mlp_bias": ("gate_proj.bias", "up_proj.bias", "down_proj.bias"),
-}
+# Keys of GGUF metadata that may hold a number for each layer.
+_LISTED = (
+    "attention.head_count",
+    "attention.head_count_kv",
+    "attention.key_length",
+    "attention.value_length",
+    "feed_forward_length",
+)
 
 
 def require_layers(known: Known, said: int | None, stored: frozenset[int]) -> None:
@@ -71,13 +76,16 @@ def require_agreement(known: Known, architecture: Architecture) -> None:
 
 
 def _contradictions(known: Known, architecture: Architecture) -> Iterator[str]:
-    for plan in architecture.layers:
+    if known.gguf:
+        yield from _lists(known, architecture)
+        yield from _experts(known, architecture)
+    for number, plan in enumerate(architecture.layers):
         if plan.gap is None:
-            yield from _heads(known, architecture, plan)
+            yield from _heads(known, architecture, number)
     yield from _ffn_widths(known, architecture)
     if architecture.source == "config" and architecture.family.norm.kind == "rms":
         yield from _norm_biases(architecture)
-    yield from _biases(known, tuple(plan.prefix for plan in architecture.layers))
+    yield from dropped_biases(known, architecture.layers)
     embedding = architecture.embedding
     if embedding is None:
         return
@@ -92,31 +100,59 @@ def _contradictions(known: Known, architecture: Architecture) -> Iterator[str]:
         yield f"the begin-of-sequence token is {bos:,}, outside the {rows:,} of the vocabulary"
 
 
-def _heads(known: Known, architecture: Architecture, plan: LayerPlan) -> Iterator[str]:
-    """Contradictions about the heads of one block."""
-    value, sizes = plan.refs.get("value"), architecture.sizes
+def _lists(known: Known, architecture: Architecture) -> Iterator[str]:
+    """Lists of one number for each layer that are longer or shorter than there are layers."""
+    said = known.value(None, "block_count")
+    count = said if type(said) is int else len(architecture.layers)
+    for key in _LISTED:
+        value = known.value(None, key)
+        if isinstance(value, GgufArray) and value.length != count:
+            yield f"{key} lists {value.length:,} numbers for {count} layers"
+
+
+def _heads(known: Known, architecture: Architecture, number: int) -> Iterator[str]:
+    """Contradictions about the heads of one block, counted from 0."""
+    plan, sizes = architecture.layers[number], architecture.sizes
+    value = plan.refs.get("value")
     if value is None or "latent" in plan.refs or not sizes.num_heads or value.transposed:
         return
-    width = known.value("head_dim", "attention.value_length")
+    width = known.at_layer("head_dim", "attention.value_length", number)
     if type(width) is int and width != sizes.head_dim:
         yield (
             f"heads are {width} wide by the configuration, and {sizes.head_dim} by "
             f"{value.weight} with {sizes.num_kv_heads} key-value heads"
         )
-    heads = known.value("num_key_value_heads", "attention.head_count_kv")
+    heads = known.at_layer("num_key_value_heads", "attention.head_count_kv", number)
     if type(heads) is int and heads != sizes.num_kv_heads:
         yield (
             f"there are {heads} key-value heads by the configuration, and {sizes.num_kv_heads} of "
             f"width {sizes.head_dim} in {value.weight}"
         )
+    key_width = known.at_layer(None, "attention.key_length", number)
     if value.ranges is not None:
+        if type(key_width) is int and key_width != sizes.head_dim:
+            yield f"keys are {key_width} wide by key_length, and {sizes.head_dim} in {value.weight}"
         return
     names = query_and_key(value.weight) or ()
-    for tensor, heads in zip(names, (sizes.num_heads, sizes.num_kv_heads), strict=False):
+    counts = (sizes.num_heads, sizes.num_kv_heads)
+    for tensor, heads, of_keys in zip(names, counts, (False, True), strict=False):
         if tensor in known.store:
             rows = matrix_shape(known.store.info(tensor))[1]
             if rows % heads:
                 yield f"{tensor} has {rows:,} rows, which do not part into {heads} heads"
+            # Queries may carry a gate.
+            elif of_keys and type(key_width) is int and rows != key_width * heads:
+                yield (
+                    f"keys are {key_width} wide by key_length, and {rows // heads} in {tensor} "
+                    f"with {heads} key-value heads"
+                )
+
+
+def _experts(known: Known, architecture: Architecture) -> Iterator[str]:
+    """Experts in the metadata of a model that has none; one is what a plain FFN may be called."""
+    said = known.value(None, "expert_count")
+    if type(said) is int and said > 1 and not any(plan.experts for plan in architecture.layers):
+        yield f"expert_count is {said}, and no layer has experts"
 
 
 def _ffn_widths(known: Known, architecture: Architecture) -> Iterator[str]:
@@ -124,21 +160,23 @@ def _ffn_widths(known: Known, architecture: Architecture) -> Iterator[str]:
 
     Experts, dense layers between them and layers of other widths have numbers of their own in it.
     """
-    said = known.get(architecture.family, "ffn_width")
-    if type(said) is not int or architecture.family.config.get("ffn_width") == ():
+    if architecture.family.config.get("ffn_width") == ():
         return
+    key = "feed_forward_length" if known.gguf else "intermediate_size"
     numbers = set(_numbers(known.store.metadata if known.gguf else known.whole_config))
-    for plan in architecture.layers:
+    for number, plan in enumerate(architecture.layers):
+        said = known.get(architecture.family, "ffn_width")
+        if isinstance(said, GgufArray):
+            said = known.at_layer(None, key, number)
         refs = plan.experts[0] if plan.experts else plan.refs
         down = refs.get("expert_down") or refs.get("down")
-        if down is None or down.expert is not None:
+        if type(said) is not int or down is None or down.expert is not None:
             continue
         info = known.store.info(down.weight)
         if len(info.shape) != 2:
             continue
         width = info.shape[0 if down.transposed and not info.oriented else 1]
-        if width not in numbers:
-            key = "feed_forward_length" if known.gguf else "intermediate_size"
+        if width not in numbers | {said}:
             yield f"{down.weight} takes {width:,} units, and {key} is {said:,}"
 
 
@@ -163,14 +201,3 @@ def _norm_biases(architecture: Architecture) -> Iterator[str]:
                     f"{ref.bias} is stored, and norms of the family '{architecture.family.name}' "
                     "have no biases: transformers would not read it"
                 )
-
-
-def _biases(known: Known, blocks: tuple[str, ...]) -> Iterator[str]:
-    """Biases that are stored though the configuration says that there are none."""
-    for setting, ends in _BIASES.items():
-        if known.value(setting) is not False:
-            continue
-        for name in known.store:
-            if name.startswith(blocks) and name.endswith(ends):
-                yield f"{setting} is false, and {name} is stored: transformers would not read it"
-                break

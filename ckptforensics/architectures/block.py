@@ -18,7 +18,7 @@ from ckptforensics.architectures.schema import (
     Role,
     TensorSpec,
 )
-from ckptforensics.errors import FormatError, TensorError, UnknownFamily
+from ckptforensics.errors import FormatError, NothingAnalysable, TensorError, UnknownFamily
 from ckptforensics.tensors import TensorInfo
 
 _VECTORS = frozenset(
@@ -207,8 +207,16 @@ class BlockResolver:
         """Sizes of the heads from shapes; only their number needs the configuration."""
         hidden_size = self.hidden_size()
         inner = self._matrix("output")[1]
-        rows = self._matrix("value")[0]
+        rows, columns = self._matrix("value")
         take = self.layout.tensors["value"].take
+        if self.layout.tensors["value"].transposed and columns != hidden_size == rows:
+            raise NothingAnalysable(
+                f"the maps are stored (out, in), and those of '{self.family.name}' (in, out)",
+                path=self.known.path,
+                tensor=self._info("value").name,
+                hint="transpose them, as nanoGPT does when it loads GPT-2, and say in config.json "
+                "which activation they were trained with: nanoGPT's is 'gelu'",
+            )
         heads = self._heads_from_width(take, inner, rows)
         heads = heads or self.known.count(self.family, "num_heads")
         if heads is None:

@@ -57,6 +57,8 @@ _GAINS_READ = 8
 # trained from 0. In between, or where all are small as LLaMA 1's, neither is sure.
 _NEGATIVE, _DOUBTFUL_NEGATIVE = 0.2, 0.02
 _NEAR_ZERO, _SMALL = 0.5, 0.3
+# Of the gains of Gemma 3 270M none is below 0, of those minus 1 a share of 0.096 is.
+_FEW_NEGATIVE = 0.005
 
 
 def norm_kind(known: Known, names: list[str]) -> tuple[NormKind | None, str]:
@@ -128,26 +130,10 @@ def stored_offset(known: Known, family: Family, layout: Layout, num_layers: int)
 
     Reads the gains of a few layers: the only weights that are read to tell a family.
     """
-    specs = [layout.tensors[r] for r in ("attention_norm", "ffn_norm") if r in layout.tensors]
-    layers = sorted({n * num_layers // _GAINS_READ for n in range(_GAINS_READ)})
-    names = [
-        name
-        for layer in layers
-        for spec in specs
-        if (name := f"{_block(layout, layer)}{spec.name[0]}{spec.suffix}") in known.store
-    ]
-    if known.gguf or not names:
+    told = None if known.gguf else _gains(known, layout, num_layers)
+    if told is None:
         return layout.gain_offset
-    import numpy as np
-
-    try:
-        known.store.prefetch(names)
-        gains = np.concatenate([known.store.read(name).reshape(-1) for name in names])
-    except CkptError:  # reported by what needs these weights
-        return layout.gain_offset
-    if gains.size == 0:
-        return layout.gain_offset
-    mean, negative = float(gains.mean(dtype=np.float64)), float((gains < 0).mean())
+    mean, negative = told
     if negative >= _NEGATIVE and abs(mean) < _NEAR_ZERO:
         if layout.gain_offset == 0 and family.norm.kind == "rms":
             known.notes.append(f"the norms' gains are stored minus 1: their mean is {mean:.2g}")
@@ -165,6 +151,55 @@ def stored_offset(known: Known, family: Family, layout: Layout, num_layers: int)
             "are stored minus 1, as Gemma's"
         )
     return layout.gain_offset
+
+
+def note_doubtful_gains(known: Known, family: Family, layout: Layout, num_layers: int) -> None:
+    """Note gains that look converted, or not converted, of a family that stores them minus 1.
+
+    Trained gains are above 0 but for a few, so those minus 1 have many below. The mean tells
+    nothing: Gemma 3's, minus 1, grows from 0 to hundreds. Of LayerNorms (Nemotron's) nothing is
+    said: transformers starts to train them at 1, as they are stored.
+    """
+    if family.hf.gain_offset != 1 or family.norm.kind != "rms":
+        return
+    told = _gains(known, layout, num_layers)
+    if told is None:
+        return
+    mean, negative = told
+    if layout.gain_offset == 1 and mean > _NEAR_ZERO and negative < _FEW_NEGATIVE:
+        known.notes.append(
+            f"the norms' gains have the mean {mean:.2g}, and hardly any is below 0: 1 is added as "
+            f"{family.name} does, which is wrong if it was added before"
+        )
+    if layout.gain_offset == 0 and negative >= _DOUBTFUL_NEGATIVE:
+        known.notes.append(
+            f"of the norms' gains {negative:.0%} are below 0: taken as they are, which is wrong if "
+            f"they are stored minus 1, as {family.name}'s outside GGUF"
+        )
+
+
+def _gains(known: Known, layout: Layout, num_layers: int) -> tuple[float, float] | None:
+    """Mean of the stored gains of a few layers, and share below 0; None if they cannot be read."""
+    specs = [layout.tensors[r] for r in ("attention_norm", "ffn_norm") if r in layout.tensors]
+    layers = sorted({n * num_layers // _GAINS_READ for n in range(_GAINS_READ)})
+    names = [
+        name
+        for layer in layers
+        for spec in specs
+        if (name := f"{_block(layout, layer)}{spec.name[0]}{spec.suffix}") in known.store
+    ]
+    if not names:
+        return None
+    import numpy as np
+
+    try:
+        known.store.prefetch(names)
+        gains = np.concatenate([known.store.read(name).reshape(-1) for name in names])
+    except CkptError:  # reported by what needs these weights
+        return None
+    if gains.size == 0:
+        return None
+    return float(gains.mean(dtype=np.float64)), float((gains < 0).mean())
 
 
 def _block(layout: Layout, layer: int) -> str:

@@ -39,7 +39,7 @@ _BLOCK = re.compile(r"(?P<before>(?:.*?\.)?)(?P<layer>\d+)\.(?P<rest>.+)")
 # What of a family says nothing of what its blocks compute.
 _NAMING = frozenset(
     {"name", "description", "model_types", "gguf_architectures", "default_heads", "inferable"}
-    | {"hf", "gguf"}
+    | {"only_named", "hf", "gguf"}
 )
 _NORM = re.compile(r"norm|ln", re.IGNORECASE)
 _PLAIN_ROLES: tuple[Role, ...] = ("attention_norm", "value", "output", "ffn_norm", "up", "down")
@@ -75,6 +75,13 @@ def _main_stack(known: Known) -> Stack:
         raise unknown(known, "no tensor name counts layers")
     if len(equals(stacks)) > 1:
         raise unknown(known, f"there are several stacks of blocks: {shown(equals(stacks))}")
+    said = known.value("num_hidden_layers")
+    if len(stacks[0].layers) != said and any(len(stack.layers) == said for stack in stacks):
+        raise unknown(
+            known,
+            f"of several stacks of blocks, {shown(stacks)}, that of the token embeddings has not "
+            f"the {said} layers that the configuration says",
+        )
     if stacks[1:]:
         known.notes.append(
             f"of several stacks of blocks, {shown(stacks[:1])} is the language "
@@ -88,7 +95,8 @@ def _covering(known: Known, stack: Stack) -> list[tuple[Family, Layout]]:
     return [
         (family, layout.model_copy(update={"prefixes": (prefix,)}))
         for family in families().values()
-        if (layout := known.layout(family)) is not None
+        if not family.only_named
+        and (layout := known.layout(family)) is not None
         and (prefix := _covering_prefix(layout, stack.block, stack.names, known.store)) is not None
     ]
 

@@ -17,7 +17,7 @@ from ckptforensics.architectures.schema import (
     families,
     unanalysable,
 )
-from ckptforensics.errors import FormatError, NothingAnalysable
+from ckptforensics.errors import FormatError, NothingAnalysable, UnknownFamily
 from ckptforensics.tensors import TensorReader
 from ckptforensics.tensors.containers.gguf import GgufArray
 
@@ -141,10 +141,29 @@ class Known:
         if value is None:
             return None
         if isinstance(value, GgufArray):
-            raise FormatError(f"the metadata gives {quantity} layer by layer", path=self.path)
+            value = self._same_everywhere(f"the metadata's {quantity}", value)
         if type(value) is not int or not 0 < value < _LARGEST_COUNT:
             raise FormatError(f"the configuration gives {quantity} as {value!r}", path=self.path)
         return value
+
+    def _same_everywhere(self, quantity: str, listed: GgufArray) -> int | None:
+        """The one number of a list with one for each layer; 0 stands for layers without."""
+        numbers = sorted(set(listed.numbers) - {0})
+        if len(numbers) > 1:
+            raise UnknownFamily(
+                f"{quantity} differs from layer to layer, from {numbers[0]} to {numbers[-1]}, "
+                "which no family describes",
+                path=self.path,
+                hint="see docs/families.md for the supported families",
+            )
+        return numbers[0] if numbers else None
+
+    def at_layer(self, key: str | None, gguf_key: str, layer: int) -> Any:
+        """A configured value that GGUF metadata may list layer by layer, counted from 0."""
+        value = self.value(key, gguf_key)
+        if not isinstance(value, GgufArray):
+            return value
+        return value.numbers[layer] if layer < len(value.numbers) else None
 
     def first_count(self, keys: tuple[str, ...], gguf_key: str) -> int | None:
         """The first of several keys that is configured, as a number of things; None for 0."""
@@ -177,7 +196,12 @@ class Known:
         return setting.values[written]
 
     def require_supported(self, family: Family) -> None:
-        """FormatError if the configuration asks for a block that the family does not describe."""
+        """FormatError if the configuration asks for a block that the family does not describe.
+
+        UnknownFamily if the number of key-value heads is another one from layer to layer.
+        """
+        if isinstance(heads := self.value(None, "attention.head_count_kv"), GgufArray):
+            self._same_everywhere("the number of key-value heads", heads)
         for key, supported in family.supported.items():
             value = self.value(key)
             written = value if isinstance(value, str) else json.dumps(value)

@@ -17,6 +17,7 @@ from ckptforensics.architectures.agreement import (
     require_layers,
 )
 from ckptforensics.architectures.block import BlockResolver, misshapen
+from ckptforensics.architectures.evidence import note_doubtful_gains, unknown
 from ckptforensics.architectures.infer import infer_family
 from ckptforensics.architectures.known import Known
 from ckptforensics.architectures.names import (
@@ -43,7 +44,7 @@ from ckptforensics.architectures.schema import (
     Role,
     Routing,
 )
-from ckptforensics.architectures.stacks import Stack, equals, find_stacks, shown
+from ckptforensics.architectures.stacks import Stack, copies_of, equals, find_stacks, shown
 from ckptforensics.errors import FormatError, NothingAnalysable, TensorError, UnknownFamily
 from ckptforensics.tensors import TensorReader
 
@@ -89,7 +90,15 @@ def resolve(store: TensorReader, config: Mapping[str, Any] | None) -> Architectu
             )
         return _build(known, family, "gguf" if known.gguf else "config", layout, prefix)
     family, layout = infer_family(known)
-    return _build(known, family, "inferred", layout, layout.prefixes[0])
+    try:
+        return _build(known, family, "inferred", layout, layout.prefixes[0])
+    except TensorError as problem:
+        if known.model_type is None:
+            raise
+        # The family was a guess, so the type is unknown before anything is damaged.
+        where = f"'{problem.tensor}': " if problem.tensor else ""
+        why = f"read as '{family.name}', {where}{problem.message}"
+        raise unknown(known, why) from None
 
 
 def _refuse_several(known: Known) -> None:
@@ -118,6 +127,9 @@ def _build(
     activation = known.activation(family, inferred=source == "inferred")
     eps = known.eps(family)
     routing = _routing(known, family, num_layers)
+    if source != "inferred":  # an inferred family was told by its gains
+        at = layout.model_copy(update={"prefixes": (prefix,)})
+        note_doubtful_gains(known, family, at, num_layers)
     layers, sizes = _plans(known, family, layout, prefix, num_layers, routing)
     scales = [
         known.scalar(scalar, sizes.hidden_size, num_layers)
@@ -158,6 +170,13 @@ def _build(
         notes=tuple(known.notes),
     )
     unused = _unused(store, layout, architecture, prefix)
+    if source == "config" and architecture.embedding is not None:
+        copies = copies_of(layers[0].prefix, architecture.embedding.tokens, store)
+        if copies:
+            known.notes.append(
+                f"'{layers[0].prefix.rpartition('0.')[0]}' is read, and the files hold further "
+                f"models of this kind: {shown(copies)}"
+            )
     refuse_more_layers(known, None if said is None else num_layers, stored)
     require_agreement(known, architecture)
     return replace(architecture, unused=unused, notes=tuple(known.notes))

@@ -367,6 +367,7 @@ class Family(_Frozen):
     value_clip : configuration key of a bound on the values' size
     bidirectional : an encoder: its single-token path is still exact, but no token is initial
     inferable : the names alone may be taken for this family
+    only_named : they never are, though they fit: another family has the same
     moe : routing, for families with experts
     hf, gguf : tensor names in the two conventions
     """
@@ -393,6 +394,7 @@ class Family(_Frozen):
     value_clip: str | None = None
     bidirectional: bool = False
     inferable: bool = False
+    only_named: bool = False
     moe: MoeSpec | None = None
     hf: Layout
     gguf: Layout | None = None

@@ -71,6 +71,34 @@ def equals(stacks: list[Stack]) -> list[Stack]:
     return [stack for stack in stacks if stack.rank == stacks[0].rank]
 
 
+def copies_of(block: str, tokens: str, store: TensorReader) -> list[Stack]:
+    """Stacks of further models, such as a running mean of the weights: same names, own embeddings.
+
+    Parameters
+    ----------
+    block : prefix of block 0 of the model that is read
+    tokens : its token embeddings
+    """
+    end = "." + ".".join(tokens.split(".")[-2:])
+    shape = store.info(tokens).shape
+    roots = tuple(
+        name.removesuffix(end) + "."
+        for name in store
+        if name != tokens and name.endswith(end) and store.info(name).shape == shape
+    )
+    stacks = find_stacks(store) if roots else []
+    own = next((stack for stack in stacks if stack.block == block), None)
+    return [
+        stack
+        for stack in stacks
+        if own is not None
+        and stack is not own
+        and stack.before.startswith(roots)
+        and stack.layers == own.layers
+        and set(stack.names) == set(own.names)
+    ]
+
+
 def shown(stacks: Iterable[Stack]) -> str:
     """The stacks by name and size, for a message."""
     return ", ".join(f"'{stack.before}' ({len(stack.layers)} blocks)" for stack in stacks)

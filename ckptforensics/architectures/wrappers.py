@@ -32,6 +32,8 @@ _PARTS = frozenset(
 _META = frozenset({"tok_embeddings.weight", "layers.0.attention.wv.weight"})
 _META_EMBEDDING = {"tok_embeddings.weight": "embed_tokens.weight"}
 
+_LITGPT = ("transformer.h.0.attn.attn.weight", "transformer.h.0.attn.qkv.weight")
+
 
 def unwrapped(store: FileReader, config: Mapping[str, Any] | None) -> tuple[FileReader, list[str]]:
     """The tensors under the names that their family gives them, and notes of what was left out.
@@ -100,6 +102,51 @@ def _refuse_changed(known: Known) -> None:
                 tensor=name,
                 hint="save the model with StateDictType.FULL_STATE_DICT",
             )
+
+        if name.endswith(_LITGPT):
+            raise NothingAnalysable(
+                "the tensors are named as LitGPT does, which has a configuration of its own",
+                path=known.path,
+                tensor=name,
+                hint="convert them with 'litgpt convert_from_litgpt', and give the result with the "
+                "config.json of the model",
+            )
+        if (changed := _reparametrised(name, known.store)) is not None:
+            what, hint = changed
+            raise NothingAnalysable(what, path=known.path, tensor=name, hint=hint)
+
+
+def _reparametrised(name: str, store: TensorReader) -> tuple[str, str] | None:
+    """What a tensor is, if PyTorch makes a weight from it and others, and how to save the weight.
+
+    The names are those of torch.nn.utils.
+    """
+    stem, _, weight = name.rpartition(".")
+    beside = stem + "." if stem else ""
+    if ".parametrizations." in name:
+        return (
+            "the weight is made from this by a parametrization of PyTorch",
+            "call torch.nn.utils.parametrize.remove_parametrizations(module, 'weight') for each "
+            "module that has one, and save again",
+        )
+    plain, _, part = weight.rpartition("_")
+    if part == "g" and f"{beside}{plain}_v" in store:
+        return (
+            "the weight is stored as lengths and directions of its rows (weight norm)",
+            "call torch.nn.utils.remove_weight_norm(module) for each module, and save again",
+        )
+    if part == "orig" and f"{beside}{plain}_u" in store:
+        return (
+            "the weight is stored as it is before spectral norm divides it",
+            "call torch.nn.utils.remove_spectral_norm(module) for each module, and save again",
+        )
+    if part == "mask" and (f"{beside}{plain}_orig" in store or name[:-5] in store):
+        return (
+            "a mask of pruning is stored beside its weight",
+            "call torch.nn.utils.prune.remove(module, 'weight') for each module, or multiply each "
+            "weight by its mask, and save the weights alone",
+        )
+    return None
 
 
 def _quoted(words: list[str]) -> str:

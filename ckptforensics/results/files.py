@@ -155,7 +155,7 @@ def _load(path: str | Path, of_signature: Callable[[Path], Loaded]) -> Document 
     file = Path(path)
     try:
         if not file.is_file():
-            raise UsageError("no such file", path=file, hint="give a file written with -o")
+            raise _not_a_file(file)
     except OSError as problem:
         raise UsageError(f"cannot read the file: {problem.strerror}", path=file) from None
     try:
@@ -168,6 +168,23 @@ def _load(path: str | Path, of_signature: Callable[[Path], Loaded]) -> Document 
         raise ResultError(
             f"not a saved result: {problem.message}", path=file, hint="give a file written with -o"
         ) from None
+
+
+def _not_a_file(file: Path) -> UsageError:
+    """What stands in place of a saved result, and what to give in its place."""
+    if file.is_dir():
+        return UsageError(
+            "this is a directory, not a saved result",
+            path=file,
+            hint="give a file written with -o; 'ckpt sign' and the others read a model's directory",
+        )
+    if file.exists():
+        return UsageError(
+            "this is a pipe or a device, not a regular file",
+            path=file,
+            hint="give a file written with -o, or '-' for a document on stdin",
+        )
+    return UsageError("no such file", path=file, hint="give a file written with -o")
 
 
 def holds_signature(path: str | Path) -> bool:

@@ -22,6 +22,15 @@ _VERSION = re.compile(r"(0|[1-9][0-9]{0,8})\.(0|[1-9][0-9]{0,8})")
 _UPGRADE = "upgrade ckptforensics to read it"
 _AGAIN = "make it again with this version of ckptforensics"
 
+# A key that other JSON files beside a model have, and what the file is then.
+_OF_MODELS = {
+    "model_type": "the configuration",
+    "architectures": "the configuration",
+    "weight_map": "the index of the shards",
+    "tokenizer_class": "the configuration of the tokenizer",
+    "added_tokens": "the tokenizer",
+}
+
 
 def read_document(fields: dict[str, Any], file: Path) -> Document:
     """The document that a file's JSON object holds.
@@ -38,6 +47,13 @@ def read_document(fields: dict[str, Any], file: Path) -> Document:
     """
     kind = fields.get("kind")
     if not isinstance(kind, str) or kind not in DOCUMENTS:
+        for key, what in _OF_MODELS.items():
+            if kind is None and key in fields:
+                raise ResultError(
+                    f"not a saved result: the file is {what} of a model",
+                    path=file,
+                    hint="give a file written with -o; 'ckpt sign' and the others read the model",
+                )
         raise ResultError(
             f"not a saved result: its kind is {kind!r}",
             path=file,

@@ -16,10 +16,12 @@ from transformers import (
     Jais2ForCausalLM,
     NanoChatConfig,
     NanoChatForCausalLM,
+    XGLMConfig,
+    XGLMForCausalLM,
 )
 
 from ckptforensics.checkpoint import open_checkpoint
-from ckptforensics.errors import FormatError, UnknownFamily
+from ckptforensics.errors import FormatError, TensorError, UnknownFamily
 from ckptforensics.findings import rollout
 from tests.support.containers import run
 from tests.support.models import hidden_states, tiny_llama, write
@@ -140,6 +142,16 @@ def test_gains_near_one_are_taken_as_they_are(tmp_path):
     require_norms_of(model, write(tmp_path / "model", weights(model), model.config.to_dict()))
 
 
+@pytest.mark.parametrize("added", [0, 1], ids=["as the class stores them", "with the 1 added"])
+def test_gains_of_a_named_family_that_stores_them_minus_one(tmp_path, added):
+    model = randomised(GemmaForCausalLM(GemmaConfig(**_SIZES)))
+    tensors = {n: t + added if "norm" in n else t for n, t in weights(model).items()}
+    found = open_checkpoint(write(tmp_path / "model", tensors, model.config.to_dict()))
+    assert found.architecture.gain_offset == 1
+    doubts = [note for note in found.architecture.notes if "wrong if it was added" in note]
+    assert len(doubts) == added
+
+
 def test_small_gains_are_a_doubt(tmp_path):
     model = tiny_llama()
     tensors = {n: t * 0.1 + 0.1 if "norm" in n else t for n, t in weights(model).items()}
@@ -218,4 +230,27 @@ def test_two_equal_stacks_are_refused(tmp_path):
     both = {f"{side}.{n}": t for side in ("student", "teacher") for n, t in tensors.items()}
     folder = write(tmp_path / "model", both, config_of(tiny_llama()))
     with pytest.raises(UnknownFamily, match=r"several stacks.*'student\.model\.layers\.'"):
+        open_checkpoint(folder)
+
+
+@pytest.mark.parametrize("typed", [True, False])
+def test_a_guess_that_lacks_tensors_is_no_damage(tmp_path, typed):
+    """XGLM has OPT's names and makes its positions as it runs."""
+    sizes = {"d_model": 48, "ffn_dim": 80, "num_layers": 2, "attention_heads": 4, "vocab_size": 64}
+    model = randomised(XGLMForCausalLM(XGLMConfig(**sizes, max_position_embeddings=16)))
+    config = {k: v for k, v in model.config.to_dict().items() if typed or k != "model_type"}
+    folder = write(tmp_path / "model", weights(model), config)
+    told = "no family is named 'xglm'.*positions.*missing" if typed else "embed_positions"
+    with pytest.raises(UnknownFamily if typed else TensorError, match=told):
+        open_checkpoint(folder)
+
+
+def test_a_model_of_two_stacks_is_no_damage(tmp_path):
+    """CSM: the configuration speaks of one stack, and the token embeddings are the other's."""
+    large, small = (tiny_llama(num_hidden_layers=n) for n in (3, 2))
+    tensors = {f"backbone_{n}": t for n, t in weights(large).items() if "layers" in n}
+    tensors |= {f"depth_decoder.{n}": t for n, t in weights(small).items()}
+    folder = write(tmp_path / "model", tensors, config_of(large, model_type="csm"))
+    told = r"'csm'.*'model.layers.' \(2 blocks\), 'backbone_model.layers.' \(3 blo"
+    with pytest.raises(UnknownFamily, match=told):
         open_checkpoint(folder)

@@ -145,3 +145,67 @@ def test_a_missing_tensor_is_named(tmp_path: Path) -> None:
     write_gguf(saved(LLAMA, tmp_path), path, "llama", (renamed("attn_v", "attn_w"),))
     with pytest.raises(CkptError, match=r"blk\.0\.attn_v\.weight"):
         ckptforensics.open_checkpoint(path)
+
+
+def _listed(tmp_path: Path, metadata: dict[str, object]) -> Path:
+    """LLaMA of 3 layers (6 heads of 10, 2 of them for values, FFN 72 wide) with other metadata."""
+    folder, path = saved(LLAMA, tmp_path), tmp_path / "x.gguf"
+    write_gguf(folder, path, "llama", metadata={f"llama.{k}": v for k, v in metadata.items()})
+    return path
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        {"attention.head_count": [6] * 3, "attention.head_count_kv": [2] * 3},
+        {"feed_forward_length": [72] * 3},
+        {"attention.key_length": 10, "attention.value_length": 10},
+        {"expert_count": 1},
+    ],
+    ids=str,
+)
+def test_honest_lists_of_the_metadata(metadata: dict[str, object], tmp_path: Path) -> None:
+    sizes = ckptforensics.open_checkpoint(_listed(tmp_path, metadata)).architecture.sizes
+    assert (sizes.num_heads, sizes.num_kv_heads, sizes.head_dim) == (6, 2, 10)
+
+
+@pytest.mark.parametrize(
+    ("metadata", "told"),
+    [
+        ({"attention.head_count": [6, 6]}, "head_count lists 2 numbers for 3 layers"),
+        ({"attention.head_count_kv": [2] * 4}, "head_count_kv lists 4 numbers for 3 layers"),
+        ({"attention.head_count_kv": [3] * 3}, "there are 3 key-value heads"),
+        ({"attention.head_count_kv": [2, 2, 0]}, "there are 0 key-value heads"),
+        ({"feed_forward_length": [72, 72]}, "feed_forward_length lists 2 numbers"),
+        ({"feed_forward_length": [72, 72, 36]}, "takes 72 units, and feed_forward_length is 36"),
+        ({"feed_forward_length": [72, 0, 72]}, "takes 72 units, and feed_forward_length is 0"),
+        ({"attention.key_length": 5}, "keys are 5 wide by key_length, and 10 in blk.0.attn_k"),
+        ({"attention.value_length": 5}, "heads are 5 wide"),
+        ({"attention.value_length": [10, 10, 5]}, "heads are 5 wide"),
+        ({"expert_count": 8}, "expert_count is 8, and no layer has experts"),
+    ],
+    ids=str,
+)
+def test_metadata_that_the_tensors_contradict(
+    metadata: dict[str, object], told: str, tmp_path: Path
+) -> None:
+    with pytest.raises(FormatError, match=told):
+        ckptforensics.open_checkpoint(_listed(tmp_path, metadata))
+
+
+@pytest.mark.parametrize("key", ["attention.head_count", "attention.head_count_kv"])
+def test_heads_that_differ_between_layers_are_not_supported(key: str, tmp_path: Path) -> None:
+    with pytest.raises(UnknownFamily, match="differs from layer to layer, from 2 to 6"):
+        ckptforensics.open_checkpoint(_listed(tmp_path, {key: [6, 2, 2]}))
+
+
+@pytest.mark.parametrize("added", [0, -1], ids=["as the converter writes them", "minus 1"])
+def test_gains_that_no_converter_has_changed_are_a_doubt(added: int, tmp_path: Path) -> None:
+    folder, path = saved(Row("gemma3", "gemma3"), tmp_path), tmp_path / "x.gguf"
+
+    def form(arrays: dict[str, np.ndarray], _config: object) -> dict[str, np.ndarray]:
+        return {n: a + np.float32(added if "norm" in n else 0) for n, a in arrays.items()}
+
+    write_gguf(folder, path, "gemma3", (form,))
+    notes = ckptforensics.open_checkpoint(path).architecture.notes
+    assert sum("wrong if they are stored minus 1" in note for note in notes) == -added

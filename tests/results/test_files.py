@@ -159,7 +159,8 @@ def test_a_table_of_norms_has_one_entry_a_token_and_layer(documents, change, tmp
         ('{"kind": 1}', "its kind is 1"),
         ('{"kind": "signature"}', "does not fit its schema"),
         ('{"kind": "norms", "kind": "norms"}', "duplicate key"),
-        ('{"model_type": "llama"}', "its kind is None"),
+        ('{"model_type": "llama"}', "the configuration of a model; give a file written with -o"),
+        ('{"weight_map": {}}', "the index of the shards of a model"),
         ('{"kind": "signature", "\\u001b[31m\\n": 1}', "does not fit its schema"),
     ],
 )
@@ -168,6 +169,16 @@ def test_files_that_are_not_results(text, match, tmp_path):
     with pytest.raises(ResultError, match=match) as caught:
         load_result(tmp_path / "x.json")
     assert str(caught.value).isprintable()
+
+
+def test_what_is_no_file_is_called_what_it_is(tmp_path):
+    for place, told in ((tmp_path, "a directory, not a saved result"), (tmp_path / "x", "no such")):
+        with pytest.raises(UsageError, match=told):
+            load_result(place)
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(tmp_path / "pipe.json")
+        with pytest.raises(UsageError, match="a pipe or a device"):
+            load_result(tmp_path / "pipe.json")
 
 
 def test_what_is_no_file(tmp_path):

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from transformers.integrations.finegrained_fp8 import Fp8Dequantize
 from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
-from ckptforensics.errors import CkptError, NotFinite, NothingAnalysable, TensorError
+from ckptforensics.errors import CkptError, NotFinite, NothingAnalysable, TensorError, exit_code
 from ckptforensics.tensors import FileReader
 from ckptforensics.tensors.quantized import QuantizedReader, wrap_quantized
 from tests.support.containers import store_of
@@ -406,6 +406,27 @@ def test_nothing_quantized_is_read_without_its_configuration(tmp_path):
         for config in (None, {}, {"quantization_config": None}):
             with pytest.raises(NothingAnalysable, match="no configuration says how"):
                 wrap_quantized(store_of(tmp_path / "w.safetensors"), config)
+
+
+@pytest.mark.parametrize(
+    ("parts", "tool"),
+    [
+        (("weight._data", "weight._scale", "input_scale", "output_scale"), "optimum-quanto"),
+        (("_weight_qdata", "_weight_scale", "_weight_zero_point"), "torchao"),
+        (("weight:qdata", "weight:scale"), "torchao"),
+        (("q_groups", "q_invperm", "q_scale", "q_scale_max", "q_weight"), "ExLlamaV2"),
+        (("suh", "svh", "trellis"), "ExLlamaV3"),
+        (("codebooks", "codes", "scales"), "AQLM"),
+        (("Qidxs", "SU", "SV"), "QuIP#"),
+    ],
+)
+def test_formats_that_are_not_read_are_named(parts: tuple[str, ...], tool: str, tmp_path):
+    name = "model.layers.0.mlp.down_proj"
+    tensors = {f"{name}.{part}": torch.ones((8, 8), dtype=torch.int8) for part in parts}
+    save_file(tensors, tmp_path / "w.safetensors")
+    with pytest.raises(NothingAnalysable, match=f"quantized by {tool}.*configuration") as caught:
+        wrap_quantized(store_of(tmp_path / "w.safetensors"), {})
+    assert exit_code(caught.value) == 3
 
 
 @pytest.mark.parametrize(

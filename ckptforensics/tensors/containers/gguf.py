@@ -25,17 +25,25 @@ _SCALARS = MappingProxyType(
     {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 )
 _STRING, _ARRAY = 8, 9
+_WHOLE_NUMBERS = frozenset({0, 1, 2, 3, 4, 5, 10, 11})
+_SHORT_ARRAY = 4096
 _MOST_DIMENSIONS = 4
 _LONGEST_NAME = 1024
 
 
 @dataclass(frozen=True)
 class GgufArray:
-    """An array of the metadata, known by its element type, length and place only."""
+    """An array of the metadata, known by its element type, length and place only.
+
+    Attributes
+    ----------
+    numbers : the elements of a short array of whole numbers, such as one for each layer
+    """
 
     element_type: int
     length: int
     offset: int
+    numbers: tuple[int, ...] = ()
 
 
 def read_gguf(path: Path) -> Container:
@@ -181,13 +189,16 @@ class _Cursor:
 
     def array(self) -> GgufArray:
         kind, length, begin = self.scalar("I"), self.scalar("Q"), self.at
+        numbers: tuple[int, ...] = ()
         if kind in _SCALARS:
             self.skip(length * struct.calcsize("<" + _SCALARS[kind]))
+            if kind in _WHOLE_NUMBERS and length <= _SHORT_ARRAY:
+                numbers = struct.unpack_from(f"<{length}{_SCALARS[kind]}", self.data, begin)
         elif kind == _STRING:
             self.skip_strings(length)
         else:
             raise self.broken(f"unknown or nested array type {kind}")
-        return GgufArray(kind, length, begin)
+        return GgufArray(kind, length, begin, numbers)
 
 
 def _parse(cursor: _Cursor, size: int) -> Container:

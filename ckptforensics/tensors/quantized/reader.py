@@ -279,6 +279,18 @@ _TELLTALES = (
     ".weight_global_scale", ".weight_packed", ".weight_zero_point", ".SCB", ".weight.absmax",
     ".weight.quant_map", ".W_q", "_proj_blocks", "_proj_scale",
 )  # fmt: skip
+# Ends of names that tools which are not read leave, and the tools.
+_UNREAD: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "optimum-quanto": (".weight._data", ".weight._scale", ".weight._shift"),
+        "torchao": ("_weight_qdata", ".weight:qdata", ".weight:tensor_data", ".weight:int_data"),
+        "ExLlamaV2": (".q_weight", ".q_invperm", ".q_scale_max"),
+        "ExLlamaV3": (".trellis",),
+        "AQLM": (".codebooks",),
+        "QuIP#": (".Qidxs",),
+        "VPTQ": (".centroids.weight",),
+    }
+)
 # Ends of names of small parts whose values tell how the others are to be read.
 _DESCRIPTIONS = (
     ".weight_shape", ".bitsandbytes__nf4", ".bitsandbytes__fp4", ".weight_format", ".packing",
@@ -355,6 +367,15 @@ def _refuse_transformed(found: Any, store: TensorReader) -> None:
 def _require_unquantized(store: TensorReader) -> None:
     """NothingAnalysable if tensors look quantized though no configuration says how."""
     for name in store:
+        tool = next((tool for tool, ends in _UNREAD.items() if name.endswith(ends)), None)
+        if tool is not None:
+            raise NothingAnalysable(
+                f"the weights are quantized by {tool}, which this version does not read, and the "
+                "configuration that says how is missing",
+                path=store.info(name).path,
+                tensor=name,
+                hint="dequantize it, or use a GGUF file of the model",
+            )
         is_mlx = name.endswith(".scales") and f"{name[:-6]}biases" in store
         if is_mlx or name.endswith(_TELLTALES):
             raise NothingAnalysable(

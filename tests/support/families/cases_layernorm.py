@@ -321,6 +321,20 @@ CASES = [
         blocks="model.decoder.layers",
     ),
     Case(
+        name="biogpt",
+        family="biogpt",
+        config=lambda: transformers.BioGptConfig(
+            hidden_size=48,
+            intermediate_size=70,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            vocab_size=61,
+            max_position_embeddings=16,
+            layer_norm_eps=0.1,  # which its code does not read
+        ),
+        blocks="biogpt.layers",
+    ),
+    Case(
         name="bloom",
         family="bloom",
         config=lambda: transformers.BloomConfig(

@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import gguf
@@ -303,16 +304,24 @@ _UNWRITTEN = {
 
 
 def write_gguf(
-    folder: Path, file: Path, architecture: str, forms: tuple[Transform, ...] = ()
+    folder: Path,
+    file: Path,
+    architecture: str,
+    forms: tuple[Transform, ...] = (),
+    metadata: Mapping[str, Any] = MappingProxyType({}),
 ) -> None:
     """The safetensors model of a folder as GGUF F32.
 
-    `forms` are transforms of the tensors under their names in GGUF.
+    `forms` are transforms of the tensors under their names in GGUF; `metadata` are whole numbers,
+    or lists of them, in place of what is written otherwise.
     """
     config = json.loads((folder / "config.json").read_text())
     config |= config.get("text_config") or {}
     writer = gguf.GGUFWriter(file, architecture)
     _write_metadata(writer, config, architecture)
+    for key, value in metadata.items():
+        writer.kv_data[0].pop(key, None)
+        (writer.add_array if isinstance(value, list) else writer.add_uint32)(key, value)
     arrays = load_file(folder / "model.safetensors")
     arrays = {_BEFORE.sub("", n): a for n, a in arrays.items() if not _LEFT_OUT.fullmatch(n)}
     for transform in (_stack, *TRANSFORMS.get(architecture, ())):
