@@ -14,6 +14,7 @@ from ckptforensics.compute.threads import all_cores
 from ckptforensics.errors import NothingAnalysable, UsageError
 from ckptforensics.findings.damage import with_damage
 from ckptforensics.findings.model import model_record, opened
+from ckptforensics.findings.overflow import overflow_named
 from ckptforensics.forward import embed, finish_embedding, vocabulary_size
 from ckptforensics.layers import stream_blocks
 from ckptforensics.probes import advance, start_tokens
@@ -113,7 +114,8 @@ def rollout(
     norms = np.empty((count, num_layers))
     with running(progress, "layers", num_layers) as step:
         for i, block in enumerate(stream_blocks(checkpoint)):
-            x = advance(block, x, with_attention=attention)
+            with overflow_named(checkpoint, block.layer):
+                x = advance(block, x, with_attention=attention)
             norms[:, i] = _norms(x)
             if kept is not None:
                 kept[:, i] = x
@@ -201,7 +203,7 @@ def _random_embeddings(
     rows = min(_SPREAD_ROWS, vocabulary_size(checkpoint))
     seen = checkpoint.store.read_rows(refs.tokens, 0, rows)
     vectors = generator.standard_normal((count, seen.shape[1]), dtype=np.float32)
-    return finish_embedding(checkpoint, vectors * np.float32(seen.std()))
+    return finish_embedding(checkpoint, vectors * np.float32(seen.std(dtype=np.float64)))
 
 
 def _norms(x: Floats) -> Doubles:

@@ -154,7 +154,7 @@ def _signature(measured: Measurements, fit: Fit, record: ModelRecord, *, whole: 
     )
     document = SignatureDocument(
         tool_version=__version__,
-        fingerprint=fingerprint(u, sigma) if whole else None,
+        fingerprint=fingerprint(u, sigma) if whole and not measured.idle else None,
         model=record,
         fit=fit.kind,
         fit_options=fit_options(fit),

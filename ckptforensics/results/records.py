@@ -115,12 +115,13 @@ class Direction(Frozen):
     """The direction that high-norm tokens share.
 
     `source` is `rollout` if it was read off single tokens at `layer`, where their norm peaks, or
-    `spectrum` if it is the direction most layers' u1 share and no token was seen to follow it.
+    `spectrum` if it is the direction most layers' u1 share and no token was seen to follow it, or
+    `none`, with an empty `top`, if no layer adds anything.
     `concentration` is the length of the mean of the unit vectors (rollout), or the share of the
     squared weight (spectrum): 1 means that all agree.
     """
 
-    source: Literal["rollout", "spectrum"]
+    source: Literal["rollout", "spectrum", "none"]
     layer: int | None
     concentration: Finite
     top: tuple[IndexedValue, ...]

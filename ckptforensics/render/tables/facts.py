@@ -47,6 +47,9 @@ def layer_facts(console: Console, document: SignatureDocument | LayersDocument) 
         ("decay", document.decay, "cyan"),
     ):
         fact(console, name, ", ".join(map(str, layers)) or none, style if layers else "")
+    if direction.source == "none":
+        fact(console, "direction", "none: no layer adds anything", "yellow")
+        return
     where = (
         f"tokens after layer {direction.layer}"
         if direction.source == "rollout"

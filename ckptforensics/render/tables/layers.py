@@ -129,7 +129,9 @@ def _begin_token(record: BeginTokenRecord) -> str:
         if record.growth == "abrupt"
         else f"gradually: no layer adds more than {percent(record.largest_gain)} of it"
     )
-    return (
-        f"token {record.token} stands out: {at}, up to {number(record.largest_ratio)} times the "
-        f"ordinary tokens' median; {how}"
+    beside = (
+        "beside ordinary tokens whose median is 0"
+        if record.largest_ratio is None
+        else f"up to {number(record.largest_ratio)} times the ordinary tokens' median"
     )
+    return f"token {record.token} stands out: {at}, {beside}; {how}"
