@@ -56,15 +56,8 @@ class OutputOptions:
         """Print the document to stdout."""
         from ckptforensics.render import render
 
-        terminal = sys.stdout is not None and sys.stdout.isatty()
-        text = render(
-            document,
-            self.form,
-            verbose=self.verbose,
-            # COLUMNS is what a user says of a pipe, too.
-            width=shutil.get_terminal_size().columns if terminal or _columns_said() else None,
-            color=terminal and not os.environ.get("NO_COLOR"),
-        )
+        width, color = screen()
+        text = render(document, self.form, verbose=self.verbose, width=width, color=color)
         try:
             click.echo(text, nl=False)
         except BrokenPipeError:
@@ -147,6 +140,14 @@ def require_sound(model: ModelRecord | None) -> None:
         path=Path(model.path),
         hint="fetch the files again and compare their SHA-256, or leave --strict out",
     )
+
+
+def screen() -> tuple[int | None, bool]:
+    """Columns of the reader's screen, None if nothing says them, and whether it shows colours."""
+    terminal = sys.stdout is not None and sys.stdout.isatty()
+    # COLUMNS is what a user says of a pipe, too.
+    width = shutil.get_terminal_size().columns if terminal or _columns_said() else None
+    return width, terminal and not os.environ.get("NO_COLOR")
 
 
 def _columns_said() -> bool:

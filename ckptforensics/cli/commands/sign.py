@@ -20,7 +20,7 @@ from ckptforensics.cli.options import (
     memory_option,
     model_options,
 )
-from ckptforensics.cli.output import OutputOptions, output_options
+from ckptforensics.cli.output import OutputOptions, output_options, screen
 from ckptforensics.errors import CkptError, ExitCode, UsageError
 from ckptforensics.jobs.memory import default_memory
 
@@ -172,7 +172,8 @@ def _sign_several(
         from ckptforensics.results import SignatureDocument
 
         documents = [SignatureDocument.model_validate(row) for row in rows]
-        click.echo(render_several(documents), nl=False)
+        width, color = screen()
+        click.echo(render_several(documents, width=width, color=color), nl=False)
     return worst
 
 

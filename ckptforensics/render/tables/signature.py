@@ -43,9 +43,9 @@ def signature_table(document: SignatureDocument, view: View) -> str:
     return text_of(console)
 
 
-def signatures_table(documents: Iterable[SignatureDocument]) -> str:
+def signatures_table(documents: Iterable[SignatureDocument], view: View) -> str:
     """Signatures of several models as a table, a row each."""
-    console = make_console(View())
+    console = make_console(view)
     table = make_table("fingerprint", "explosion", "decay", "model")
     for document in documents:
         explosion, decay = (
@@ -54,7 +54,7 @@ def signatures_table(documents: Iterable[SignatureDocument]) -> str:
         )
         name = one_line(document.model.path)
         table.add_row(document.fingerprint or "none", explosion, decay, name)
-    print_table(console, table)
+    print_table(console, table, least=("decay", "explosion"))
     return text_of(console)
 
 
