@@ -23,6 +23,7 @@ from ckptforensics.results import NormsDocument, Skipped, write_atomically
 from ckptforensics.version import __version__
 
 DEFAULT_TOKENS = "bos,random:256"
+_TOKENS_HINT = "use bos, all, random:N or ids: 1,504,30"
 
 # Hidden states of all tokens after all layers that are kept at most.
 _LARGEST_STATES = 8 << 30
@@ -157,6 +158,8 @@ def _token_ids(
         return [_in_vocabulary(int(t), vocabulary) for t in tokens], ()
     if tokens is None and random_embeddings:
         return [], ()
+    if tokens is not None and not tokens.strip():
+        raise UsageError("no tokens are named", hint=_TOKENS_HINT)
     ids: list[int] = []
     skipped: list[Skipped] = []
     for part in (tokens or DEFAULT_TOKENS).split(","):
@@ -178,9 +181,7 @@ def _token_ids(
         elif _is_count(word):
             ids.append(_in_vocabulary(int(word), vocabulary))
         else:
-            raise UsageError(
-                f"cannot read the tokens {word!r}", hint="use bos, all, random:N or ids: 1,504,30"
-            )
+            raise UsageError(f"cannot read the tokens {word!r}", hint=_TOKENS_HINT)
     return list(dict.fromkeys(ids)), tuple(skipped)
 
 
