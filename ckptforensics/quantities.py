@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+_BILLION = 1e9
+
 
 def number(value: float, *, signed: bool = False) -> str:
-    """A number as tables show it: four digits, or whole from a thousand on; no zero has a sign."""
+    """A number as tables show it: four digits, or whole from a thousand on; no zero has a sign.
+
+    From a billion on it is a power of ten.
+    """
     value = value or 0.0  # not -0
     sign = "+" if signed else ""
-    return f"{value:{sign},.0f}" if abs(value) >= 1000 else f"{value:{sign}.4g}"
+    whole = 1000 <= abs(value) < _BILLION
+    return f"{value:{sign},.0f}" if whole else f"{value:{sign}.4g}"
 
 
 def percent(share: float, digits: int = 0) -> str:

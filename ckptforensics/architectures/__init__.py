@@ -9,10 +9,11 @@ from ckptforensics.architectures.plan import (
     WeightRef,
 )
 from ckptforensics.architectures.resolve import resolve
-from ckptforensics.architectures.schema import Family, Role, families
+from ckptforensics.architectures.schema import UNUSED_REASONS, Family, Role, families
 from ckptforensics.architectures.wrappers import unwrapped
 
 __all__ = [
+    "UNUSED_REASONS",
     "Architecture",
     "EmbeddingRefs",
     "Family",

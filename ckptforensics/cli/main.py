@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from importlib import import_module
 from types import MappingProxyType
 from typing import Any
@@ -78,6 +79,14 @@ def cli() -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run `ckpt` and return its exit code."""
+    with warnings.catch_warnings():
+        # What overflows is told by an error or a null; NumPy would write its own source to stderr.
+        if not sys.warnoptions:
+            warnings.simplefilter("ignore", RuntimeWarning)
+        return _main(arguments)
+
+
+def _main(arguments: list[str] | None) -> int:
     try:
         given = tuple(sys.argv[1:] if arguments is None else arguments)
         result: Any = cli.main(

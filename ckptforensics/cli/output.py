@@ -56,15 +56,8 @@ class OutputOptions:
         """Print the document to stdout."""
         from ckptforensics.render import render
 
-        terminal = sys.stdout is not None and sys.stdout.isatty()
-        text = render(
-            document,
-            self.form,
-            verbose=self.verbose,
-            # COLUMNS is what a user says of a pipe, too.
-            width=shutil.get_terminal_size().columns if terminal or _columns_said() else None,
-            color=terminal and not os.environ.get("NO_COLOR"),
-        )
+        width, color = screen()
+        text = render(document, self.form, verbose=self.verbose, width=width, color=color)
         try:
             click.echo(text, nl=False)
         except BrokenPipeError:
@@ -125,14 +118,36 @@ class OutputOptions:
 
 
 def require_sound(model: ModelRecord | None) -> None:
-    """CkptError if more than a few matrices of the model look damaged; layers may add nothing."""
-    damage = [] if model is None else [d for d in model.damage if d.what != "identity"]
-    if model is not None and len(damage) > _FEW_DAMAGES:
-        raise CkptError(
-            f"--strict: {len(damage)} findings of damage, the first in {damage[0].tensor}",
-            path=Path(model.path),
-            hint="fetch the files again and compare their SHA-256, or leave --strict out",
-        )
+    """CkptError if the model looks damaged: by more than a few findings, or beyond doubt.
+
+    That is by a number that is not finite, or where no layer adds anything.
+    """
+    if model is None:
+        return
+    damage = [one for one in model.damage if one.level == "finding"]
+    bad = next((one for one in damage if one.what == "not-finite"), None)
+    idle = sum(one.what == "identity" for one in damage)
+    if bad is not None:
+        problem = f"numbers in {bad.tensor} are NaN or infinite"
+    elif idle and idle == model.num_layers:
+        problem = "no layer adds anything: output and down are zero in all of them"
+    elif len(damage) > _FEW_DAMAGES:
+        problem = f"{len(damage)} findings of damage, the first in {damage[0].tensor}"
+    else:
+        return
+    raise CkptError(
+        f"--strict: {problem}",
+        path=Path(model.path),
+        hint="fetch the files again and compare their SHA-256, or leave --strict out",
+    )
+
+
+def screen() -> tuple[int | None, bool]:
+    """Columns of the reader's screen, None if nothing says them, and whether it shows colours."""
+    terminal = sys.stdout is not None and sys.stdout.isatty()
+    # COLUMNS is what a user says of a pipe, too.
+    width = shutil.get_terminal_size().columns if terminal or _columns_said() else None
+    return width, terminal and not os.environ.get("NO_COLOR")
 
 
 def _columns_said() -> bool:

@@ -16,6 +16,7 @@ from ckptforensics.arrays import Array, Doubles
 from ckptforensics.checkpoint import Checkpoint
 from ckptforensics.compute.threads import all_cores
 from ckptforensics.findings.model import opened
+from ckptforensics.findings.overflow import overflow_named
 from ckptforensics.layers import stream_blocks
 from ckptforensics.linear import Fit, block_map
 from ckptforensics.progress import Progress, running
@@ -77,14 +78,20 @@ def accumulate(
     found = []
     with running(progress, "accumulated directions", sizes.num_layers) as step:
         for block in stream_blocks(checkpoint):
-            own = block_map(block, fit)
-            dense = own.dense().astype(np.float64)
-            product = dense @ product
-            # The tokens' direction rarely turns much within one layer.
-            start = None if leading is None else dense @ leading[:, 0]
-            spectrum = singular_triplets(_Dense(product), 2, start=start, generator=generator)
-            leading = spectrum.left
-            alone = singular_triplets(_Dense(dense), 1, start=leading[:, 0], generator=generator)
+            with (
+                overflow_named(checkpoint, block.layer),
+                np.errstate(over="ignore", invalid="ignore"),
+            ):
+                own = block_map(block, fit)
+                dense = own.dense().astype(np.float64)
+                product = dense @ product
+                # The tokens' direction rarely turns much within one layer.
+                start = None if leading is None else dense @ leading[:, 0]
+                spectrum = singular_triplets(_Dense(product), 2, start=start, generator=generator)
+                leading = spectrum.left
+                alone = singular_triplets(
+                    _Dense(dense), 1, start=leading[:, 0], generator=generator
+                )
             s1 = max(float(spectrum.values[0]), float(np.finfo(np.float64).tiny))
             s2 = float(spectrum.values[1])
             product /= s1

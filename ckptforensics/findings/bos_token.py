@@ -7,6 +7,8 @@ nor one explosion layer is the truth.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from ckptforensics.findings.measure import Measurements
@@ -27,10 +29,12 @@ def begin_token(measured: Measurements, token: int | None) -> BeginTokenRecord |
     is_begin = np.array(tokens) == token
     every = np.stack([state.norms for state in states])
     norms, ordinary = every[:, is_begin][:, 0], np.median(every[:, ~is_begin], axis=1)
-    ratios = norms / np.maximum(ordinary, np.finfo(np.float64).tiny)
+    # Beside tokens that are zero any other norm stands out, by no number.
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        ratio = float(np.nan_to_num(norms / ordinary, nan=0.0, posinf=np.inf).max())
     peak = int(np.argmax(norms))
     gains = np.diff(norms[: peak + 1], prepend=0.0) / max(float(norms[peak]), 1e-300)
-    if ratios.max() < STANDS_OUT:
+    if ratio < STANDS_OUT:
         growth = "like the others"
     else:
         growth = "abrupt" if gains.max() >= ABRUPT else "gradual"
@@ -39,7 +43,7 @@ def begin_token(measured: Measurements, token: int | None) -> BeginTokenRecord |
         growth=growth,
         peak_layer=measured.layers[peak].layer,
         peak_norm=float(norms[peak]),
-        largest_ratio=float(ratios.max()),
+        largest_ratio=ratio if math.isfinite(ratio) else None,
         largest_gain=float(gains.max()),
         norms=tuple(norms.tolist()),
         ordinary=tuple(ordinary.tolist()),

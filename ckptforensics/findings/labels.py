@@ -7,6 +7,7 @@ against SmolLM2, whose last layer is the closest to one (its tokens shrink to 0.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -45,7 +46,10 @@ def label(m: LayerMeasurement) -> Label:
     """Label one measured layer."""
     if m.before is None or m.after is None:
         return Label(None, None, ())
-    growth = m.after.median / max(m.before.median, np.finfo(np.float64).tiny)
+    if m.before.median == 0:
+        said = "not: the median norm of single tokens, which is 0 before it, has no growth"
+        return Label(None, None, (said,) if m.after.median > 0 else ())
+    growth = m.after.median / m.before.median
     if growth >= EXPLOSION_RATIO:
         required, supporting = _explosion(m, growth)
         name: Literal["explosion", "decay"] = "explosion"
@@ -64,7 +68,7 @@ def label(m: LayerMeasurement) -> Label:
 def _explosion(m: LayerMeasurement, growth: float) -> tuple[list[_Criterion], list[_Criterion]]:
     assert m.before is not None and m.after is not None
     shared = m.after.direction
-    answer = m.trigger.output / max(m.trigger.norm, 1e-30)
+    answer = m.trigger.output.astype(np.float64) / max(m.trigger.norm, 1e-30)
     answer_cosine = abs(float(answer @ shared))
     u_cosine = abs(float(m.spectrum.left[:, 0] @ shared))
     gap = m.gap
@@ -94,8 +98,8 @@ def _explosion(m: LayerMeasurement, growth: float) -> tuple[list[_Criterion], li
 def _decay(m: LayerMeasurement, growth: float) -> tuple[list[_Criterion], list[_Criterion]]:
     assert m.before is not None and m.after is not None
     plus = 0.0 if m.response is None else m.response.plus
-    taken = -plus / max(m.probe_size, np.finfo(np.float64).tiny)
-    rise = m.before.median / max(m.lowest or 0.0, np.finfo(np.float64).tiny)
+    taken = -plus / m.probe_size if m.probe_size else 0.0
+    rise = m.before.median / m.lowest if m.lowest else math.inf
     shrinks = f"shrinks to {growth:.2f} ({number(m.before.median)} to {number(m.after.median)})"
     u_cosine = abs(float(m.spectrum.left[:, 0] @ m.before.direction))
     required = [

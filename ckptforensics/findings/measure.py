@@ -15,6 +15,7 @@ from ckptforensics.checkpoint import Checkpoint
 from ckptforensics.compute.products import loops_compiled
 from ckptforensics.compute.threads import all_cores
 from ckptforensics.errors import NothingAnalysable
+from ckptforensics.findings.overflow import overflow_named
 from ckptforensics.findings.scope import Scope, is_prefix
 from ckptforensics.findings.skipped import skipped_layers
 from ckptforensics.forward import embed, vocabulary_size
@@ -45,6 +46,8 @@ ROLLOUT_TOKENS = 64
 LARGE_MODEL = 1 << 28
 # Tokens share a direction where the mean of their unit vectors is at least this long.
 SHARED = 0.9
+# Singular values this near to 1 are those of the identity, found in float32.
+_ONE = 1e-6
 # Fixed: two runs must give the same signature. Tokens and start vectors only need to be generic.
 _SEED = 0
 
@@ -125,6 +128,14 @@ class LayerMeasurement:
         s1, s2 = self.sigma
         return s1 / s2 if s2 > 0 else 1.0
 
+    @property
+    def idle(self) -> bool:
+        """Whether the layer passes on what it gets: its map is 1, and its FFN answers nothing."""
+        tokens = [state.norms for state in (self.before, self.after) if state is not None]
+        if self.trigger.norm or any(not np.array_equal(norms, tokens[0]) for norms in tokens):
+            return False
+        return max(abs(s - 1) for s in self.sigma) < _ONE
+
 
 @dataclass(frozen=True)
 class Measurements:
@@ -139,6 +150,11 @@ class Measurements:
     layers: tuple[LayerMeasurement, ...]
     skipped: tuple[Skipped, ...]
     tokens: tuple[int, ...] | None
+
+    @property
+    def idle(self) -> bool:
+        """Whether no layer does anything, so that no direction means anything."""
+        return all(m.idle for m in self.layers)
 
     @property
     def u(self) -> Floats:
@@ -213,11 +229,12 @@ def measure(
         for block in stream_blocks(checkpoint, wanted, expert_memory=expert_memory, keep=large):
             if gap is not None and block.layer >= gap:
                 x, before = None, None
-            x, probe, answer = _advance(block, x, before)
-            after = None if x is None else token_state(x)
-            layer = _measure_layer(
-                block, fit, scope, (before, after), (probe, answer), with_eigenvalues
-            )
+            with overflow_named(checkpoint, block.layer):
+                x, probe, answer = _advance(block, x, before)
+                after = None if x is None else token_state(x)
+                layer = _measure_layer(
+                    block, fit, scope, (before, after), (probe, answer), with_eigenvalues
+                )
             measured.append(replace(layer, lowest=_lowest(before, measured)))
             before = after
             if journal is not None and block.layer != wanted[-1]:

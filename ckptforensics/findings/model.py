@@ -57,6 +57,7 @@ def model_record(
                 if sha256 is None and source.remote is not None:
                     source.remote.fetch({container.path: [(0, container.size)]})
                 sha256 = sha256 or sha256_of_file(container.path)
+                require_unchanged(checkpoint)
                 step(container.path.name)
             files.append(
                 FileRecord(
@@ -78,3 +79,10 @@ def model_record(
         notes=(*source.notes, *architecture.notes),
         base=None if checkpoint.source.base is None else str(checkpoint.source.base),
     )
+
+
+def require_unchanged(checkpoint: Checkpoint) -> None:
+    """FormatError if a file was written to since it was opened: its digest is of something else."""
+    if checkpoint.source.remote is None:  # what is fetched is written to the files
+        for container in checkpoint.store.containers:
+            container.require_unchanged()

@@ -14,6 +14,7 @@ from ckptforensics.compute.threads import all_cores
 from ckptforensics.errors import NothingAnalysable, UsageError
 from ckptforensics.findings.damage import with_damage
 from ckptforensics.findings.model import model_record, opened
+from ckptforensics.findings.overflow import overflow_named
 from ckptforensics.forward import embed, finish_embedding, vocabulary_size
 from ckptforensics.layers import stream_blocks
 from ckptforensics.probes import advance, start_tokens
@@ -22,6 +23,7 @@ from ckptforensics.results import NormsDocument, Skipped, write_atomically
 from ckptforensics.version import __version__
 
 DEFAULT_TOKENS = "bos,random:256"
+_TOKENS_HINT = "use bos, all, random:N or ids: 1,504,30"
 
 # Hidden states of all tokens after all layers that are kept at most.
 _LARGEST_STATES = 8 << 30
@@ -113,7 +115,8 @@ def rollout(
     norms = np.empty((count, num_layers))
     with running(progress, "layers", num_layers) as step:
         for i, block in enumerate(stream_blocks(checkpoint)):
-            x = advance(block, x, with_attention=attention)
+            with overflow_named(checkpoint, block.layer):
+                x = advance(block, x, with_attention=attention)
             norms[:, i] = _norms(x)
             if kept is not None:
                 kept[:, i] = x
@@ -155,6 +158,8 @@ def _token_ids(
         return [_in_vocabulary(int(t), vocabulary) for t in tokens], ()
     if tokens is None and random_embeddings:
         return [], ()
+    if tokens is not None and not tokens.strip():
+        raise UsageError("no tokens are named", hint=_TOKENS_HINT)
     ids: list[int] = []
     skipped: list[Skipped] = []
     for part in (tokens or DEFAULT_TOKENS).split(","):
@@ -176,9 +181,7 @@ def _token_ids(
         elif _is_count(word):
             ids.append(_in_vocabulary(int(word), vocabulary))
         else:
-            raise UsageError(
-                f"cannot read the tokens {word!r}", hint="use bos, all, random:N or ids: 1,504,30"
-            )
+            raise UsageError(f"cannot read the tokens {word!r}", hint=_TOKENS_HINT)
     return list(dict.fromkeys(ids)), tuple(skipped)
 
 
@@ -201,7 +204,7 @@ def _random_embeddings(
     rows = min(_SPREAD_ROWS, vocabulary_size(checkpoint))
     seen = checkpoint.store.read_rows(refs.tokens, 0, rows)
     vectors = generator.standard_normal((count, seen.shape[1]), dtype=np.float32)
-    return finish_embedding(checkpoint, vectors * np.float32(seen.std()))
+    return finish_embedding(checkpoint, vectors * np.float32(seen.std(dtype=np.float64)))
 
 
 def _norms(x: Floats) -> Doubles:

@@ -17,7 +17,7 @@ from ckptforensics.findings.damage import with_damage
 from ckptforensics.findings.fingerprint import fingerprint
 from ckptforensics.findings.labels import label
 from ckptforensics.findings.measure import Measurements, measure
-from ckptforensics.findings.model import model_record, opened
+from ckptforensics.findings.model import model_record, opened, require_unchanged
 from ckptforensics.findings.scope import Scope
 from ckptforensics.findings.summary import (
     fit_options,
@@ -78,6 +78,8 @@ def sign(
     record = model_record(checkpoint, digest=digest, progress=progress)
     measured = measure(checkpoint, fit, with_eigenvalues=False, progress=progress, scope=scope)
     record = with_damage(record, checkpoint, (m.layer for m in measured.layers))
+    if digest:
+        require_unchanged(checkpoint)
     return _signature(measured, fit, record, whole=scope.layers is None)
 
 
@@ -120,6 +122,8 @@ def _sign_with(
         journal.flush()
         raise
     record = with_damage(record, checkpoint, (m.layer for m in measured.layers))
+    if digest:
+        require_unchanged(checkpoint)
     signature = _signature(measured, fit, record, whole=True)
     with suppress(CkptError):
         # What was measured of files that changed meanwhile is the signature of neither.
@@ -154,7 +158,7 @@ def _signature(measured: Measurements, fit: Fit, record: ModelRecord, *, whole: 
     )
     document = SignatureDocument(
         tool_version=__version__,
-        fingerprint=fingerprint(u, sigma) if whole else None,
+        fingerprint=fingerprint(u, sigma) if whole and not measured.idle else None,
         model=record,
         fit=fit.kind,
         fit_options=fit_options(fit),

@@ -18,7 +18,12 @@ _TOP_COMPONENTS = 5
 
 
 def shared_direction(measured: Measurements) -> Direction:
-    """The tokens' direction where their norm peaks, if they share one there; else the layers'."""
+    """The tokens' direction where their norm peaks, if they share one there; else the layers'.
+
+    Layers that do nothing have none.
+    """
+    if measured.idle:
+        return Direction(source="none", layer=None, concentration=0.0, top=())
     start = measured.layers[0].before
     # What is shared before the norm has grown is the embeddings' own mean.
     shared = [

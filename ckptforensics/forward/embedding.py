@@ -8,7 +8,7 @@ import numpy as np
 
 from ckptforensics.arrays import Floats, Ints
 from ckptforensics.checkpoint import Checkpoint
-from ckptforensics.errors import NothingAnalysable
+from ckptforensics.errors import NotFinite, NothingAnalysable
 from ckptforensics.forward.norms import apply_norm
 from ckptforensics.layers import Norm
 
@@ -27,6 +27,8 @@ def embed(checkpoint: Checkpoint, tokens: Sequence[int] | Ints) -> Floats:
     ------
     NothingAnalysable
         if the files hold no token embeddings.
+    NotFinite
+        if it overflows float32.
     """
     name = embedding_name(checkpoint)
     width = checkpoint.store.info(name).shape[-1]
@@ -41,7 +43,21 @@ def embed(checkpoint: Checkpoint, tokens: Sequence[int] | Ints) -> Floats:
 
 
 def finish_embedding(checkpoint: Checkpoint, x: Floats) -> Floats:
-    """The residual stream of rows of raw token embeddings; see `embed`."""
+    """The residual stream of rows of raw token embeddings; NotFinite if it overflows float32."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        finished = _finished(checkpoint, x)
+    if not np.isfinite(finished).all():
+        name = embedding_name(checkpoint)
+        raise NotFinite(
+            "the residual stream before the first block overflows float32",
+            path=checkpoint.store.info(name).path,
+            tensor=name,
+            hint="the weights are damaged or not of this architecture",
+        )
+    return finished
+
+
+def _finished(checkpoint: Checkpoint, x: Floats) -> Floats:
     architecture, store = checkpoint.architecture, checkpoint.store
     refs = architecture.embedding
     assert refs is not None

@@ -24,6 +24,7 @@ from ckptforensics.lineage.criteria.criterion import Criterion, Outcome, skip
 from ckptforensics.lineage.criteria.equivalence import Equivalence, same_function
 from ckptforensics.lineage.effort import EFFORTS, Effort
 from ckptforensics.lineage.models import Model
+from ckptforensics.lineage.overflow import overflow_refused
 from ckptforensics.lineage.pair import Pair
 from ckptforensics.lineage.tree import (
     clusters_of,
@@ -144,7 +145,7 @@ def compare(
     pairs: list[PairRecord] = []
     lengths: dict[tuple[str, str], float] = {}
     left: list[str] = []
-    with all_cores():
+    with all_cores(), overflow_refused(opened):
         steps = 1 + sum(level in test.levels for test in CRITERIA)
         with running(progress, "criteria", steps * len(chosen)) as done:
             for a, b in chosen:

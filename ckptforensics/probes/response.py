@@ -6,6 +6,7 @@ the odd part of the FFN. What the real block does to +-v and +-c u decides.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,10 +14,10 @@ import numpy as np
 from ckptforensics.arrays import Doubles, Floats
 from ckptforensics.compute.bf16 import Bf16Matrix
 from ckptforensics.compute.threads import over_rows
+from ckptforensics.errors import NotFinite
 from ckptforensics.forward import (
     apply_linear,
     apply_norm,
-    block_forward,
     ffn_forward,
     ffn_hidden,
     finish_branch,
@@ -24,6 +25,7 @@ from ckptforensics.forward import (
     sigmoid,
 )
 from ckptforensics.layers import Block, Ffn, Moe
+from ckptforensics.probes.rollout import advance
 
 
 @dataclass(frozen=True)
@@ -79,19 +81,26 @@ def probe_pair(direction: Doubles, size: float) -> Floats:
     size : norm c of the probed residual stream
     """
     u = direction.astype(np.float32)
-    return np.stack([u, -u]) * np.float32(size)
+    with np.errstate(over="ignore", invalid="ignore"):  # of no finite answer, which is an error
+        return np.stack([u, -u]) * np.float32(size)
 
 
 def read_response(pair: Floats, after: Floats, direction: Doubles) -> Response:
     """What a block that turns `pair` of `probe_pair` into `after` adds along the direction."""
-    added = (after - pair) @ direction.astype(np.float32)
+    added = (after.astype(np.float64) - pair) @ direction
     return Response(plus=float(added[0]), minus=float(added[1]))
 
 
 def response(block: Block, direction: Doubles, size: float) -> Response:
-    """Feed +-size * direction to the true block and read what it adds along the direction."""
+    """Feed +-size * direction to the true block and read what it adds along the direction.
+
+    Raises
+    ------
+    NotFinite
+        if the residual stream overflows float32.
+    """
     pair = probe_pair(direction, size)
-    return read_response(pair, block_forward(block, pair), direction)
+    return read_response(pair, advance(block, pair), direction)
 
 
 def trigger(ffn: Ffn | Moe, direction: Doubles) -> Trigger:
@@ -104,7 +113,23 @@ def trigger(ffn: Ffn | Moe, direction: Doubles) -> Trigger:
     Parameters
     ----------
     direction : (hidden_size,) unit vector v
+
+    Raises
+    ------
+    NotFinite
+        if the answer overflows float32.
     """
+    with np.errstate(over="ignore", invalid="ignore"):
+        answered = _trigger(ffn, direction)
+    if not (np.isfinite(answered.output).all() and math.isfinite(answered.norm)):
+        raise NotFinite(
+            "the FFN's answer to the direction it amplifies most overflows float32",
+            hint="the weights are damaged or not of this architecture",
+        )
+    return answered
+
+
+def _trigger(ffn: Ffn | Moe, direction: Doubles) -> Trigger:
     v = direction.astype(np.float32) * np.float32(np.sqrt(direction.size))
     x = np.stack([v, -v])
     n = apply_norm(x, ffn.norm)
@@ -119,7 +144,7 @@ def trigger(ffn: Ffn | Moe, direction: Doubles) -> Trigger:
         if ffn.shared is not None:
             acting.append(ffn.shared)
         candidates = [_answer(expert, n)[1] for expert in acting]
-    norms = np.linalg.norm(outputs, axis=1)
+    norms = np.linalg.norm(outputs.astype(np.float64), axis=1)
     stronger = int(np.argmax(norms))
     strongest = max(candidates, key=lambda weight: abs(weight.amplitude))
     return Trigger(float(norms[stronger]), outputs[stronger], strongest)
@@ -132,7 +157,7 @@ def _answer(ffn: Ffn, n: Floats) -> tuple[Floats, SuperWeight]:
     opens = None if ffn.output_gate is None else sigmoid(apply_linear(ffn.output_gate, n))
     if opens is not None:
         added = added * opens
-    row = int(np.argmax(np.linalg.norm(added, axis=1)))
+    row = int(np.argmax(np.linalg.norm(added.astype(np.float64), axis=1)))
     return added, _super_weight(ffn, hidden[row], None if opens is None else opens[row])
 
 

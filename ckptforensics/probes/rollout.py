@@ -39,7 +39,7 @@ def advance(block: Block, x: Floats, *, with_attention: bool = True) -> Floats:
     if not np.isfinite(after).all():
         raise NotFinite(
             f"the residual stream of a single token overflows float32 in layer {block.layer} "
-            f"({block.prefix})",
+            f"({block.prefix.rstrip('.')})",
             hint="the weights are damaged or not of this architecture",
         )
     return after

@@ -14,7 +14,25 @@ def damage_lines(model: ModelRecord, most: int = 5) -> list[str]:
     return lines
 
 
+def examined_line(model: ModelRecord) -> str | None:
+    """How much was not looked at for damage; None where all was, or where nobody looked."""
+    seen = model.examined
+    if seen is None or not (seen.sampled or seen.not_read):
+        return None
+    parts = [f"{seen.whole:,} weights whole", f"a few pages of {seen.sampled:,}"]
+    if not seen.sampled:
+        del parts[1]
+    if seen.not_read:
+        parts.append(f"none of {seen.not_read:,}")
+    return f"looked at for damage: {', '.join(parts)}"
+
+
 def _damage_line(record: DamageRecord) -> str:
+    said = _said(record)
+    return said if record.level == "finding" else f"{said}; unused tokens may be the reason"
+
+
+def _said(record: DamageRecord) -> str:
     name = one_line(record.tensor)
     if record.what == "identity":
         return f"layer {record.layer} ({name}) adds nothing: output and down are zero"
@@ -25,7 +43,11 @@ def _damage_line(record: DamageRecord) -> str:
     where = f"({one_line(record.file)}, bytes {record.bytes[0]:,} to {record.bytes[1]:,})"
     if record.what == "zeros":
         more = f", the longest of {record.count:,} stretches," if record.count > 1 else ""
-        return f"{name}: {rows} hold zeros{more} {where}"
+        holds = "holds" if first == last else "hold"
+        return f"{name}: {rows} {holds} zeros{more} {where}"
+    if record.what == "not-finite":
+        many = "1 element is" if record.count == 1 else f"{record.count:,} elements are"
+        return f"{name}: {many} NaN or infinite, in {rows} {where}"
     if record.what == "constant":
         return f"{name}: all elements are one number {where}"
     many = "1 row equals another" if record.count == 1 else f"{record.count:,} rows equal others"

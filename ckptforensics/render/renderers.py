@@ -76,11 +76,13 @@ def render(
     return _renderer(document.kind, form)(document, View(verbose, width, color))
 
 
-def render_several(documents: Iterable[SignatureDocument]) -> str:
-    """Signatures of several models as a table, a row each."""
+def render_several(
+    documents: Iterable[SignatureDocument], *, width: int | None = None, color: bool = False
+) -> str:
+    """Signatures of several models as a table, a row each; `width` and `color` as in `View`."""
     from ckptforensics.render.tables.signature import signatures_table
 
-    return signatures_table(documents)
+    return signatures_table(documents, View(width=width, color=color))
 
 
 def _renderer(kind: str, form: str) -> Renderer:

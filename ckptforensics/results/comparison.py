@@ -222,7 +222,7 @@ class ComparisonDocument(Document):
     made; null where it was made from Python.
     """
 
-    schema_version: Literal["2.1"] = "2.1"
+    schema_version: Literal["2.2"] = "2.2"
     kind: Literal["comparison"] = "comparison"
     level: Level
     models: tuple[ModelRecord, ...]

@@ -137,8 +137,17 @@ def load_document(path: str | Path) -> Document:
 
 
 def parse_document(text: bytes) -> Document:
-    """The document in JSON text that comes from a pipe; ResultError as `load_result`."""
+    """The document in what comes from a pipe: JSON text, or a signature's safetensors file.
+
+    ResultError as `load_result`.
+    """
     where = Path("-")
+    # Its first eight bytes are a length, its ninth begins a header.
+    if text[8:9] == b"{" and int.from_bytes(text[:8], "little") < len(text):
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "signature.safetensors"
+            file.write_bytes(text)
+            return _placed(file, where)
     try:
         return read_document(parse_json_object(text, path=where, what="the result"), where)
     except ResultError:
@@ -149,6 +158,14 @@ def parse_document(text: bytes) -> Document:
             path=where,
             hint="pipe what --format json prints",
         ) from None
+
+
+def _placed(file: Path, where: Path) -> Document:
+    """The document of a signature that was written to a file; errors name where it came from."""
+    try:
+        return load_document(file)
+    except CkptError as problem:
+        raise ResultError(problem.message, path=where, hint=problem.hint) from None
 
 
 def _load(path: str | Path, of_signature: Callable[[Path], Loaded]) -> Document | Loaded:

@@ -49,7 +49,7 @@ class InspectDocument(Document):
     its beginning and length.
     """
 
-    schema_version: Literal["1.1"] = "1.1"
+    schema_version: Literal["1.2"] = "1.2"
     kind: Literal["inspect"] = "inspect"
     model: ModelRecord
     description: str

@@ -118,15 +118,16 @@ class BeginTokenRecord(Frozen):
 
     `growth` is `like the others`, or how a norm that it has alone comes about: `abrupt` if one
     layer adds half of it, else `gradual`. `largest_ratio` is its norm over the median of the
-    ordinary tokens where that is largest, `largest_gain` the share of `peak_norm` that one layer
-    adds; `norms` and `ordinary` are its norms and their medians after each layer.
+    ordinary tokens where that is largest, null if that median is 0 somewhere; `largest_gain` is
+    the share of `peak_norm` that one layer adds; `norms` and `ordinary` are its norms and their
+    medians after each layer.
     """
 
     token: int
     growth: Literal["like the others", "abrupt", "gradual"]
     peak_layer: int
     peak_norm: Finite
-    largest_ratio: Finite
+    largest_ratio: Finite | None
     largest_gain: Finite
     norms: tuple[Finite, ...]
     ordinary: tuple[Finite, ...]
@@ -138,7 +139,7 @@ class LayersDocument(Document):
     `accumulated` is empty if it was not asked for.
     """
 
-    schema_version: Literal["1.1"] = "1.1"
+    schema_version: Literal["1.2"] = "1.2"
     kind: Literal["layers"] = "layers"
     model: ModelRecord
     fit: Literal["canonical", "paper", "sampled"]

@@ -34,7 +34,7 @@ class NormsDocument(Document):
     `median` is taken over the tokens, layer by layer.
     """
 
-    schema_version: Literal["1.1"] = "1.1"
+    schema_version: Literal["1.2"] = "1.2"
     kind: Literal["norms"] = "norms"
     model: ModelRecord
     attention: bool

@@ -41,26 +41,28 @@ class FileRecord(Frozen):
 
 
 class DamageRecord(Frozen):
-    """Something in a tensor that training does not leave, though every number is finite.
+    """Something in a tensor that training does not leave.
 
     `what` is `zeros` (a stretch of zeros), `constant` (a matrix of one value), `repeated` (rows
-    that equal others exactly) or `identity` (layer `layer`, of prefix `tensor`, adds nothing:
-    output and down are zero). `rows` are the first and last row, from 0, of the longest stretch, or
-    the first two rows that are equal; `bytes` its range in `file`; `count` the number of stretches,
-    or of rows that repeat others.
+    that equal others exactly), `not-finite` (NaN or infinite) or `identity` (layer `layer`, of
+    prefix `tensor`, adds nothing: output and down are zero). `rows` are the first and last row,
+    from 0, of the longest stretch or of what is not finite, or the first two rows that are equal;
+    `bytes` its range in `file`; `count` the number of stretches, of rows that repeat others, or of
+    elements (in GGUF's blocks, of blocks). A `note` may well have a harmless reason.
     """
 
     tensor: Name
     file: Name
-    what: Literal["zeros", "constant", "repeated", "identity"]
+    what: Literal["zeros", "constant", "repeated", "identity", "not-finite"]
     layer: int | None = None
     rows: tuple[int, int] | None = None
     bytes: tuple[int, int] | None = None
     count: int = 1
+    level: Literal["finding", "note"] = "finding"
 
 
 class Examined(Frozen):
-    """How many matrices were looked at for damage: whole, a few pages of them, or not."""
+    """How many weights were looked at for damage: whole, a few pages of them, or not."""
 
     whole: int
     sampled: int
@@ -113,12 +115,13 @@ class Direction(Frozen):
     """The direction that high-norm tokens share.
 
     `source` is `rollout` if it was read off single tokens at `layer`, where their norm peaks, or
-    `spectrum` if it is the direction most layers' u1 share and no token was seen to follow it.
+    `spectrum` if it is the direction most layers' u1 share and no token was seen to follow it, or
+    `none`, with an empty `top`, if no layer adds anything.
     `concentration` is the length of the mean of the unit vectors (rollout), or the share of the
     squared weight (spectrum): 1 means that all agree.
     """
 
-    source: Literal["rollout", "spectrum"]
+    source: Literal["rollout", "spectrum", "none"]
     layer: int | None
     concentration: Finite
     top: tuple[IndexedValue, ...]

@@ -33,7 +33,7 @@ class LayerSignature(Frozen):
 class SignatureDocument(Document):
     """The result of `sign`."""
 
-    schema_version: Literal["1.1"] = "1.1"
+    schema_version: Literal["1.2"] = "1.2"
     kind: Literal["signature"] = "signature"
     fingerprint: str | None
     model: ModelRecord

@@ -1,4 +1,4 @@
-"""Bytes that training does not leave: stretches of zeros, and rows that are repeated exactly.
+"""Bytes that training does not leave: zeros, rows that are repeated exactly, NaN and infinities.
 
 A sparse copy or a download that stopped has zeros where weights should be, and every number in it
 is finite. What is read for another purpose is looked at while its bytes are still in memory: every
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from ckptforensics.errors import TensorError
+from ckptforensics.tensors.finite import element_bytes, not_finite
 from ckptforensics.tensors.info import TensorInfo, matrix_shape
 
 if TYPE_CHECKING:
@@ -46,14 +47,14 @@ class Stretch:
     ----------
     tensor : as it is stored
     what : `zeros`, a stretch of zero bytes; `constant`, one other value everywhere; `repeated`,
-        rows that equal an earlier one
+        rows that equal an earlier one; `not-finite`, elements that are NaN or infinite
     rows : first and last row of it, from 0; of repeated rows those of the first pair
-    begin, end : bytes of the file, of the longest stretch of zeros or all of what is repeated
-    count : stretches of zeros, or rows that repeat another
+    begin, end : bytes of the file, of the longest stretch of zeros or all of what else it is
+    count : stretches of zeros, rows that repeat another, or elements that are not finite
     """
 
     tensor: TensorInfo
-    what: Literal["zeros", "constant", "repeated"]
+    what: Literal["zeros", "constant", "repeated", "not-finite"]
     rows: tuple[int, int]
     begin: int
     end: int
@@ -90,9 +91,16 @@ class Watch:
         self._zeros: dict[str, list[tuple[int, int]]] = {}
         self._repeats: dict[str, list[tuple[int, int]]] = {}
         self._constant: set[str] = set()
+        self._not_finite: dict[str, list[tuple[int, int, int]]] = {}
 
-    def see(self, info: TensorInfo, begin: int, raw: Bytes) -> None:
-        """Look at bytes that were just read; `begin` is the place of the first in the tensor."""
+    def see(self, info: TensorInfo, begin: int, raw: Bytes, *, finite: bool = False) -> None:
+        """Look at bytes that were just read.
+
+        Parameters
+        ----------
+        begin : place of the first in the tensor
+        finite : whoever read them has found that every number is finite
+        """
         if raw.size < min(PAGE, info.nbytes):
             return
         with self._lock:
@@ -102,7 +110,14 @@ class Watch:
             seen.add((begin, raw.size))
         if begin == 0:
             _require_plausible(info, raw)
+        if not finite and (bad := not_finite(info.dtype, raw)) is not None:
+            with self._lock:
+                self._not_finite.setdefault(info.name, []).append(
+                    (begin + bad[0], begin + bad[1], bad[2])
+                )
         zeros = list(_zero_pages(raw, (info.offset + begin) % PAGE))
+        if raw.size == info.nbytes < PAGE and not raw.any():
+            zeros = [(0, raw.size)]
         row_bytes = _row_bytes(info)
         repeats: list[tuple[int, int]] = []
         constant = False
@@ -141,31 +156,56 @@ class Watch:
     def glance(self, info: TensorInfo, *, whole: bool) -> Literal["whole", "sampled", "none"]:
         """Look at a tensor that nothing else reads, a few pages of it or all of it.
 
-        One of whose pages is zero is looked at whole.
+        One of whose pages is zero, or holds a number that is not finite, is looked at whole.
 
         Returns
         -------
         how much was looked at; nothing of files that are not on this machine
         """
+        import numpy as np
+
         if self.seen(info):
             return "whole"
         if not self._local or info.unreadable:
             return "none"
         if not whole and info.nbytes > _GLANCES * PAGE:
-            last = info.nbytes - PAGE
-            places = [last * i // (_GLANCES - 1) for i in range(_GLANCES)]
-            if all(self._read(info, at, PAGE).any() for at in places):
+            size = element_bytes(info.dtype)
+            last, count = (info.nbytes - PAGE) // size, PAGE // size * size
+            places = [last * i // (_GLANCES - 1) * size for i in range(_GLANCES)]
+            pages = np.stack([self._read(info, at, count) for at in places])
+            if pages.any(axis=1).all() and not_finite(info.dtype, pages.reshape(-1)) is None:
                 return "sampled"
         self.see(info, 0, self._read(info, 0, info.nbytes))
         return "whole"
 
-    def found(self, info: TensorInfo) -> list[Stretch]:
-        """What was seen in a tensor: at most one of each kind."""
+    def bad_numbers(self, info: TensorInfo) -> Stretch | None:
+        """The NaN and infinities that were seen in a tensor."""
+        parts = self._not_finite.get(info.name)
+        if not parts:
+            return None
+        begin, end = min(part[0] for part in parts), max(part[1] for part in parts)
         row_bytes = _row_bytes(info) or info.nbytes
-        stretches = _joined(self._zeros.get(info.name, []))
+        rows = (begin // row_bytes, (end - 1) // row_bytes)
+        place = (info.offset + begin, info.offset + end)
+        return Stretch(info, "not-finite", rows, *place, sum(part[2] for part in parts))
+
+    def found(
+        self, info: TensorInfo, harmless: Callable[[int, int], bool] = lambda first, last: False
+    ) -> list[Stretch]:
+        """What else was seen in a tensor: at most one of each kind.
+
+        Parameters
+        ----------
+        harmless : whether zeros from one row to another, both of them in it, are no damage
+        """
+        row_bytes = _row_bytes(info) or info.nbytes
+        every = _joined(self._zeros.get(info.name, []))
+        stretches = [
+            part for part in every if not harmless(part[0] // row_bytes, (part[1] - 1) // row_bytes)
+        ]
         found = []
         last, end = max(0, info.nbytes // row_bytes - 1), info.offset + info.nbytes
-        if info.name in self._constant and not stretches:
+        if info.name in self._constant and not every:
             return [Stretch(info, "constant", (0, last), info.offset, end, 1)]
         if stretches:
             a, b = self._exactly(info, *max(stretches, key=lambda part: part[1] - part[0]))
@@ -173,7 +213,7 @@ class Watch:
             found.append(
                 Stretch(info, "zeros", rows, info.offset + a, info.offset + b, len(stretches))
             )
-        zero = {i for a, b in stretches for i in range(-(-a // row_bytes), b // row_bytes)}
+        zero = {i for a, b in every for i in range(-(-a // row_bytes), b // row_bytes)}
         repeats = sorted(p for p in self._repeats.get(info.name, []) if p[1] not in zero)
         if repeats:
             ends = [at for pair in repeats for at in pair]

@@ -149,7 +149,7 @@ class FileReader(TensorReader):
             require_finite(block, info, first)
             if last == stop or (last - mapped) * row_bytes >= _MAPPED:
                 begin, count = mapped * row_bytes, (last - mapped) * row_bytes
-                self.watch.see(info, begin, self._bytes(info, begin, count))
+                self.watch.see(info, begin, self._bytes(info, begin, count), finite=True)
                 self._release(info, begin, count)
                 mapped = last
         return out
@@ -180,7 +180,7 @@ class FileReader(TensorReader):
             step = max(1, BLOCK_ELEMENTS // columns)
             for begin in () if finite else range(0, len(matrix), step):
                 require_finite(matrix[begin : begin + step], info, start + begin)
-            self.watch.see(info, first - info.offset, words.view(np.uint8))
+            self.watch.see(info, first - info.offset, words.view(np.uint8), finite=True)
             self._finite.add((name, start, stop))
         return matrix
 

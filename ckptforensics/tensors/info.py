@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ckptforensics.errors import FormatError
+
 # What NumPy can hold: it counts the other axes even where one is empty.
 _MOST_DIMENSIONS = 32
 _MOST_ELEMENTS = 1 << 60
@@ -49,6 +51,7 @@ class Container:
     header_sha256 : hex digest of everything that describes the tensor data
     tensors : by name
     metadata : key-value pairs of the header (strings in safetensors and PyTorch, scalars in GGUF)
+    stamp : size and time of modification when it was parsed
     """
 
     path: Path
@@ -56,6 +59,27 @@ class Container:
     header_sha256: str
     tensors: Mapping[str, TensorInfo]
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    stamp: tuple[int, int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "stamp", _stamp(self.path))
+
+    def require_unchanged(self) -> None:
+        """FormatError if the file was written to since it was parsed."""
+        if _stamp(self.path) != self.stamp:
+            raise FormatError(
+                "the file changed while it was read",
+                path=self.path,
+                hint="run the command again when nothing writes to it",
+            )
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    try:
+        found = path.stat()
+    except OSError as problem:
+        raise FormatError(f"cannot read the file: {problem.strerror}", path=path) from None
+    return found.st_size, found.st_mtime_ns
 
 
 def element_count(shape: Sequence[int]) -> int | None:

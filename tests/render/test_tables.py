@@ -8,12 +8,14 @@ from pathlib import Path
 
 import pytest
 
+from ckptforensics.quantities import number
 from ckptforensics.render import render, render_several
 from ckptforensics.results import (
     DOCUMENTS,
     Document,
     ExpertRecord,
     InspectDocument,
+    LayersDocument,
     SignatureDocument,
     Skipped,
     load_document,
@@ -48,6 +50,47 @@ def test_a_narrow_terminal_loses_no_word(kind, verbose):
     coloured = render(document, verbose=verbose, width=400, color=True)
     assert re.sub(r"\x1b\[[\d;]*m", "", coloured).split() == wide.split()
     assert "\x1b" not in wide
+
+
+@pytest.mark.parametrize("kind", ["signature", "layers", "inspect", "norms"])
+def test_sentences_and_tables_fit_the_screen(kind):
+    """But for words that are longer, and the line that says what is left out."""
+    text = render(saved(kind), verbose=True, width=60)
+    for line in text.splitlines():
+        told = line.startswith("(too narrow for")
+        assert len(line) <= 60 or told or max(map(len, line.split())) > 45, line
+
+
+def test_super_weights_keep_their_values():
+    """The tensor, which the layer nearly says, is what a narrow screen has no room for."""
+    document = saved("layers")
+    assert isinstance(document, LayersDocument)
+    weight = document.super_weights[0]
+    narrow = render(document, width=50)
+    assert "(too narrow for: tensor; JSON has all)" in narrow
+    wanted = [str(weight.layer), str(weight.row), str(weight.column)]
+    (row,) = (row for row in rows(narrow) if row[:3] == wanted)
+    assert row[3:] == [f"{weight.value:.4g}", f"{weight.amplitude:,.0f}"]
+    assert "\N{HORIZONTAL ELLIPSIS}" not in narrow
+
+
+def test_several_signatures_fit_the_screen():
+    document = saved("signature")
+    assert isinstance(document, SignatureDocument)
+    wide = render_several([document, document])
+    assert "explosion" in wide.splitlines()[0]
+    narrow = render_several([document, document], width=50)
+    assert rows(narrow)[2] == [document.fingerprint, document.model.path]
+    assert "(too narrow for: explosion; decay; JSON has all)" in narrow
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(999.96, "1000"), (-1234.5, "-1,234"), (999_999_999, "999,999,999"), (1e9, "1e+09"),
+     (-3.4e38, "-3.4e+38"), (-0.0, "0"), (1e-20, "1e-20")],
+)  # fmt: skip
+def test_numbers_are_short(value, text):
+    assert number(value) == text
 
 
 def test_a_signature_has_a_row_a_layer():

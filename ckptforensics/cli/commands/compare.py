@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -78,14 +78,17 @@ class CompareOptions:
             )
         return opened
 
-    def of_one(self, source: Source) -> list[str]:
-        """Those of --config and --base that one model was opened with."""
+    def of_one(self, source: Source) -> dict[str, Any]:
+        """The options of `sign` that sign one model as it was opened."""
         from ckptforensics.lineage.compare import lacks_config
 
-        words = [] if source.base is None else [f"--base={self.base}"]
-        if self.config is not None and lacks_config(source.base or source.path):
-            words.append(f"--config={self.config}")
-        return words
+        lacks = lacks_config(source.base or source.path)
+        return {
+            "config": self.config if lacks else None,
+            "base": None if source.base is None else self.base,
+            "offline": self.offline,
+            "no_cache": self.no_cache,
+        }
 
 
 compare_options = as_object(
@@ -101,8 +104,9 @@ compare_options = as_object(
         "--fail-on",
         multiple=True,
         type=click.Choice(list(_FAIL_ON)),
-        help="Exit with 1 if a pair is at least so closely related, is independent, is not "
-        "decided, or cannot be compared; may be given several times.",
+        help="Exit with 1 if a pair is at least so closely related (derived, related), is "
+        "independent, is not decided (inconclusive: nor comparable), or if no test could judge it "
+        "(not-comparable); may be given several times.",
     ),
     click.option(
         "--plot", type=click.Path(path_type=Path), help="Draw it: FILE.png, .svg or .pdf."
@@ -179,13 +183,13 @@ def command(models: tuple[str, ...], how: CompareOptions, out: OutputOptions) ->
 
 def _sign_side_by_side(opened: Sequence[Model], how: CompareOptions, out: OutputOptions) -> None:
     """Sign the models in processes of their own; what fails there is left to be told here."""
+    from ckptforensics.cli.commands.sign import sign_job
     from ckptforensics.findings import needed_memory
     from ckptforensics.jobs.memory import default_memory
-    from ckptforensics.jobs.processes import Job, run_jobs
+    from ckptforensics.jobs.processes import run_jobs
     from ckptforensics.results import Signature, load_result
 
     memory = how.memory or default_memory()
-    flags = [f"--{name}" for name in ("offline", "no_cache") if getattr(how, name)]
     with TemporaryDirectory(prefix="ckpt-compare-") as folder:
         jobs, signed = [], []
         for number, one in enumerate(opened):
@@ -193,9 +197,8 @@ def _sign_side_by_side(opened: Sequence[Model], how: CompareOptions, out: Output
                 continue
             needed = needed_memory(one.checkpoint, memory)
             file = Path(folder) / f"{number}.safetensors"
-            words = ["sign", *(flag.replace("_", "-") for flag in flags), f"--memory={needed}"]
-            words += how.of_one(one.checkpoint.source)
-            jobs.append(Job(one.name, [*words, "-q", f"--output={file}", "--", one.name], needed))
+            given = how.of_one(one.checkpoint.source) | {"quiet": True}
+            jobs.append(sign_job(one.name, given, needed, file))
             signed.append((one, file))
         done = run_jobs(jobs, at_once=how.jobs or 1, memory=memory)
         for number, (job, (one, file)) in enumerate(zip(done, signed, strict=True), 1):

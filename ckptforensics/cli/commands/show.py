@@ -16,8 +16,9 @@ from ckptforensics.cli.output import OutputOptions, output_options
 def command(result: Path, out: OutputOptions) -> None:
     """Render a saved result again, without computing anything.
 
-    RESULT is a file written with -o: a signature (.safetensors) or a document (.json), or - for a
-    document on stdin. Its formats are those of its command.
+    RESULT is a file written with -o: a signature (.safetensors) or a document (.json), or - for
+    either on stdin. Its formats are those of its command: table and json, of layers and norms also
+    csv, of a comparison also csv and html.
     """
     from ckptforensics.results import load_document, parse_document
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ from ckptforensics.cli.options import (
     memory_option,
     model_options,
 )
-from ckptforensics.cli.output import OutputOptions, output_options
+from ckptforensics.cli.output import OutputOptions, output_options, screen
 from ckptforensics.errors import CkptError, ExitCode, UsageError
 from ckptforensics.jobs.memory import default_memory
 
@@ -76,8 +77,8 @@ sign_options = as_object(
 @fit_options
 @sign_options
 @output_options(
-    "Save the signature: .safetensors with its arrays, or .json without. Of several models: the "
-    "folder for their signatures.",
+    "Save the signature: .safetensors with its arrays, or .json without, or into a folder that is "
+    "there. Of several models: the folder for their signatures.",
     as_signature=True,
 )
 def command(
@@ -106,7 +107,10 @@ def _sign_one(
     model: Path, opening: ModelOptions, fitting: FitOptions, how: SignOptions, out: OutputOptions
 ) -> None:
     output = out.output
-    if output is not None and (output.suffix not in (".safetensors", ".json") or output.is_dir()):
+    if output is not None and output.is_dir():
+        (output,) = _output_files((str(model),), output)
+        out = replace(out, output=output)
+    if output is not None and output.suffix not in (".safetensors", ".json"):
         raise UsageError(
             "a signature is saved as .safetensors or .json", path=output, hint="change -o"
         )
@@ -172,8 +176,25 @@ def _sign_several(
         from ckptforensics.results import SignatureDocument
 
         documents = [SignatureDocument.model_validate(row) for row in rows]
-        click.echo(render_several(documents), nl=False)
+        width, color = screen()
+        click.echo(render_several(documents, width=width, color=color), nl=False)
     return worst
+
+
+def sign_job(model: str, given: Mapping[str, Any], memory: int, output: Path | None) -> Job:
+    """The job that signs a model by itself and prints its document as JSON.
+
+    Parameters
+    ----------
+    given : options of this command by parameter name; what is missing or None is not passed on
+    memory : bytes that it needs, and may use
+    output : file of the signature, None for none
+    """
+    from ckptforensics.jobs.processes import Job
+
+    own = {"jobs": None, "memory": memory, "output": output, "form": "json", "no_progress": True}
+    values = dict.fromkeys(option.name for option in command.params) | dict(given) | own
+    return Job(model, ["sign", *as_arguments(command, values), "--", model], memory)
 
 
 def _job(model: str, opening: ModelOptions, memory: int, output: Path | None) -> Job:
@@ -185,12 +206,7 @@ def _job(model: str, opening: ModelOptions, memory: int, output: Path | None) ->
         needed = needed_memory(opening.open(Path(model)), memory)
     except CkptError as problem:
         return Job(model, problem=problem)
-    # All else is passed on as it was given.
-    own: dict[str, Any] = {
-        "jobs": None, "memory": needed, "output": output, "form": "json", "no_progress": True,
-    }  # fmt: skip
-    given = click.get_current_context().params
-    return Job(model, ["sign", *as_arguments(command, given | own), "--", model], needed)
+    return sign_job(model, click.get_current_context().params, needed, output)
 
 
 def _output_files(models: tuple[str, ...], folder: Path) -> list[Path]:

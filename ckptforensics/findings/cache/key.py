@@ -42,6 +42,7 @@ MEASURING = (
     "findings/fingerprint.py",
     "findings/labels.py",
     "findings/measure.py",
+    "findings/overflow.py",
     "findings/scope.py",
     "findings/sign.py",
     "findings/skipped.py",

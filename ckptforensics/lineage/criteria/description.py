@@ -121,6 +121,8 @@ def _token_profile(pair: Pair, kind: str) -> Outcome:
 def _residual(values: Floats, *covariates: Doubles | Floats) -> Doubles:
     """Columns of values without their least-squares fit by a constant and the covariates."""
     known = np.column_stack([np.ones(len(values)), *covariates]).astype(np.float64)
+    if not (np.isfinite(known).all() and np.isfinite(values).all()):
+        raise np.linalg.LinAlgError("the tokens overflow")  # LAPACK would write to the terminal
     fit, *_ = np.linalg.lstsq(known, values.astype(np.float64), rcond=None)
     rest: Doubles = values.astype(np.float64) - known @ fit
     return rest

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ckptforensics.errors import one_line
-from ckptforensics.render.damage import damage_lines
+from ckptforensics.render.damage import damage_lines, examined_line
 from ckptforensics.render.tables.console import make_console, make_table, print_table, text_of
 from ckptforensics.render.view import View
 from ckptforensics.render.wording import (
@@ -66,6 +66,7 @@ def comparison_table(document: ComparisonDocument, view: View) -> str:
         for line in file_lines(model, len(model.files) if verbose else 5):
             _fact(console, "", line)
         _list(console, "damage", damage_lines(model), "yellow")
+        _list(console, "examined", filter(None, [examined_line(model)]))
     if several:
         _matrices(console, document)
         _tree(console, document, called)

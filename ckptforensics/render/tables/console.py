@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from io import StringIO
 from typing import Any
 
@@ -17,6 +18,8 @@ from ckptforensics.render.view import View
 # Width of tables written to a file or pipe, where nothing says how wide the reader's screen is.
 _PIPE_WIDTH = 100
 _LEAST_COLUMNS = 2
+# Of the column of names of facts.
+_NAME_WIDTH = 14
 _UNBOUNDED = 10_000
 
 
@@ -50,8 +53,33 @@ def text_of(console: Console) -> str:
 
 
 def fact(console: Console, name: str, value: str, style: str = "") -> None:
-    """Print a line of a name and a value."""
-    console.print(Text(f"{name:<14}").append(one_line(value), style=style), soft_wrap=True)
+    """Print a name and a value, in several lines where the screen needs them."""
+    first, *more = _lines(console, one_line(value), _NAME_WIDTH) or [""]
+    console.print(Text(f"{name:<{_NAME_WIDTH}}").append(first, style=style), soft_wrap=True)
+    for line in more:
+        console.print(Text(" " * _NAME_WIDTH).append(line, style=style), soft_wrap=True)
+
+
+def say(console: Console, text: str, *, begin: str = "", style: str = "") -> None:
+    """Print a sentence, in several lines where the screen needs them.
+
+    Parameters
+    ----------
+    begin : stands before the first line; the others are indented by it
+    """
+    for line in _lines(console, text, len(begin)):
+        console.print(Text(f"{begin}{line}", style=style), soft_wrap=True)
+        begin = " " * len(begin)
+
+
+def _lines(console: Console, text: str, indent: int) -> list[str]:
+    """The text in lines that fit behind an indent; a word that is longer stays whole."""
+    if not getattr(console, "fits", False):
+        return [text]
+    from textwrap import wrap
+
+    width = max(1, console.width - indent)
+    return wrap(text, width, break_long_words=False, break_on_hyphens=False)
 
 
 def make_table(*columns: str) -> Table:
@@ -72,17 +100,17 @@ def make_table(*columns: str) -> Table:
     return table
 
 
-def print_table(console: Console, table: Table) -> None:
+def print_table(console: Console, table: Table, least: Sequence[str] = ()) -> None:
     """Print a table in which no name and no number is broken.
 
-    Words fold at blanks. A screen that is too narrow for that loses columns from the right, all but
-    the first two, and is told which.
+    Words fold at blanks. A screen that is too narrow for that loses columns, those of the headers
+    `least` and then from the right, all but two, and is told which.
     """
     for column in table.columns:
         longest = max(len(str(cell)) for cell in (column.header, *column.cells))
         words = [len(word) for cell in (column.header, *column.cells) for word in str(cell).split()]
         column.min_width = longest if column.no_wrap else max(words, default=0)
-    lost = _drop_columns(table, console.width) if getattr(console, "fits", False) else []
+    lost = _drop_columns(table, console.width, least) if getattr(console, "fits", False) else []
     natural = Measurement.get(console, console.options.update(max_width=_UNBOUNDED), table)
     terminal, needed = console.width, _needed(table)
     console.width = max(min(needed, natural.maximum), min(natural.maximum, terminal))
@@ -93,12 +121,17 @@ def print_table(console: Console, table: Table) -> None:
         console.print(Text(told), soft_wrap=True)
 
 
-def _drop_columns(table: Table, width: int) -> list[str]:
-    """Take columns away from the right until the others fit; the names of those taken."""
-    lost: list[str] = []
+def _drop_columns(table: Table, width: int, least: Sequence[str]) -> list[str]:
+    """Take columns away until the others fit; the names of those taken."""
+    headers = [str(column.header) for column in table.columns]
+    order = [*least, *(name for name in reversed(headers) if name not in least)]
+    lost: set[str] = set()
     while len(table.columns) > _LEAST_COLUMNS and _needed(table) > width:
-        lost.insert(0, str(table.columns.pop().header))
-    return lost
+        lost.add(order.pop(0))
+        table.columns = [column for column in table.columns if str(column.header) not in lost]
+    for place, column in enumerate(table.columns):
+        column._index = place  # by which rich finds its width
+    return [name for name in headers if name in lost]
 
 
 def _needed(table: Table) -> int:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from ckptforensics.render.damage import damage_lines
+from ckptforensics.render.damage import damage_lines, examined_line
 from ckptforensics.render.tables.console import fact
 from ckptforensics.results.records import ModelRecord, Skipped, rollout_incomplete
 
@@ -31,6 +31,9 @@ def heading(console: Console, model: ModelRecord) -> None:
         fact(console, "assumed", note, "yellow")
     for line in damage_lines(model):
         fact(console, "damage", line, "red")
+    examined = examined_line(model)
+    if examined is not None:
+        fact(console, "examined", examined)
 
 
 def layer_facts(console: Console, document: SignatureDocument | LayersDocument) -> None:
@@ -44,6 +47,9 @@ def layer_facts(console: Console, document: SignatureDocument | LayersDocument) 
         ("decay", document.decay, "cyan"),
     ):
         fact(console, name, ", ".join(map(str, layers)) or none, style if layers else "")
+    if direction.source == "none":
+        fact(console, "direction", "none: no layer adds anything", "yellow")
+        return
     where = (
         f"tokens after layer {direction.layer}"
         if direction.source == "rollout"

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from rich.console import Console
-from rich.text import Text
 
 from ckptforensics.errors import one_line
 from ckptforensics.quantities import number, percent
-from ckptforensics.render.tables.console import fact, make_console, make_table, print_table, text_of
+from ckptforensics.render.tables.console import (
+    fact,
+    make_console,
+    make_table,
+    print_table,
+    say,
+    text_of,
+)
 from ckptforensics.render.tables.facts import (
     coordinates,
     heading,
@@ -45,15 +51,14 @@ def _labelled(console: Console, document: LayersDocument, verbose: bool) -> None
             continue
         strength = "" if row.strength is None else f", strength {row.strength:.2f}"
         name = row.label or "no label"
-        console.print(
-            Text(
-                f"\nlayer {row.layer} ({one_line(row.prefix)}): {name}{strength}",
-                style=styles.get(row.layer, ""),
-            ),
-            soft_wrap=True,
+        console.print()
+        say(
+            console,
+            f"layer {row.layer} ({one_line(row.prefix)}): {name}{strength}",
+            style=styles.get(row.layer, ""),
         )
         for line in _evidence(row, verbose):
-            console.print(Text(f"  - {line}"), soft_wrap=True)
+            say(console, line, begin="  - ")
 
 
 def _evidence(row: LayerEvidence, verbose: bool) -> list[str]:
@@ -92,7 +97,8 @@ def _token(record: TriggerToken) -> str:
 
 def _super_weights(console: Console, document: LayersDocument, verbose: bool) -> None:
     shown = document.super_weights[: None if verbose else _SUPER_WEIGHTS_SHOWN]
-    console.print("\nstrongest entries of the down projections (super-weight candidates, ranked)")
+    console.print()
+    say(console, "strongest entries of the down projections (super-weight candidates, ranked)")
     table = make_table("layer", "tensor", "row", "column", "value", "amplitude")
     for weight in shown:
         table.add_row(
@@ -103,11 +109,12 @@ def _super_weights(console: Console, document: LayersDocument, verbose: bool) ->
             number(weight.value),
             number(weight.amplitude),
         )
-    print_table(console, table)
+    print_table(console, table, least=("tensor",))
 
 
 def _accumulated(console: Console, document: LayersDocument, verbose: bool) -> None:
-    console.print("\naccumulated: u1 of the product of all layers so far")
+    console.print()
+    say(console, "accumulated: u1 of the product of all layers so far")
     table = make_table("layer", "log10 s1", "gap", "to u1 of L", "u1: largest coordinates")
     for product in document.accumulated:
         table.add_row(
@@ -129,7 +136,9 @@ def _begin_token(record: BeginTokenRecord) -> str:
         if record.growth == "abrupt"
         else f"gradually: no layer adds more than {percent(record.largest_gain)} of it"
     )
-    return (
-        f"token {record.token} stands out: {at}, up to {number(record.largest_ratio)} times the "
-        f"ordinary tokens' median; {how}"
+    beside = (
+        "beside ordinary tokens whose median is 0"
+        if record.largest_ratio is None
+        else f"up to {number(record.largest_ratio)} times the ordinary tokens' median"
     )
+    return f"token {record.token} stands out: {at}, {beside}; {how}"

@@ -23,7 +23,7 @@ def signature_table(document: SignatureDocument, view: View) -> str:
     console = make_console(view)
     heading(console, document.model)
     fact(console, "fit", document.fit)
-    fact(console, "fingerprint", document.fingerprint or "none: of some layers only", "bold")
+    fact(console, "fingerprint", document.fingerprint or _no_fingerprint(document), "bold")
     layer_facts(console, document)
     table = make_table("layer", "prefix", "s1", "s2", "gap", "residual", "u1: largest coordinates")
     styles = layer_styles(document)
@@ -43,9 +43,9 @@ def signature_table(document: SignatureDocument, view: View) -> str:
     return text_of(console)
 
 
-def signatures_table(documents: Iterable[SignatureDocument]) -> str:
+def signatures_table(documents: Iterable[SignatureDocument], view: View) -> str:
     """Signatures of several models as a table, a row each."""
-    console = make_console(View())
+    console = make_console(view)
     table = make_table("fingerprint", "explosion", "decay", "model")
     for document in documents:
         explosion, decay = (
@@ -54,5 +54,10 @@ def signatures_table(documents: Iterable[SignatureDocument]) -> str:
         )
         name = one_line(document.model.path)
         table.add_row(document.fingerprint or "none", explosion, decay, name)
-    print_table(console, table)
+    print_table(console, table, least=("decay", "explosion"))
     return text_of(console)
+
+
+def _no_fingerprint(document: SignatureDocument) -> str:
+    idle = document.direction.source == "none"
+    return "none: no layer adds anything" if idle else "none: of some layers only"
