@@ -31,6 +31,13 @@ if TYPE_CHECKING:
     from ckptforensics.lineage.compare import compare
     from ckptforensics.linear import Calibration, Fit
     from ckptforensics.results import Signature, load_result
+    from ckptforensics.runtime.experiments.ablate import ablate
+    from ckptforensics.runtime.experiments.empirical import empirical
+    from ckptforensics.runtime.experiments.paths import paths
+    from ckptforensics.runtime.experiments.sinks import sinks
+    from ckptforensics.runtime.experiments.trace import trace
+    from ckptforensics.runtime.texts import Text
+    from ckptforensics.runtime.weights import Placement
 
 __all__ = [
     "Accumulated",
@@ -38,23 +45,37 @@ __all__ = [
     "Checkpoint",
     "CkptError",
     "Fit",
+    "Placement",
     "Rollout",
     "Scope",
     "Signature",
     "SignatureCache",
+    "Text",
     "__version__",
+    "ablate",
     "accumulate",
     "compare",
+    "empirical",
     "find_layers",
     "fingerprint_distance",
     "inspect",
     "load_result",
     "open_checkpoint",
+    "paths",
     "rollout",
     "sign",
+    "sinks",
+    "trace",
 ]
 
 _HOMES = {
+    "Placement": "ckptforensics.runtime.weights",
+    "Text": "ckptforensics.runtime.texts",
+    "trace": "ckptforensics.runtime.experiments.trace",
+    "sinks": "ckptforensics.runtime.experiments.sinks",
+    "paths": "ckptforensics.runtime.experiments.paths",
+    "empirical": "ckptforensics.runtime.experiments.empirical",
+    "ablate": "ckptforensics.runtime.experiments.ablate",
     "Accumulated": "ckptforensics.findings",
     "Calibration": "ckptforensics.linear",
     "Checkpoint": "ckptforensics.checkpoint",

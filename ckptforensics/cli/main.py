@@ -24,6 +24,13 @@ _SECTIONS = MappingProxyType(
             "norms": "Roll single tokens through the network and show their norms.",
             "inspect": "Show family, shapes and files; what is read and what is not.",
         },
+        "Running the model (needs torch and transformers)": {
+            "trace": "Norm of every token after every layer, beside the prediction.",
+            "empirical": "Tokens of high norm in running text, and their direction.",
+            "paths": "Paths of single tokens and random vectors, and what triggers.",
+            "ablate": "Take one thing away and show norms, perplexity and text.",
+            "sinks": "Heads that attend to the first token, and what it gives them.",
+        },
         "Help": {
             "families": "List the supported families and how each was verified.",
             "show": "Render a saved result again.",

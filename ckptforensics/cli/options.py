@@ -139,7 +139,8 @@ MODEL_NAME = _Model(path_type=str)
 model_argument = click.argument("model", type=MODEL)
 
 
-def _bytes(context: click.Context, parameter: click.Parameter, value: str | None) -> int | None:
+def as_bytes(context: click.Context, parameter: click.Parameter, value: str | None) -> int | None:
+    """A callback of options that take an amount of memory."""
     from ckptforensics.jobs.memory import memory_size
 
     try:
@@ -150,7 +151,7 @@ def _bytes(context: click.Context, parameter: click.Parameter, value: str | None
 
 memory_option = click.option(
     "--memory",
-    callback=_bytes,
+    callback=as_bytes,
     help="Memory that may be used, such as 8GB: by all processes together.",
 )
 jobs_option = click.option(

@@ -111,6 +111,21 @@ class OutputOptions:
             rest = "" if len(skipped) == 1 else f" (and {len(skipped) - 1} more)"
             raise CkptError(f"--strict: {skipped[0].what} skipped: {skipped[0].reason}{rest}")
 
+    def check_plot(self, path: Path | None) -> None:
+        """Refuse a file that could not be drawn to, before anything is computed."""
+        from ckptforensics.render import check_plot_path
+
+        if path is not None:
+            check_plot_path(path)
+
+    def plot(self, document: Document, path: Path | None) -> None:
+        """Draw the document to the file of --plot, if there is one."""
+        from ckptforensics.render import plot_document
+
+        if path is not None:
+            plot_document(document, path)
+            self.hint(f"drawn to {path}")
+
     def hint(self, text: str) -> None:
         """Tell the user something that is not a result."""
         if not self.quiet:
@@ -194,7 +209,8 @@ def _document_file(
 ) -> Path | None:
     """A file must hold what its name says."""
     forms = [form for form in formats_of(kind) if form != "table"]
-    known = ("", *(f".{form}" for form in forms), *((".npz",) if kind == "norms" else ()))
+    arrays = {"norms": (".npz",), "empirical": (".safetensors",)}.get(kind, ())
+    known = ("", *(f".{form}" for form in forms), *arrays)
     if value is not None and value.suffix not in known:
         raise UsageError(
             f"this result is saved as {', '.join(known[1:])}", path=value, hint="change -o"

@@ -93,11 +93,11 @@ def rollout(
     """
     checkpoint = opened(model)
     generator = np.random.default_rng(seed)
-    _require_whole(checkpoint)
+    require_whole(checkpoint)
     ids, skipped = _token_ids(checkpoint, tokens, random_embeddings, generator)
     x = embed(checkpoint, ids)
     if random_embeddings:
-        x = np.concatenate([x, _random_embeddings(checkpoint, random_embeddings, generator)])
+        x = np.concatenate([x, gaussian_embeddings(checkpoint, random_embeddings, generator)])
     count, width = x.shape
     if count == 0:
         raise UsageError("no token is left to roll out", hint="name tokens with --tokens")
@@ -135,7 +135,7 @@ def rollout(
     return Rollout(document, kept)
 
 
-def _require_whole(checkpoint: Checkpoint) -> None:
+def require_whole(checkpoint: Checkpoint) -> None:
     """NothingAnalysable if a layer is not analysed, or not whole: no token gets through it."""
     layers = checkpoint.architecture.layers
     gap = checkpoint.architecture.first_gap
@@ -196,9 +196,10 @@ def _in_vocabulary(token: int, vocabulary: int) -> int:
     return token
 
 
-def _random_embeddings(
+def gaussian_embeddings(
     checkpoint: Checkpoint, count: int, generator: np.random.Generator
 ) -> Floats:
+    """Gaussian vectors with the embeddings' spread, as they enter layer 1, (count, hidden_size)."""
     refs = checkpoint.architecture.embedding
     assert refs is not None
     rows = min(_SPREAD_ROWS, vocabulary_size(checkpoint))

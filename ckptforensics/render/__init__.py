@@ -7,6 +7,7 @@ from ckptforensics.render.renderers import FORMATS, formats_of, render, render_s
 
 if TYPE_CHECKING:
     from ckptforensics.render.plots.comparison import plot_comparison
+    from ckptforensics.render.plots.documents import plot_document
     from ckptforensics.render.plots.files import check_plot_path
     from ckptforensics.render.plots.norms import plot_norms
 
@@ -15,6 +16,7 @@ __all__ = [
     "check_plot_path",
     "formats_of",
     "plot_comparison",
+    "plot_document",
     "plot_norms",
     "render",
     "render_several",
@@ -25,6 +27,7 @@ __getattr__ = on_first_use(
     {
         "check_plot_path": "plots.files",
         "plot_comparison": "plots.comparison",
+        "plot_document": "plots.documents",
         "plot_norms": "plots.norms",
     },
 )

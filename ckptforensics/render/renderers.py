@@ -42,6 +42,21 @@ _RENDERERS: Mapping[tuple[str, str], str] = MappingProxyType(
         ("comparison", "json"): "document_json:document_json",
         ("comparison", "csv"): "comparison_csv:comparison_csv",
         ("comparison", "html"): "html.page:comparison_html",
+        ("trace", "table"): "tables.running:trace_table",
+        ("trace", "json"): "document_json:document_json",
+        ("trace", "csv"): "running_csv:trace_csv",
+        ("empirical", "table"): "tables.running:empirical_table",
+        ("empirical", "json"): "document_json:document_json",
+        ("empirical", "csv"): "running_csv:empirical_csv",
+        ("sinks", "table"): "tables.running:sinks_table",
+        ("sinks", "json"): "document_json:document_json",
+        ("sinks", "csv"): "running_csv:sinks_csv",
+        ("ablation", "table"): "tables.running:ablation_table",
+        ("ablation", "json"): "document_json:document_json",
+        ("ablation", "csv"): "running_csv:ablation_csv",
+        ("paths", "table"): "tables.running:paths_table",
+        ("paths", "json"): "document_json:document_json",
+        ("paths", "csv"): "running_csv:paths_csv",
     }
 )
 # All that any kind has.

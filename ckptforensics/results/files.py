@@ -19,6 +19,7 @@ from ckptforensics.tensors.containers.safetensors import read_safetensors
 
 if TYPE_CHECKING:
     from ckptforensics.arrays import Floats
+    from ckptforensics.results.empirical import EmpiricalDocument
     from ckptforensics.tensors import Container
 
 _METADATA_KEY = "ckptforensics"
@@ -50,6 +51,27 @@ class Signature:
     def save(self, path: str | Path) -> None:
         """Write the signature as a safetensors file; OutputError if that fails."""
         save_signature(self, path)
+
+
+@dataclass(frozen=True)
+class Empirical:
+    """Tokens of high norm in running text: the document, and the directions they share.
+
+    Attributes
+    ----------
+    document : what is printed
+    direction : (plateaus, hidden_size), float32, a unit vector for each plateau
+    """
+
+    document: EmpiricalDocument
+    direction: Floats
+
+    def save(self, path: str | Path) -> None:
+        """Write the directions and the document as a safetensors file; OutputError on failure."""
+        from safetensors.numpy import save
+
+        metadata = {_METADATA_KEY: self.document.model_dump_json()}
+        write_bytes_atomically(path, save({"direction": self.direction}, metadata=metadata))
 
 
 def write_atomically(path: str | Path, write: Callable[[Path], None]) -> None:
@@ -118,8 +140,8 @@ def signature_bytes(signature: Signature) -> bytes:
     return save(arrays, metadata={_METADATA_KEY: signature.document.model_dump_json()})
 
 
-def load_result(path: str | Path) -> Document | Signature:
-    """Load a saved document (JSON) or signature (safetensors).
+def load_result(path: str | Path) -> Document | Signature | Empirical:
+    """Load a saved document (JSON), or a signature or empirical directions (safetensors).
 
     Raises
     ------
@@ -128,12 +150,12 @@ def load_result(path: str | Path) -> Document | Signature:
     ResultError
         if it is not a saved result, or one of a version that cannot be read (`results.versions`).
     """
-    return _load(path, _load_signature)
+    return _load(path, _load_arrays)
 
 
 def load_document(path: str | Path) -> Document:
-    """Load a saved document, or that of a signature without its arrays; errors as `load_result`."""
-    return _load(path, lambda file: _read_signature(file)[0])
+    """Load a saved document, or that of arrays without them; errors as `load_result`."""
+    return _load(path, lambda file: _read_header(file)[0])
 
 
 def parse_document(text: bytes) -> Document:
@@ -206,23 +228,38 @@ def _not_a_file(file: Path) -> UsageError:
 
 def holds_signature(path: str | Path) -> bool:
     """Whether a file is a saved signature rather than a checkpoint; False if it cannot be read."""
+    return saved_kind(path) == "signature"
+
+
+def saved_kind(path: str | Path) -> str | None:
+    """Kind of document that a safetensors file of this program holds, None if it is no such file.
+
+    Only the header is read; a document that does not fit its schema has its kind all the same.
+    """
     file = Path(path)
     with contextlib.suppress(OSError, CkptError):
         if file.suffix == ".safetensors" and file.is_file():
-            return _METADATA_KEY in read_safetensors(file).metadata
-    return False
+            text = read_safetensors(file).metadata.get(_METADATA_KEY)
+            if text is not None:
+                with contextlib.suppress(CkptError):
+                    kind = parse_json_object(text.encode(), path=file, what="document").get("kind")
+                    return kind if isinstance(kind, str) else "signature"
+                return "signature"
+    return None
 
 
-def _load_signature(file: Path) -> Signature:
+def _load_arrays(file: Path) -> Signature | Empirical:
     from ckptforensics.tensors import FileReader
 
-    document, container = _read_signature(file)
+    document, container = _read_header(file)
     store = FileReader([container])
-    return Signature(document, *(store.read(name) for name in _ARRAYS))
+    if isinstance(document, SignatureDocument):
+        return Signature(document, *(store.read(name) for name in _ARRAYS))
+    return Empirical(document, store.read("direction"))
 
 
-def _read_signature(file: Path) -> tuple[SignatureDocument, Container]:
-    """The document of a signature, and the header that says where its arrays are."""
+def _read_header(file: Path) -> tuple[SignatureDocument | EmpiricalDocument, Container]:
+    """The document of a safetensors file, and the header that says where its arrays are."""
     container = read_safetensors(file)
     text = container.metadata.get(_METADATA_KEY)
     if text is None:
@@ -233,16 +270,22 @@ def _read_signature(file: Path) -> tuple[SignatureDocument, Container]:
         )
     fields = parse_json_object(text.encode(), path=file, what="the signature's document")
     document = read_document(fields, file)
-    if not isinstance(document, SignatureDocument):
+    width = getattr(getattr(document, "model", None), "hidden_size", 0)
+    shapes: dict[str, tuple[int, ...]]
+    if isinstance(document, SignatureDocument):
+        layers = len(document.layers)
+        all_shapes = ((layers, width), (layers, width), (layers, 2), (layers,))
+        shapes = dict(zip(_ARRAYS, all_shapes, strict=True))
+    elif document.kind == "empirical":
+        shapes = {"direction": (len(document.plateaus), width)}  # type: ignore[attr-defined]
+    else:
         raise ResultError(f"the file holds a '{fields.get('kind')}' document", path=file)
-    layers, width = len(document.layers), document.model.hidden_size
-    shapes = ((layers, width), (layers, width), (layers, 2), (layers,))
-    for name, shape in zip(_ARRAYS, shapes, strict=True):
+    for name, shape in shapes.items():
         if name not in container.tensors or container.tensors[name].shape != shape:
             raise ResultError(
-                "the signature's array is missing or misshapen", path=file, tensor=name
+                f"the {document.kind}'s array is missing or misshapen", path=file, tensor=name
             )
-    return document, container
+    return document, container  # type: ignore[return-value]
 
 
 def _write_text(file: Path, text: str) -> None:

@@ -43,5 +43,10 @@ DOCUMENTS = Registry(
         "families": ("families", "FamiliesDocument"),
         "cache": ("cache", "CacheDocument"),
         "comparison": ("comparison", "ComparisonDocument"),
+        "trace": ("trace", "TraceDocument"),
+        "empirical": ("empirical", "EmpiricalDocument"),
+        "sinks": ("sinks", "SinksDocument"),
+        "ablation": ("ablation", "AblationDocument"),
+        "paths": ("paths", "PathsDocument"),
     }
 )
