@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -14,6 +15,10 @@ from ckptforensics.cli.options import (
     model_options,
 )
 from ckptforensics.cli.output import OutputOptions, output_options
+from ckptforensics.errors import UsageError
+
+if TYPE_CHECKING:
+    from ckptforensics.results import Empirical
 
 
 @click.command("layers")
@@ -25,12 +30,18 @@ from ckptforensics.cli.output import OutputOptions, output_options
     is_flag=True,
     help="Also the directions of the products of all layers so far (a second pass).",
 )
+@click.option(
+    "--empirical",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Directions saved by 'ckpt empirical -o FILE.safetensors': their angles to u1.",
+)
 @output_options("Save the result as JSON, or as CSV by the name's ending.", kind="layers")
 def command(
     model: Path,
     opening: ModelOptions,
     fitting: FitOptions,
     accumulated: bool,
+    empirical: Path | None,
     out: OutputOptions,
 ) -> None:
     """Find explosion and decay layers, each with its evidence.
@@ -43,6 +54,25 @@ def command(
     checkpoint = opening.open(model, out.output)
     fit = fitting.fit(checkpoint.architecture.sizes.hidden_size)
     progress = out.progress(checkpoint)
-    document = find_layers(checkpoint, fit=fit, accumulated=accumulated, progress=progress)
+    document = find_layers(
+        checkpoint,
+        fit=fit,
+        accumulated=accumulated,
+        empirical=None if empirical is None else _directions(empirical),
+        progress=progress,
+    )
     out.save(document)
     out.finish(checkpoint, document, opening.strict)
+
+
+def _directions(file: Path) -> Empirical:
+    from ckptforensics.results import Empirical, load_result
+
+    found = load_result(file)
+    if not isinstance(found, Empirical):
+        raise UsageError(
+            "the file holds no empirical directions",
+            path=file,
+            hint="save them with 'ckpt empirical MODEL -o FILE.safetensors'",
+        )
+    return found
