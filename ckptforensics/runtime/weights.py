@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 import threading
+import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from ckptforensics.checkpoint import Checkpoint
-from ckptforensics.errors import CkptError, NothingAnalysable, TensorError
+from ckptforensics.errors import CkptError, NothingAnalysable, TensorError, UsageError
 from ckptforensics.runtime import libraries
 from ckptforensics.runtime.gguf import gguf_config, gguf_tensors
 
@@ -60,6 +63,7 @@ def build_model(checkpoint: Checkpoint, placement: Placement, attention: str | N
             config._attn_implementation = attention
         dtype = getattr(torch, placement.dtype)
         state = _state(checkpoint, kind, config, dtype)
+        where = _map(placement, kind, config, dtype)
         try:
             model, report = kind.from_pretrained(
                 None,
@@ -67,7 +71,7 @@ def build_model(checkpoint: Checkpoint, placement: Placement, attention: str | N
                 state_dict=state,
                 dtype=dtype,
                 output_loading_info=True,
-                **_map(placement, kind, config, dtype),
+                **where,
             )
         except (RuntimeError, ValueError) as problem:
             raise TensorError(
@@ -82,6 +86,8 @@ def build_model(checkpoint: Checkpoint, placement: Placement, attention: str | N
             tensor=missing[0],
             hint="'ckpt inspect' lists what is there",
         )
+    if "offload_folder" in where:  # as long as the model is used, and not longer
+        weakref.finalize(model, shutil.rmtree, where["offload_folder"], ignore_errors=True)
     return model.eval()
 
 
@@ -137,8 +143,6 @@ def _map(placement: Placement, kind: Any, config: Any, dtype: Any) -> Mapping[st
         device = torch.device(placement.device)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as problem:
-        from ckptforensics.errors import UsageError
-
         raise UsageError(
             f"the device '{placement.device}' cannot be used: {str(problem).splitlines()[0]}",
             hint="leave --device out",
@@ -152,8 +156,6 @@ def _map(placement: Placement, kind: Any, config: Any, dtype: Any) -> Mapping[st
     if room is None or needed <= room:
         return {} if device.type == "cpu" else {"device_map": {"": placement.device}}
     libraries.accelerate()
-    import tempfile
-
     place: Any = "cpu" if device.type == "cpu" else device.index or 0
     limits = {place: room} if place == "cpu" else {place: room, "cpu": 1 << 50}
     return {

@@ -10,6 +10,7 @@ import ckptforensics
 from ckptforensics.runtime.experiments.trace import trace
 from ckptforensics.runtime.model import started
 from ckptforensics.runtime.texts import Text
+from ckptforensics.runtime.weights import Placement
 
 IDS = [7, 3, 50, 3, 21, 90]
 
@@ -101,3 +102,35 @@ def test_gemma3_and_an_encoder(gemma3, minilm):
     assert "none is initial" in encoder.skipped[0].reason
     assert len(encoder.norms[0]) == 7
     assert encoder.attention is not None
+
+
+def test_what_does_not_fit_into_memory_is_offloaded(llama, tmp_path, monkeypatch):
+    """The same states to the last bit, and nothing is left behind on the disk."""
+    import gc
+    import tempfile
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    whole = trace(llama.folder, text=Text(token_ids=IDS))
+    small = Placement(memory=60_000)
+    offloaded = trace(llama.folder, text=Text(token_ids=IDS), placement=small)
+    assert offloaded.norms == whole.norms
+    gc.collect()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_adapters_and_quantized_weights_run_too(planted, tmp_path):
+    """Merged and dequantized by our readers, run by transformers."""
+    from tests.findings.test_quantized_models import quantized_copy
+    from tests.support.adapters import base_tensors, low_rank, write_adapter
+
+    tensors = low_rank(base_tensors(planted), ["model.layers.2.mlp.down_proj"])
+    adapter = write_adapter(tmp_path / "a", {n: 0.02 * t for n, t in tensors.items()})
+    quantized = quantized_copy(planted, tmp_path / "q", "fp8")
+    plain = trace(planted, text=Text(token_ids=[3, 5]))
+    for checkpoint in (
+        ckptforensics.open_checkpoint(adapter, base=planted),
+        ckptforensics.open_checkpoint(quantized),
+    ):
+        document = trace(checkpoint, text=Text(token_ids=[3, 5]))
+        assert document.prediction_error < 1e-5
+        assert document.norms != plain.norms
