@@ -12,8 +12,10 @@ from ckptforensics.cli.options import (
     fit_options,
     model_argument,
     model_options,
+    refuse_overwriting,
 )
 from ckptforensics.cli.output import OutputOptions, output_options
+from ckptforensics.cli.running import plot_option
 
 
 @click.command("layers")
@@ -25,12 +27,14 @@ from ckptforensics.cli.output import OutputOptions, output_options
     is_flag=True,
     help="Also the directions of the products of all layers so far (a second pass).",
 )
-@output_options("Save the result as JSON, or as CSV by the name's ending.", kind="layers")
+@plot_option
+@output_options("Save the result as JSON, or as CSV or HTML by the name's ending.", kind="layers")
 def command(
     model: Path,
     opening: ModelOptions,
     fitting: FitOptions,
     accumulated: bool,
+    plot: Path | None,
     out: OutputOptions,
 ) -> None:
     """Find explosion and decay layers, each with its evidence.
@@ -40,9 +44,12 @@ def command(
     """
     from ckptforensics.findings import find_layers
 
+    out.check_plot(plot)
     checkpoint = opening.open(model, out.output)
+    refuse_overwriting(plot, checkpoint, model, opening.base, opening.config)
     fit = fitting.fit(checkpoint.architecture.sizes.hidden_size)
     progress = out.progress(checkpoint)
     document = find_layers(checkpoint, fit=fit, accumulated=accumulated, progress=progress)
     out.save(document)
+    out.plot(document, plot)
     out.finish(checkpoint, document, opening.strict)
