@@ -75,22 +75,18 @@ def _marked(axes: Axes, document: LayersDocument, *, with_labels: bool) -> None:
 
 
 def _caption(document: LayersDocument) -> str:
-    def told(layers: tuple[int, ...], what: str) -> str:
-        return f"{what} {', '.join(map(str, layers))}" if layers else f"{what} none found"
-
-    ratios = [row for row in document.layers if row.rollout_ratio is not None]
-    most = max(ratios, key=lambda row: row.rollout_ratio or 0.0, default=None)
-    growth = (
-        ""
-        if most is None or most.rollout_ratio is None
-        else f" Layer {most.layer} multiplies the norm of a single token most, by "
-        f"{number(most.rollout_ratio)}."
+    found = {"explosion": document.explosion, "decay": document.decay}
+    told = "; ".join(
+        f"{name} layers: {', '.join(map(str, layers)) or 'none found'}"
+        for name, layers in found.items()
     )
-    rollout = " The rollout is incomplete." if rollout_incomplete(document.skipped) else ""
+    growth = [(row.rollout_ratio, row.layer) for row in document.layers if row.rollout_ratio]
+    if growth:
+        ratio, layer = max(growth)
+        told += f". Layer {layer} multiplies the norm of a single token most, by {number(ratio)}"
+    if rollout_incomplete(document.skipped):
+        told += ". No token was followed through every layer"
     return (
-        f"Explosion layers: {told(document.explosion, '')}; decay layers: "
-        f"{told(document.decay, '')}.".replace(":  ", ": ")
-        + f"{growth}{rollout} An explosion "
-        "layer multiplies the norm of single tokens along one direction; a decay layer takes it "
-        "away again. All from the weights alone."
+        f"From the weights alone: {told}. An explosion layer multiplies the norm of single tokens "
+        "along one direction; a decay layer takes it away again."
     )

@@ -128,8 +128,7 @@ def _coefficients(axes: Axes, document: PathsDocument) -> None:
     )
     axes.axhline(0, color="black", linewidth=0.8, linestyle=":")
     axes.set_ylabel("coefficient along the trigger")
-    layer = document.trigger_layer
-    axes.set_title(f"trigger of layer {layer}: all tokens", fontsize=9)
+    axes.set_title(f"trigger of layer {document.trigger_layer}", fontsize=9)
     plain(axes)
 
 

@@ -118,11 +118,11 @@ def _bars(figure: Figure, document: TraceDocument, shown: list[int]) -> None:
     )
     axes.tick_params(axis="x", pad=-5)
     axes.tick_params(axis="y", labelsize=8, pad=-2)
-    axes.tick_params(axis="z", labelsize=8)
+    axes.tick_params(axis="z", labelsize=8, pad=6)
     axes.zaxis.set_major_formatter(lambda value, _: number(value))
     axes.yaxis.get_major_locator().set_params(integer=True)
     axes.set_ylabel("layer")
-    axes.set_zlabel("norm")
+    axes.set_zlabel("norm", labelpad=12)
     axes.view_init(elev=24, azim=-52)
     axes.set_box_aspect((1.3, 1.3, 0.95), zoom=1.12)
 
