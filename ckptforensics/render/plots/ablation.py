@@ -70,7 +70,7 @@ def _looks(rows: tuple[AblationRow, ...]) -> list[tuple[str, str]]:
 
 
 def _name(row: AblationRow) -> str:
-    name = "as it is" if row.what == "none" else row.what
+    name: str = "as it is" if row.what == "none" else row.what
     if row.of is not None:
         name = f"control of {row.of}"
     layers = ", ".join(map(str, row.layers[:4])) + (", ..." if len(row.layers) > 4 else "")

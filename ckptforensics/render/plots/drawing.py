@@ -14,7 +14,7 @@ from ckptforensics.results.records import ModelRecord
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure, SubFigure
 
 # What is drawn first, what is drawn beside it, and what stands beside these two.
 MAIN, OTHER = "#0b62a8", "#c2410c"
@@ -45,6 +45,18 @@ def new_figure(model: ModelRecord, what: str, width: float, height: float) -> Fi
     lines = wrap(f"{model_name(model)}: {what}", int(width * _CHARACTERS_PER_INCH * 0.75))
     figure.suptitle("\n".join(lines), fontsize=11)
     return figure
+
+
+def rows_of(figure: Figure, *heights: float) -> list[SubFigure]:
+    """Parts of the figure below one another, of these relative heights."""
+    parts: Any = figure.subfigures(len(heights), 1, height_ratios=heights)
+    return list(parts)
+
+
+def columns_of(figure: Figure, *widths: float) -> list[SubFigure]:
+    """Parts of the figure beside one another, of these relative widths."""
+    parts: Any = figure.subfigures(1, len(widths), width_ratios=widths)
+    return list(parts)
 
 
 def put_caption(drawing: Drawing) -> Figure:
@@ -106,7 +118,7 @@ def log_axis(axes: Axes, values: Iterable[float | None], *, along: str = "y") ->
     ----------
     values : all that is drawn along it
     """
-    from matplotlib.ticker import NullFormatter
+    from matplotlib.ticker import LogLocator, NullFormatter
 
     drawn = [v for v in values if v is not None and isfinite(v) and v > 0]
     if not drawn:
@@ -123,6 +135,8 @@ def log_axis(axes: Axes, values: Iterable[float | None], *, along: str = "y") ->
         axis.set_minor_formatter(written)
     else:
         axis.set_minor_formatter(NullFormatter())
+        if along == "x":  # long numbers stand beside one another
+            axis.set_major_locator(LogLocator(numticks=5))
     axes.tick_params(axis="y" if along == "y" else "x", which="minor", labelsize=8)
 
 
@@ -155,7 +169,7 @@ def heat_map(
         interpolation="nearest",
     )
     bar = axes.figure.colorbar(image, ax=axes, label=label, pad=0.02)
-    bar.outline.set_visible(False)  # type: ignore[operator]
+    bar.outline.set_visible(False)
 
 
 def _limits(values: Iterable[float]) -> tuple[float, float]:

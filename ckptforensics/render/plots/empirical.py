@@ -15,6 +15,7 @@ from ckptforensics.render.plots.drawing import (
     new_figure,
     plain,
     positive,
+    rows_of,
     token_label,
 )
 from ckptforensics.results.empirical import EmpiricalDocument, Plateau
@@ -35,7 +36,7 @@ def draw_empirical(document: EmpiricalDocument) -> Drawing:
     shown = sorted(largest, key=lambda p: p.layers)
     figure = new_figure(document.model, what, 9.0, 6.4 if shown else 4.2)
     if shown:
-        top, bottom = figure.subfigures(2, 1, height_ratios=(1.9, 1))
+        top, bottom = rows_of(figure, 1.9, 1)
         axes = top.subplots()
         below = bottom.subplots(1, len(shown), squeeze=False, sharey=True)[0]
         for i, (panel, plateau) in enumerate(zip(below, shown, strict=True)):
@@ -155,8 +156,8 @@ def _caption(document: EmpiricalDocument) -> str:
     names = ", ".join(dict.fromkeys(token_label(t.token, t.text) for t in most.tokens[:3]))
     span = _span(most)
     return (
-        f"{read} Shaded: plateaus, layers after which the same few tokens have a high norm; on "
-        f"{span} {counted(most.count, 'token')} with norm {number(most.median_norm)}, "
+        f"{read} Shaded: plateaus, layers after which the same few tokens have a high norm. Most "
+        f"are in {span}: {counted(most.count, 'token')} with norm {number(most.median_norm)}, "
         f"{percent(most.initial_share)} of them the first of their window"
         + (f" (most often: {names})" if names else "")
         + ". Bars below: the largest coordinates of the direction that they share."

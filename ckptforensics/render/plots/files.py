@@ -98,6 +98,7 @@ def svg_element(figure: Figure, prefix: str) -> str:
         for child in list(parent):
             if child.tag.endswith(("}metadata", "}style")):
                 parent.remove(child)
+    ids: set[str] = set()
     for element in root.iter():
         # Inside HTML an SVG needs no namespaces.
         element.tag = element.tag.partition("}")[2]
@@ -106,6 +107,9 @@ def svg_element(figure: Figure, prefix: str) -> str:
             plain = name.rpartition("}")[2]
             if plain == "id":
                 value = f"{prefix}-{value}"
+                if value in ids:  # equal images have equal ids, which nothing refers to
+                    continue
+                ids.add(value)
             elif plain == "href" and value.startswith("#"):
                 value = f"#{prefix}-{value[1:]}"
             element.set(plain, value.replace("url(#", f"url(#{prefix}-"))

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 def draw_layers(document: LayersDocument) -> Drawing:
     """Rollout ratio, answer to the trigger and gap of each layer, those with a label marked."""
     figure = new_figure(document.model, "explosion and decay layers and their evidence", 8.5, 7.0)
-    panels = {
+    panels: dict[str, list[float | None]] = {
         "growth of a\nsingle token's norm": [row.rollout_ratio for row in document.layers],
         "norm of the FFN's\nanswer to its trigger": [row.trigger_norm for row in document.layers],
         "gap of L:\ns1 / s2": [row.gap for row in document.layers],

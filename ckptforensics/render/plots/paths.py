@@ -15,6 +15,7 @@ from ckptforensics.render.plots.drawing import (
     new_figure,
     plain,
     positive,
+    rows_of,
     token_label,
 )
 from ckptforensics.results.paths import PathsDocument
@@ -29,7 +30,7 @@ def draw_paths(document: PathsDocument) -> Drawing:
     """Ranges of norms on the paths, answers of the FFNs, coefficients of the trigger."""
     several = bool(document.coefficients)
     figure = new_figure(document.model, "paths of single tokens, and what triggers", 12.0, 6.8)
-    top, bottom = figure.subfigures(2, 1, height_ratios=(1.25, 1))
+    top, bottom = rows_of(figure, 1.25, 1)
     records = {
         "tokens, no attention": document.noninitial,
         "tokens, initial": document.initial,

@@ -9,6 +9,7 @@ from ckptforensics.render.plots.drawing import (
     MAIN,
     OTHER,
     Drawing,
+    columns_of,
     heat_map,
     layer_axis,
     log_axis,
@@ -29,7 +30,7 @@ def draw_sinks(document: SinksDocument) -> Drawing:
         maps.append((document.other, document.other_layers))
     what = f"attention heads that attend to token {document.k}"
     figure = new_figure(document.model, what, 5.0 + 3.6 * len(maps), 5.2)
-    left, right = figure.subfigures(1, 2, width_ratios=(3.6 * len(maps), 4.6))
+    left, right = columns_of(figure, 3.6 * len(maps), 4.6)
     panels = left.subplots(1, len(maps), squeeze=False)[0]
     for axes, (text, layers) in zip(panels, maps, strict=True):
         _map(axes, text, layers)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from math import log10, nan
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ckptforensics.quantities import error_size, number
 from ckptforensics.render.plots.drawing import (
@@ -17,14 +17,14 @@ from ckptforensics.render.plots.drawing import (
     new_figure,
     places_shown,
     positive,
+    rows_of,
     token_label,
 )
 from ckptforensics.results.trace import TraceDocument
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-    from mpl_toolkits.mplot3d import Axes3D
+    from matplotlib.figure import FigureBase
 
 _MOST_BARS, _MOST_NAMES = 1000, 12
 
@@ -34,9 +34,10 @@ def draw_trace(document: TraceDocument) -> Drawing:
 
     Of a long text the first tokens are shown and of the others those that go highest.
     """
-    width = 12.0
-    figure = new_figure(document.model, "norm of every token after every layer", width, 8.2)
-    top, bottom = figure.subfigures(2, 1, height_ratios=(1.5, 1))
+    from matplotlib.ticker import MaxNLocator
+
+    figure = new_figure(document.model, "norm of every token after every layer", 12.0, 8.2)
+    top, bottom = rows_of(figure, 1.5, 1)
     highest = [max(row) for row in document.norms]
     shown = places_shown(highest)
     _bars(top, document, shown)
@@ -46,7 +47,7 @@ def draw_trace(document: TraceDocument) -> Drawing:
     axes.set_xticks(range(len(shown)), _names(document, shown), rotation=90, fontsize=8)
     axes.set_xlabel("token of the text, in order")
     axes.set_ylabel("after layer (0: embedding)")
-    axes.yaxis.get_major_locator().set_params(integer=True)
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     _path(bottom.subplots(), document)
     first = token_label(document.token_ids[0], document.tokens[0])
     count = len(document.token_ids)
@@ -89,14 +90,15 @@ def _names(document: TraceDocument, shown: list[int]) -> list[str]:
     return [token_label(document.token_ids[i], document.tokens[i]) for i in shown]
 
 
-def _bars(figure: Figure, document: TraceDocument, shown: list[int]) -> None:
+def _bars(figure: FigureBase, document: TraceDocument, shown: list[int]) -> None:
     import numpy as np
     from matplotlib import colormaps
+    from matplotlib.ticker import MaxNLocator
 
     layers = document.model.num_layers + 1
     step = max(1, -(-layers * len(shown) // _MOST_BARS))
     kept = sorted({*range(0, layers, step), layers - 1})
-    axes: Axes3D = figure.add_subplot(1, 2, 1, projection="3d")  # type: ignore[assignment]
+    axes: Any = figure.add_subplot(1, 2, 1, projection="3d")
     heights = np.array([[document.norms[i][layer] for layer in kept] for i in shown])
     x, y = np.meshgrid(np.arange(len(shown)), kept, indexing="ij")
     largest = float(heights.max()) or 1.0
@@ -120,7 +122,7 @@ def _bars(figure: Figure, document: TraceDocument, shown: list[int]) -> None:
     axes.tick_params(axis="y", labelsize=8, pad=-2)
     axes.tick_params(axis="z", labelsize=8, pad=6)
     axes.zaxis.set_major_formatter(lambda value, _: number(value))
-    axes.yaxis.get_major_locator().set_params(integer=True)
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_ylabel("layer")
     axes.set_zlabel("norm", labelpad=12)
     axes.view_init(elev=24, azim=-52)
