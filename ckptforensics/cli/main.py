@@ -26,11 +26,11 @@ _SECTIONS = MappingProxyType(
             "inspect": "Show family, shapes and files; what is read and what is not.",
         },
         "Running the model (needs torch and transformers)": {
-            "trace": "Norm of every token after every layer, beside the prediction.",
-            "empirical": "Tokens of high norm in running text, and their direction.",
-            "paths": "Paths of single tokens and random vectors, and what triggers.",
-            "ablate": "Take one thing away and show norms, perplexity and text.",
-            "sinks": "Heads that attend to the first token, and what it gives them.",
+            "trace": "Run a text and show the norm of every token after every layer.",
+            "empirical": "Find the tokens of high norm in running text.",
+            "paths": "Roll the vocabulary through the network, and see what triggers.",
+            "ablate": "Take one thing away at a time: norms, perplexity, text.",
+            "sinks": "Show which heads attend to the first token.",
         },
         "Help": {
             "families": "List the supported families and how each was verified.",

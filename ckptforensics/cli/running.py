@@ -143,5 +143,10 @@ plot_option = click.option(
     "--plot", type=click.Path(path_type=Path), help="Draw it: FILE.png, .svg or .pdf."
 )
 seed_option = click.option(
-    "--seed", type=click.IntRange(0), default=0, show_default=True, help="Of random choices."
+    "--seed",
+    "choices",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    help="Of random choices.",
 )

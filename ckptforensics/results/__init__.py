@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 from ckptforensics.deferred import on_first_use
 from ckptforensics.results.files import (
+    Empirical,
     Signature,
     document_text,
     holds_signature,
@@ -68,6 +69,7 @@ __all__ = [
     "Direction",
     "Document",
     "Eigenvalue",
+    "Empirical",
     "Examined",
     "ExpertRecord",
     "FamiliesDocument",

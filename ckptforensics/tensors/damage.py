@@ -198,6 +198,8 @@ class Watch:
         ----------
         harmless : whether zeros from one row to another, both of them in it, are no damage
         """
+        if info.nbytes == 0:
+            return []
         row_bytes = _row_bytes(info) or info.nbytes
         every = _joined(self._zeros.get(info.name, []))
         stretches = [

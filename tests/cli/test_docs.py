@@ -21,6 +21,8 @@ from tests.support.adapters import base_tensors, low_rank, write_adapter
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = (ROOT / "docs" / "command-line.md").read_text()
 COMMON = "Options of every command"
+# Commands whose options have one more section in common.
+RUN, RUNNING = ("trace", "empirical", "paths", "ablate", "sinks"), "Running the model"
 
 
 def commands() -> dict[str, click.Command]:
@@ -67,6 +69,7 @@ def test_every_command_has_help_and_a_section(name):
 @pytest.mark.parametrize("name", list(commands()))
 def test_every_option_has_help_and_is_documented(name):
     text = section(f"ckpt {name}") + section(COMMON) + section("ckpt")
+    text += section(RUNNING) if name in RUN else ""
     for option in options(commands()[name]):
         assert option.help, option.opts
         for flag in (*option.opts, *option.secondary_opts):
@@ -138,7 +141,7 @@ def test_completion_of_commands_and_options():
         printed = ckpt(_CKPT_COMPLETE="bash_complete", **line).stdout.split()
         return {word.partition(",")[2] for word in printed}
 
-    assert completed("ckpt", "s") == {"sign", "show"}
+    assert completed("ckpt", "s") == {"sign", "show", "sinks"}
     assert completed("ckpt", "sign", "--fi") == {"--fit"}
     assert completed("ckpt", "sign", "--fit", "p") == {"paper"}
 

@@ -22,6 +22,7 @@ EXPECTED = {
     **dict.fromkeys(DOCUMENTS, ("table", "json")),
     **dict.fromkeys(("layers", "norms"), ("table", "json", "csv")),
     "comparison": ("table", "json", "csv", "html"),
+    **dict.fromkeys(("trace", "empirical", "sinks", "ablation", "paths"), ("table", "json", "csv")),
 }
 
 

@@ -18,6 +18,7 @@ from ckptforensics.results.schemas import schema_text
 ROOT = Path(__file__).resolve().parents[2]
 SCHEMAS = ROOT / "docs" / "schemas"
 PLANTED = "fixtures/planted"
+TOKENS = ["--token-ids", "3,5,8,1,2,9,11,30,7,4,6,12", "--window", "6"]
 
 COMMANDS = {
     "signature": ["sign", PLANTED],
@@ -27,6 +28,11 @@ COMMANDS = {
     "families": ["families"],
     "cache": ["cache", "info"],
     "comparison": ["compare", PLANTED, PLANTED],
+    "trace": ["trace", PLANTED, *TOKENS],
+    "empirical": ["empirical", PLANTED, *TOKENS, "--threshold", "20"],
+    "sinks": ["sinks", PLANTED, *TOKENS],
+    "ablation": ["ablate", PLANTED, *TOKENS, "--what", "trigger"],
+    "paths": ["paths", PLANTED, "--second", "9"],
 }
 
 

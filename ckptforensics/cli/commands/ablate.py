@@ -45,7 +45,7 @@ def command(
     prompt: str | None,
     what: TextOptions,
     where: PlacementOptions,
-    seed: int,
+    choices: int,
     plot: Path | None,
     out: OutputOptions,
 ) -> None:
@@ -67,7 +67,7 @@ def command(
         layers=None if layers is None else layer_numbers(layers),
         text=what.chosen(),
         prompt=prompt,
-        seed=seed,
+        seed=choices,
         placement=where.placement(),
         progress=out.progress(checkpoint),
     )

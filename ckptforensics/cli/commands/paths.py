@@ -43,7 +43,7 @@ def command(
     vocabulary: int | None,
     second: int,
     where: PlacementOptions,
-    seed: int,
+    choices: int,
     plot: Path | None,
     out: OutputOptions,
 ) -> None:
@@ -60,7 +60,7 @@ def command(
         checkpoint,
         vocabulary=vocabulary,
         second=second,
-        seed=seed,
+        seed=choices,
         placement=where.placement(),
         progress=out.progress(checkpoint),
     )

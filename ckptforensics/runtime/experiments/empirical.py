@@ -13,6 +13,7 @@ from ckptforensics.arrays import Bools, Doubles, Floats
 from ckptforensics.checkpoint import Checkpoint
 from ckptforensics.findings.model import model_record
 from ckptforensics.progress import Progress, running
+from ckptforensics.results import Empirical
 from ckptforensics.results.empirical import (
     EmpiricalDocument,
     HighNormToken,
@@ -21,7 +22,6 @@ from ckptforensics.results.empirical import (
     Plateau,
     PopulationRecord,
 )
-from ckptforensics.results.files import Empirical
 from ckptforensics.runtime.experiments.populations import Population, find_plateaus, populations
 from ckptforensics.runtime.model import Runtime, started
 from ckptforensics.runtime.records import running_record, token_texts

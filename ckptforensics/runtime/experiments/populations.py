@@ -9,7 +9,7 @@ to it separates the two. On SmolLM2 the spread is .06 to .25, the gap 22,000 to 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -112,11 +112,15 @@ def _population(layer: int, norms: Doubles, threshold: float | None) -> Populati
         split = _split(norms)
     else:
         split = int(np.searchsorted(norms, threshold, side="right"))
-        split = split if 0 < split < len(norms) else None
-    if split is None:
+    if split is None or split == len(norms):
         return alone
-    low, high = float(norms[split - 1]), float(norms[split])
-    level = float(np.median(norms[split:]))
+    high, level = float(norms[split]), float(np.median(norms[split:]))
+    if split == 0:  # of a threshold that was given: all lie above it
+        everyone = frozenset(range(len(norms)))
+        return replace(
+            alone, high=high, threshold=threshold, count=len(norms), level=level, members=everyone
+        )
+    low = float(norms[split - 1])
     return Population(
         layer=layer,
         median=median,
