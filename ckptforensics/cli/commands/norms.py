@@ -66,7 +66,7 @@ rollout_options = as_object(
 @model_options
 @rollout_options
 @output_options(
-    "Save the result as JSON, or as CSV by the name's ending, or with --states the hidden "
+    "Save the result as JSON, or as CSV or HTML by the name's ending, or with --states the hidden "
     "states as .npz.",
     kind="norms",
 )
