@@ -106,7 +106,7 @@ def test_values_are_where_they_belong():
     assert "suffers most from skip-block, 2: 1,000" in caption
     _, caption = inline_svg(running.layers())
     assert "explosion layers: 2; decay layers: 4" in caption
-    assert "Layer 2 multiplies the norm of a single token most, by 80" in caption
+    assert "Layer 2 multiplies the norm of single tokens most, in the median by 80" in caption
 
 
 def test_of_a_long_text_the_first_tokens_and_the_highest_are_shown():

@@ -26,7 +26,7 @@ def draw_layers(document: LayersDocument) -> Drawing:
     """Rollout ratio, answer to the trigger and gap of each layer, those with a label marked."""
     figure = new_figure(document.model, "explosion and decay layers and their evidence", 8.5, 7.0)
     panels: dict[str, list[float | None]] = {
-        "growth of a\nsingle token's norm": [row.rollout_ratio for row in document.layers],
+        "growth of single\ntokens' norm, median": [row.rollout_ratio for row in document.layers],
         "norm of the FFN's\nanswer to its trigger": [row.trigger_norm for row in document.layers],
         "gap of L:\ns1 / s2": [row.gap for row in document.layers],
     }
@@ -83,7 +83,8 @@ def _caption(document: LayersDocument) -> str:
     growth = [(row.rollout_ratio, row.layer) for row in document.layers if row.rollout_ratio]
     if growth:
         ratio, layer = max(growth)
-        told += f". Layer {layer} multiplies the norm of a single token most, by {number(ratio)}"
+        told += f". Layer {layer} multiplies the norm of single tokens most, in the median by "
+        told += number(ratio)
     if rollout_incomplete(document.skipped):
         told += ". No token was followed through every layer"
     return (
