@@ -251,9 +251,13 @@ class _Looked:
             found = Equivalence(not differ and not unknown, "", compared, told)
             return cls(identical=True, equivalence=found, settings=differ)
         try:
-            return cls(equivalence=same_function(pair))
+            settings = differing_settings(pair, one_function=False)[0]
+        except NotApplicable:
+            settings = ()
+        try:
+            return cls(equivalence=same_function(pair), settings=settings)
         except NotApplicable as problem:
-            return cls(equivalence=Equivalence(False, problem.message))
+            return cls(equivalence=Equivalence(False, problem.message), settings=settings)
 
 
 def _undone(pair: Pair) -> tuple[str, ...]:

@@ -125,6 +125,8 @@ def _relatives(evidence: Evidence, reasons: list[str]) -> Decision:
         return Decision("related", None, "unknown", tuple(reasons), tuple(otherwise))
     first = evidence.findings[0]
     reasons = [*reasons, *(finding.reason for finding in evidence.findings)]
+    if evidence.settings and not any("configurations differ" in reason for reason in reasons):
+        reasons.append(f"the configurations differ: {'; '.join(evidence.settings)}")
     otherwise = []
     if first.direction == "unknown":
         otherwise.append(

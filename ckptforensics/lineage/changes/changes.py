@@ -41,6 +41,10 @@ ROUNDED = 0.9
 # See `is_rounding`.
 Rounded = tuple[float, float]
 _NOT: Rounded = (0.0, 0.0)
+# What is as near as its encoding's bits leave it, where the steps themselves are not known.
+NEAR: Rounded = (1.0, 1.0)
+# Encodings of GGUF whose groups have one step each, which a found grid is.
+_ONE_WIDTH = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0")
 
 
 @dataclass(frozen=True)
@@ -242,19 +246,24 @@ def _lattices(
     samples = [np.concatenate([read(i, i + run) for i in starts]) for read in tensors.read]
     names: list[str | None] = []
     rounded: list[Rounded] = []
+    grids: list[Lattice | None] = [
+        find_lattice(sample, float(most)) if changed else None
+        for sample, most in zip(samples, largest, strict=True)
+    ]
     for i, (sample, other) in enumerate(((samples[0], samples[1]), (samples[1], samples[0]))):
-        found: Lattice | None = find_lattice(sample, float(largest[i])) if changed else None
+        found = grids[i]
         stored = tensors.dtypes[i]
         plain = stored in ("BF16", "F16", "F32", "F64")
         names.append(_name(found, stored if not plain else None, grid(sample)))
         if not changed:
             rounded.append(_NOT)
             continue
-        told = _NOT if found is None else is_rounding(found, sample, other)
-        if not plain and told[0] < ROUNDED and _as_near_as_rounding(stored, sample, other):
+        told = _NOT if found is None else is_rounding(found, sample, other, grids[1 - i])
+        steps_known = found is not None and stored in _ONE_WIDTH
+        if not (plain or steps_known) and told[0] < ROUNDED:
             # The container says how it is quantized, and the steps are not all of one width, or
             # finer than is looked for.
-            told = (1.0, 1.0)
+            told = NEAR if _as_near_as_rounding(stored, sample, other) else told
         rounded.append(told)
     return (names[0], names[1]), (rounded[0], rounded[1])
 

@@ -151,7 +151,9 @@ def _of_levels(groups: Doubles) -> tuple[int, Doubles] | None:
     return bits, np.where(np.isfinite(steps), steps, 0.0)
 
 
-def is_rounding(lattice: Lattice, sample: Floats, other: Floats) -> tuple[float, float]:
+def is_rounding(
+    lattice: Lattice, sample: Floats, other: Floats, beside: Lattice | None = None
+) -> tuple[float, float]:
     """Whether a model on a lattice is the other one rounded to it.
 
     Zeros are left out: they may have been pruned before.
@@ -159,6 +161,7 @@ def is_rounding(lattice: Lattice, sample: Floats, other: Floats) -> tuple[float,
     Parameters
     ----------
     sample, other : (rows, columns) of the model on the lattice, and of the other one
+    beside : the other model's own lattice; both may then be half a step from a third
 
     Returns
     -------
@@ -172,4 +175,6 @@ def is_rounding(lattice: Lattice, sample: Floats, other: Floats) -> tuple[float,
     slack = _EPS[grid(sample)] * np.abs(values) * 2
     distance = np.abs(values.astype(np.float64) - other[there])
     fill = np.sqrt(12 * np.mean(distance**2) / np.mean(steps**2))
+    if beside is not None:
+        steps = steps + beside.steps[there]
     return float(np.mean(distance <= 0.51 * steps + slack)), float(fill)

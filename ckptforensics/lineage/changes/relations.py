@@ -5,13 +5,14 @@ A direction is stated only where the weights show it; each rule says in its docs
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from ckptforensics.lineage.changes.beyond_layers import appended_rows, drawn_anew, only_outside
-from ckptforensics.lineage.changes.changes import ROUNDED, Change, measure_changes
+from ckptforensics.lineage.changes.changes import NEAR, ROUNDED, Change, measure_changes
 from ckptforensics.lineage.changes.finding import Finding
 from ckptforensics.lineage.changes.masks import Mask
 from ckptforensics.lineage.changes.structure import find_structure
@@ -269,7 +270,8 @@ def _quantized(layers: Sequence[Change], later: int) -> Finding | None:
         f"{len(on_grid)} of {len(layers)} changed matrices of {second} lie on a quantizer's grid"
     )
     near = _share(on_grid, lambda c: c.rounded[later][0] >= ROUNDED)
-    within = f"{min(c.rounded[later][0] for c in on_grid):.0%}"
+    told = [c.rounded[later][0] for c in on_grid if c.rounded[later] is not NEAR]
+    within = f"{math.floor(100 * min(told, default=1))}%"
     fill = float(np.median([c.rounded[later][1] for c in on_grid]))
     if near >= _MOST and fill < _FILLED and other <= _MOST:
         reason = (
@@ -283,7 +285,10 @@ def _quantized(layers: Sequence[Change], later: int) -> Finding | None:
             "more than quantization lies between the two"
         )
         return Finding("finetune", "unknown", reason, 45)
-    reason = f"{where} ({', '.join(names)}), {within} or more of the entries within half a step"
+    guessed = [c for c in on_grid if c.rounded[later] is NEAR]
+    reason = f"{where} ({', '.join(names)}), at least {within} of the entries within half a step"
+    if len(guessed) == len(on_grid):
+        reason = f"{where} ({', '.join(names)}), as near to {first} as their bits leave them"
     if other > _MOST:
         return Finding("quantized", "unknown", f"{reason}; {first} is quantized too", 30)
     if near < _NEARLY_ALL:
@@ -293,6 +298,15 @@ def _quantized(layers: Sequence[Change], later: int) -> Finding | None:
             f"{first} or {second} has changed otherwise, so that both may come from a third model"
         )
         return Finding("quantized", "unknown", reason, 30)
+    if guessed:
+        whole = (
+            "" if len(guessed) == len(on_grid) else f" of {first}'s, or as near as bits leave them"
+        )
+        reason = (
+            f"{reason}{whole}; where the steps lie is not looked at, so that a close relative of "
+            f"{first} may be what was quantized"
+        )
+        return Finding("quantized", arrow, reason, 30)
     return Finding("quantized", arrow, f"{reason} of {first}'s, which lie on none", 30)
 
 
