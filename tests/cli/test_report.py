@@ -42,6 +42,13 @@ def test_a_model_that_does_not_run_is_told(planted, capsys):
     assert "tokenizer" in Page(ran.out).text
 
 
+def test_strict_minds_what_was_not_asked_to_be_left_out(planted, capsys):
+    assert run(capsys, "report", planted, "-q", "--strict", "--no-run").code == 0
+    ran = run(capsys, "report", planted, "-q", "--strict")
+    assert ran.code == 2
+    assert "--strict: running model skipped" in ran.err
+
+
 def test_what_cannot_be_meant_is_told_at_once(planted, tmp_path, capsys):
     ran = run(capsys, "report", planted, "--token-ids", "x", "-q")
     assert_one_error(ran, 4, "token ids")

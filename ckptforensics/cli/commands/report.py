@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ckptforensics.cli.options import ModelOptions, model_argument, model_options
-from ckptforensics.cli.output import OutputOptions, output_options
+from ckptforensics.cli.output import OutputOptions, output_options, require_whole
 from ckptforensics.cli.running import (
     PlacementOptions,
     TextOptions,
@@ -78,7 +78,11 @@ def command(
         skipped=skipped,
     )
     out.save(document)
-    out.finish(checkpoint, document, opening.strict)
+    # What was left out because it was asked for is no gap.
+    out.finish(checkpoint, document, opening.strict and not no_run)
+    if opening.strict:
+        for part in document.parts:
+            require_whole(part)
 
 
 def _ran(

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import FigureBase
 
 _MOST_BARS, _MOST_NAMES = 1000, 12
+# In tokens, so that a single one is a row of bars and no wall.
+_LEAST_WIDTH = 4
 
 
 def draw_trace(document: TraceDocument) -> Drawing:
@@ -87,7 +89,11 @@ def _highest(document: TraceDocument, highest: list[float]) -> str:
 
 
 def _names(document: TraceDocument, shown: list[int]) -> list[str]:
-    return [token_label(document.token_ids[i], document.tokens[i]) for i in shown]
+    """What the tokens are called, with their places where some between them are not shown."""
+    names = [token_label(document.token_ids[i], document.tokens[i]) for i in shown]
+    if len(shown) == len(document.token_ids):
+        return names
+    return [f"{i + 1}: {name}" for i, name in zip(shown, names, strict=True)]
 
 
 def _bars(figure: FigureBase, document: TraceDocument, shown: list[int]) -> None:
@@ -118,6 +124,7 @@ def _bars(figure: FigureBase, document: TraceDocument, shown: list[int]) -> None
     axes.set_xticks(
         range(0, len(shown), every), names[::every], rotation=45, ha="right", fontsize=7
     )
+    axes.set_xlim(-0.5, max(len(shown), _LEAST_WIDTH) - 0.5)
     axes.tick_params(axis="x", pad=-5)
     axes.tick_params(axis="y", labelsize=8, pad=-2)
     axes.tick_params(axis="z", labelsize=8, pad=3)
