@@ -8,6 +8,7 @@ import numpy as np
 
 from ckptforensics.checkpoint import Checkpoint
 from ckptforensics.compute.threads import all_cores
+from ckptforensics.errors import UsageError
 from ckptforensics.findings.accumulated import Accumulated, accumulate
 from ckptforensics.findings.bos_token import begin_token
 from ckptforensics.findings.damage import with_damage
@@ -27,6 +28,8 @@ from ckptforensics.linear import Fit
 from ckptforensics.progress import Progress
 from ckptforensics.results import (
     AccumulatedRecord,
+    Empirical,
+    EmpiricalAngles,
     ExpertRecord,
     LayerEvidence,
     LayersDocument,
@@ -43,6 +46,7 @@ def find_layers(
     *,
     fit: Fit | None = None,
     accumulated: bool = False,
+    empirical: Empirical | None = None,
     progress: Progress | None = None,
     scope: Scope | None = None,
 ) -> LayersDocument:
@@ -53,15 +57,26 @@ def find_layers(
     model : an opened checkpoint or what `open_checkpoint` takes
     fit : of the FFN, `canonical` by default
     accumulated : also the directions of the products L_i ... L_1, in a second pass
+    empirical : directions of tokens in running text (the runtime's `empirical`), whose angles to
+        u1 of every layer are added (the paper's Fig. 4)
     progress : told of each layer
     scope : what is measured, by default everything; `accumulated` takes all layers
 
     Raises
     ------
+    UsageError
+        if the empirical directions have another width.
     CkptError
         if the checkpoint cannot be opened, decoded or analysed; see `open_checkpoint`.
     """
     checkpoint = opened(model)
+    width = checkpoint.architecture.sizes.hidden_size
+    if empirical is not None and empirical.direction.shape[1] != width:
+        raise UsageError(
+            f"the empirical directions have {empirical.direction.shape[1]:,} coordinates and the "
+            f"model has {width:,}",
+            hint="give those of this model",
+        )
     fit = fit or Fit()
     measured = measure(checkpoint, fit, with_eigenvalues=True, progress=progress, scope=scope)
     products = accumulate(checkpoint, fit=fit, progress=progress) if accumulated else ()
@@ -81,6 +96,7 @@ def find_layers(
         begin_token=begin_token(measured, checkpoint.architecture.bos_token_id),
         super_weights=_super_weights(measured),
         accumulated=tuple(_accumulated(a) for a in products),
+        empirical=() if empirical is None else _angles(measured, empirical),
         skipped=measured.skipped,
     )
 
@@ -107,6 +123,17 @@ def _evidence(m: LayerMeasurement, found: Label, tokens: tuple[TriggerToken, ...
         evidence=found.evidence,
         trigger_top=top_components(positive(m.trigger_direction)),
         trigger_tokens=tokens,
+    )
+
+
+def _angles(measured: Measurements, empirical: Empirical) -> tuple[EmpiricalAngles, ...]:
+    u1 = np.stack([m.spectrum.left[:, 0] for m in measured.layers]).astype(np.float64)
+    cosines = np.abs(empirical.direction.astype(np.float64) @ u1.T).clip(0, 1)
+    return tuple(
+        EmpiricalAngles(
+            plateau=plateau.layers, angles_deg=tuple(np.degrees(np.arccos(row)).tolist())
+        )
+        for plateau, row in zip(empirical.document.plateaus, cosines, strict=True)
     )
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from ckptforensics.checkpoint import Checkpoint, open_checkpoint
 from ckptforensics.errors import CkptError, NothingAnalysable
 from ckptforensics.progress import Progress, running
-from ckptforensics.results import FileRecord, ModelRecord, holds_signature, load_document
+from ckptforensics.results import FileRecord, ModelRecord, load_document, saved_kind
 from ckptforensics.sources import sha256_of_file
 
 
@@ -24,7 +24,7 @@ def opened(model: Checkpoint | str | Path) -> Checkpoint:
 def refuse_result(model: str | Path) -> None:
     """NothingAnalysable if the file is a saved result and no checkpoint."""
     path = Path(model)
-    kind = "signature" if holds_signature(path) else None
+    kind = saved_kind(path)
     if path.suffix == ".json" and not path.name.endswith(".index.json") and path.is_file():
         with suppress(CkptError):
             kind = load_document(path).kind

@@ -16,6 +16,8 @@ _FARTHEST = 90.0
 _ADDS_UP = 0.6
 # Lengths this near to each other are equal: the third model differs in structure alone.
 _EQUAL = 1.02
+# Verdicts on copies, and the share of a squared distance below which a model is one all the same.
+_COPIES, _COPIED = ("identical", "re-parameterised"), 1e-4
 # A length counts so much where the weights show what led to what: a near copy of either model is
 # about as far away, and says less.
 _EXPLAINED = 0.5
@@ -164,6 +166,10 @@ def _between(
         if name in (pair.a, pair.b) or any(model not in known for model in models):
             continue
         first, second = (squares[model] for model in models)
+        # A copy of one of the two, in another type or basis, is that one.
+        copied = any(known[model].verdict in _COPIES for model in models)
+        if copied or min(first, second) < _COPIED * whole:
+            continue
         if max(first, second) > _EQUAL * whole or whole < _ADDS_UP * (first + second):
             continue
         # What came from one of the two does not lie between them.

@@ -133,8 +133,21 @@ class BeginTokenRecord(Frozen):
     ordinary: tuple[Finite, ...]
 
 
+class EmpiricalAngles(Frozen):
+    """Acute angles between u1 of every layer and the direction that running text shows.
+
+    `plateau` are the first and last layer after which tokens were seen to share that direction;
+    `angles_deg` has one angle for each of the document's layers.
+    """
+
+    plateau: tuple[int, int]
+    angles_deg: tuple[Finite, ...]
+
+
 class LayersDocument(Document):
     """The result of `layers`. `super_weights` has the strongest entry of each layer, ranked.
+
+    `empirical` has an entry for each plateau of a document `empirical` that was given.
 
     `accumulated` is empty if it was not asked for.
     """
@@ -151,4 +164,5 @@ class LayersDocument(Document):
     begin_token: BeginTokenRecord | None = None
     super_weights: tuple[SuperWeightRecord, ...]
     accumulated: tuple[AccumulatedRecord, ...] = ()
+    empirical: tuple[EmpiricalAngles, ...] = ()
     skipped: tuple[Skipped, ...] = ()

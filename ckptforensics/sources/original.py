@@ -20,6 +20,8 @@ _KEYS = {
     "head_dim": "head_dim",
     "hidden_dim": "intermediate_size",
     "norm_eps": "rms_norm_eps",
+    "rope_theta": "rope_theta",
+    "sliding_window": "sliding_window",
 }
 
 

@@ -162,11 +162,17 @@ def test_a_third_model_between_two_makes_them_related():
 
 @pytest.mark.parametrize(
     "lengths",
-    [(0.15, 0.2, 0.12), (0.3, 0.28, 0.27), (0.3, 0.31, 0.01)],
-    ids=["farther than the two", "siblings of the two", "farther than one"],
+    [(0.15, 0.2, 0.12), (0.3, 0.28, 0.27), (0.3, 0.31, 0.01), (0.3, 0.3, 1e-6)],
+    ids=["farther than the two", "siblings of the two", "farther than one", "a copy of one"],
 )
 def test_a_third_model_elsewhere_changes_nothing(lengths):
     pairs, squares = triple(lengths=lengths)
+    assert through_others(pairs, squares)[0] == pairs[0]
+
+
+def test_an_identical_third_model_lies_between_nothing():
+    pairs, squares = triple(lengths=(0.3, 0.29, 0.01))
+    pairs[1] = pairs[1].model_copy(update={"verdict": "identical"})
     assert through_others(pairs, squares)[0] == pairs[0]
 
 

@@ -294,3 +294,20 @@ def test_windows_and_their_record(llama):
     short, record = windows_of(runtime, Text(token_ids=[5, 6], window=8, bos=True))
     assert short == [[runtime.checkpoint.architecture.bos_token_id, 5, 6]]
     assert not record.partial
+
+
+def test_layers_beside_empirical_directions(smollm2, smollm2_gguf, smollm2_signature, tmp_path):
+    """The paper's Fig. 4 on SmolLM2: u1 of explosion and decay layers lies along what is seen."""
+    import ckptforensics
+
+    found = empirical(smollm2, text=Text(limit=512))
+    document = ckptforensics.find_layers(smollm2_gguf, empirical=found)
+    (angles,) = [e.angles_deg for e in document.empirical if e.plateau == (12, 28)]
+    direction = found.direction[-1]
+    cosines = np.abs(smollm2_signature.u @ direction)
+    np.testing.assert_allclose(angles, np.degrees(np.arccos(cosines)), atol=0.1)
+    assert angles[11] < 10
+    assert angles[28] < 10
+    other = Empirical(found.document, found.direction[:, :100])
+    with pytest.raises(UsageError, match="100 coordinates"):
+        ckptforensics.find_layers(smollm2_gguf, empirical=other)

@@ -189,7 +189,42 @@ _GGUF_NAMES = {
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
     "model.layers": "blk",
+    "lm_head": "output",
 }
+
+
+def write_model_gguf(
+    path: Path,
+    arrays: dict[str, np.ndarray],
+    config: dict[str, Any],
+    encoding: str | None = None,
+) -> Path:
+    """A LLaMA of any size as GGUF by gguf's own writer, without a vocabulary.
+
+    With an `encoding` such as Q4_0 the matrices of layers are stored by gguf's own encoder.
+    """
+    import gguf
+
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_block_count(config["num_hidden_layers"])
+    writer.add_embedding_length(config["hidden_size"])
+    writer.add_head_count(config["num_attention_heads"])
+    writer.add_head_count_kv(config["num_key_value_heads"])
+    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    writer.add_rope_freq_base(config.get("rope_theta", 10_000.0))
+    for name, array in arrays.items():
+        for theirs, ours in _GGUF_NAMES.items():
+            name = name.replace(theirs, ours)
+        if encoding is not None and array.ndim == 2 and name.startswith("blk"):
+            kind = gguf.GGMLQuantizationType[encoding]
+            writer.add_tensor(name, gguf.quants.quantize(array, kind), raw_dtype=kind)
+        else:
+            writer.add_tensor(name, array)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
 
 
 def write_llama_gguf(path: Path, arrays: dict[str, np.ndarray] | None = None, **split: Any) -> Path:

@@ -134,6 +134,7 @@ def find_relation(pair: Pair) -> tuple[Finding, ...]:
     found = [f for f in find_structure(pair) if alike or f.relation != "depth-changed"]
     if layers and alike:
         found += _of_values(pair, changes, layers)
+        found += _replaced(pair.once(measure_changes))
     return tuple(sorted(_agreed(found, bool(layers)), key=lambda finding: finding.order))
 
 
@@ -186,11 +187,28 @@ def _of_values(pair: Pair, changes: list[Change], layers: list[Change]) -> Itera
         found = [finding for finding in found if finding.relation != "finetune"]
     kinds = {finding.relation for finding in found} - {None}
     adapter = None if kinds - {"finetune"} else _adapter(moved)
+    bases = [model.weights.source.base for model in pair.models]
+    if adapter is not None and bases[0] is not None and bases[0] == bases[1]:
+        reason = f"{adapter.reason.partition(';')[0]}; both are adapters of one base, {bases[0]}"
+        yield Finding("adapter", "unknown", reason, 40)
+        return
     if adapter is not None:
         found = [_told_with(adapter, finding) for finding in found] or [adapter]
     elif not kinds:
         found.append(_finetune(matrices, moved))
     yield from found
+
+
+def _replaced(changes: Sequence[Change]) -> list[Finding]:
+    """Tensors of one name that have nothing in common: no part of what the others say."""
+    foreign = [c for c in changes if c.cosine < _ALIKE and c.tensors.part == "layer"]
+    if not foreign:
+        return []
+    reason = (
+        f"{len(foreign)} of {len(changes)} tensors of one name and shape have nothing in common, "
+        f"such as {foreign[0].tensors.tensor}: they were replaced, or only one model has them"
+    )
+    return [Finding(None, "unknown", reason, 60)]
 
 
 def _told_with(adapter: Finding, finding: Finding) -> Finding:

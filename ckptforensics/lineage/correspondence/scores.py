@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from ckptforensics.architectures import WeightRef
 from ckptforensics.architectures.plan import Ranges
+from ckptforensics.architectures.rotary import rotary_pairing
 from ckptforensics.architectures.scores import query_and_key
 from ckptforensics.arrays import Floats, Ints
 from ckptforensics.errors import NotApplicable, TensorError
@@ -130,9 +131,36 @@ def score_error(pair: Pair, layer_a: int, layer_b: int, order: Ints, *, rotary: 
         raise NotApplicable("only one of the models norms its queries and keys")
     if a.query.shape[1] != b.query.shape[1]:
         raise NotApplicable("queries have other widths")
-    ways = (_halves, _neighbours) if rotary and a.query.shape[1] % 2 == 0 else (_whole,)
-    # How rows are paired depends on the container; no model is both ways at once.
-    return min(_worst(a, b, order, (way_a, way_b)) for way_a in ways for way_b in ways)
+    if not rotary or a.query.shape[1] % 2:
+        return _worst(a, b, order, (_whole, _whole))
+    one, other = (_way(model) for model in pair.models)
+    if one is not None and other is not None:
+        return _worst(a, b, order, (one, other))
+    if _program(pair.a) != _program(pair.b):
+        raise NotApplicable("how RoPE pairs the coordinates of a head is not known of both models")
+    # One program runs both: whichever way it pairs them, it is one way.
+    return min(_worst(a, b, order, (way, way)) for way in (_halves, _neighbours))
+
+
+def _program(model: Model) -> tuple[object, object]:
+    """What decides which program runs the model: `model_type`, or GGUF's architecture."""
+    config = model.weights.source.config
+    if config is not None:
+        return config.get("model_type"), None
+    return None, model.weights.store.metadata.get("general.architecture")
+
+
+def _way(model: Model) -> Way | None:
+    """How the coordinates of the model's heads are paired, None where it is not known."""
+    plans = model.weights.architecture.layers
+    values = [plan.refs["value"].weight for plan in plans if "value" in plan.refs]
+    kind, gguf = _program(model)
+    pairing = rotary_pairing(
+        values[0] if values else "",
+        model_type=None if kind is None else str(kind),
+        gguf=None if gguf is None else str(gguf),
+    )
+    return None if pairing is None else {"halves": _halves, "neighbours": _neighbours}[pairing]
 
 
 @dataclass(frozen=True)

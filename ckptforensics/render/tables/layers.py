@@ -40,6 +40,8 @@ def layers_table(document: LayersDocument, view: View) -> str:
     _super_weights(console, document, view.verbose)
     if document.accumulated:
         _accumulated(console, document, view.verbose)
+    if document.empirical:
+        _empirical(console, document)
     skipped(console, document.skipped)
     return text_of(console)
 
@@ -124,6 +126,17 @@ def _accumulated(console: Console, document: LayersDocument, verbose: bool) -> N
             f"{product.angle_deg:.1f} deg",
             coordinates(product.direction_top[: 5 if verbose else 3]),
         )
+    print_table(console, table)
+
+
+def _empirical(console: Console, document: LayersDocument) -> None:
+    console.print()
+    say(console, "angle in degrees between u1 and the direction of tokens in running text")
+    names = [f"layers {row.plateau[0]} to {row.plateau[1]}" for row in document.empirical]
+    table = make_table("layer", "label:", *names)
+    for index, row in enumerate(document.layers):
+        angles = [f"{found.angles_deg[index]:.1f}" for found in document.empirical]
+        table.add_row(str(row.layer), row.label or "", *angles)
     print_table(console, table)
 
 

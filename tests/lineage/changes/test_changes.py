@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from ckptforensics.checkpoint import open_checkpoint
 from ckptforensics.lineage.changes import lattices
 from ckptforensics.lineage.changes.relations import (
     find_changes,
@@ -14,7 +15,9 @@ from ckptforensics.lineage.changes.relations import (
     identical,
     left_out,
 )
+from ckptforensics.lineage.models import Model
 from ckptforensics.lineage.pair import Pair
+from tests.support.containers import write_model_gguf
 from tests.support.lineage import adapted, llama, pair_of, rounded, tuned
 from tools import transforms
 
@@ -344,3 +347,17 @@ def test_spacing_is_that_of_the_types():
         np.testing.assert_array_equal(
             lattices.round_to(x, kind) if kind != "F32" else x, values.float().numpy()
         )
+
+
+@pytest.mark.parametrize(("kind", "share"), [("Q4_0", 0.1), ("Q8_0", 0.02)])
+def test_a_relative_of_what_was_quantized_is_not_its_source(kind, share, model, tmp_path):
+    """Half a step is measured, whatever the container says of the encoding."""
+    arrays = {n: np.ascontiguousarray(t, np.float32) for n, t in model.tensors.items()}
+    copy = write_model_gguf(tmp_path / "q.gguf", arrays, model.config, encoding=kind)
+    for name, plain in (("source", model), ("relative", tuned(model, share))):
+        path = transforms.write(plain, tmp_path / name, "F32")
+        pair = Pair(Model("a", open_checkpoint(path)), Model("b", open_checkpoint(copy)))
+        first = find_relation(pair)[0]
+        expected = ("quantized", "a->b") if name == "source" else ("finetune", "unknown")
+        assert (first.relation, first.direction) == expected, first
+        assert "100% or more" not in first.reason

@@ -13,6 +13,7 @@ from ckptforensics.lineage.correspondence.scores import score_error
 from ckptforensics.lineage.criteria.equivalence import same_function
 from ckptforensics.lineage.models import Model
 from ckptforensics.lineage.pair import Pair
+from tests.support.containers import write_model_gguf
 from tests.support.models import save, tiny_gpt2, tiny_llama
 from tools import launder, transforms
 from tools.zoo import ZOO
@@ -108,6 +109,10 @@ SETTINGS = {
     "sliding_window": 8,
     "rms_norm_eps": 0.1,
     "rope_scaling": {"rope_type": "linear", "factor": 4.0},
+    "partial_rotary_factor": 0.5,
+    # Keys that nothing here knows by name, in any place.
+    "use_bidirectional_attention": True,
+    "attn_config": {"softmax_scale": 0.25},
 }
 
 
@@ -185,3 +190,44 @@ def test_fused_projections_are_parted(tmp_path):
         other = Pair(both[0], Model("b", open_checkpoint(path)))
         found = score_error(other, 1, 1, np.arange(model.config["n_head"]), rotary=False)
         assert found == pytest.approx(0.5, abs=0.01)  # biases are not doubled
+
+
+def written(folder, model, **config):
+    path = transforms.write(model, folder, "F32")
+    settings = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps({**settings, **config}))
+    return path
+
+
+def test_keys_of_no_setting_are_told_where_both_state_them(model, tmp_path):
+    a = written(tmp_path / "a", model, new_factor=1.0, attention_dropout=0.1, nested={"scale": 2})
+    b = written(tmp_path / "b", model, new_factor=3.0, attention_dropout=0.2, nested={"scale": 4})
+    found = record(a, b)
+    assert found.verdict == "identical"
+    assert found.reasons[1:] == (
+        "but the configurations differ: nested.scale: 2.0 and 4.0",
+        "but the configurations differ: new_factor: 1.0 and 3.0",
+    )
+
+
+def gguf_copy(folder, model, *, permuted):
+    """The model as a GGUF file of the architecture llama, whose runner turns neighbouring rows."""
+    arrays = {}
+    for name, tensor in model.tensors.items():
+        heads = {"q_proj": "num_attention_heads", "k_proj": "num_key_value_heads"}
+        key = next((value for part, value in heads.items() if part in name), None)
+        rows = np.asarray(tensor, np.float32)
+        if key is not None and permuted:  # as convert_hf_to_gguf.py of llama.cpp
+            count = model.config[key]
+            rows = rows.reshape(count, 2, -1, rows.shape[1]).swapaxes(1, 2).reshape(rows.shape)
+        arrays[name] = rows
+    return write_model_gguf(folder, arrays, model.config)
+
+
+@pytest.mark.parametrize("permuted", [True, False])
+def test_rows_that_a_converter_left_in_another_order_are_another_model(permuted, model, tmp_path):
+    a = transforms.write(model, tmp_path / "a", "F32")
+    found = record(a, gguf_copy(tmp_path / "b.gguf", model, permuted=permuted))
+    assert (found.verdict == "re-parameterised") == permuted, found.reasons
+    if not permuted:
+        assert any("queries and keys" in reason for reason in found.reasons), found.reasons
