@@ -22,6 +22,7 @@ _SECTIONS = MappingProxyType(
             "layers": "Find explosion and decay layers, each with its evidence.",
             "compare": "Compare checkpoints: whether they share a training run, and how.",
             "norms": "Roll single tokens through the network and show their norms.",
+            "report": "Put what the weights and the running model show onto one page.",
             "inspect": "Show family, shapes and files; what is read and what is not.",
         },
         "Running the model (needs torch and transformers)": {

@@ -103,13 +103,8 @@ class OutputOptions:
         if isinstance(remote, RemoteFiles):
             moved = remote.transfer
             self.hint(f"transferred {moved.fetched:,} of {moved.total:,} bytes")
-        if not strict:
-            return
-        require_sound(getattr(document, "model", None))
-        skipped = getattr(document, "skipped", ())
-        if skipped:
-            rest = "" if len(skipped) == 1 else f" (and {len(skipped) - 1} more)"
-            raise CkptError(f"--strict: {skipped[0].what} skipped: {skipped[0].reason}{rest}")
+        if strict:
+            require_whole(document)
 
     def check_plot(self, path: Path | None) -> None:
         """Refuse a file that could not be drawn to, before anything is computed."""
@@ -130,6 +125,15 @@ class OutputOptions:
         """Tell the user something that is not a result."""
         if not self.quiet:
             click.echo(text, err=True)
+
+
+def require_whole(document: Document) -> None:
+    """CkptError if the document has a skipped row, or its model looks damaged."""
+    require_sound(getattr(document, "model", None))
+    skipped = getattr(document, "skipped", ())
+    if skipped:
+        rest = "" if len(skipped) == 1 else f" (and {len(skipped) - 1} more)"
+        raise CkptError(f"--strict: {skipped[0].what} skipped: {skipped[0].reason}{rest}")
 
 
 def require_sound(model: ModelRecord | None) -> None:

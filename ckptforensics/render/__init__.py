@@ -6,18 +6,14 @@ from ckptforensics.deferred import on_first_use
 from ckptforensics.render.renderers import FORMATS, formats_of, render, render_several
 
 if TYPE_CHECKING:
-    from ckptforensics.render.plots.comparison import plot_comparison
     from ckptforensics.render.plots.documents import plot_document
     from ckptforensics.render.plots.files import check_plot_path
-    from ckptforensics.render.plots.norms import plot_norms
 
 __all__ = [
     "FORMATS",
     "check_plot_path",
     "formats_of",
-    "plot_comparison",
     "plot_document",
-    "plot_norms",
     "render",
     "render_several",
 ]
@@ -26,8 +22,6 @@ __getattr__ = on_first_use(
     __name__,
     {
         "check_plot_path": "plots.files",
-        "plot_comparison": "plots.comparison",
         "plot_document": "plots.documents",
-        "plot_norms": "plots.norms",
     },
 )

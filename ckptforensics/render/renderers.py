@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from ckptforensics.errors import UsageError
-from ckptforensics.render.view import View
+from ckptforensics.render.view import Part, View
 
 if TYPE_CHECKING:
     from ckptforensics.results import Document, SignatureDocument
@@ -29,9 +29,11 @@ _RENDERERS: Mapping[tuple[str, str], str] = MappingProxyType(
         ("layers", "table"): "tables.layers:layers_table",
         ("layers", "json"): "document_json:document_json",
         ("layers", "csv"): "layers_csv:layers_csv",
+        ("layers", "html"): "html.result:result_html",
         ("norms", "table"): "tables.norms:norms_table",
         ("norms", "json"): "document_json:document_json",
         ("norms", "csv"): "layers_csv:norms_csv",
+        ("norms", "html"): "html.result:result_html",
         ("inspect", "table"): "tables.inspection:inspection_table",
         ("inspect", "json"): "document_json:document_json",
         ("families", "table"): "tables.families:families_table",
@@ -45,18 +47,26 @@ _RENDERERS: Mapping[tuple[str, str], str] = MappingProxyType(
         ("trace", "table"): "tables.running:trace_table",
         ("trace", "json"): "document_json:document_json",
         ("trace", "csv"): "running_csv:trace_csv",
+        ("trace", "html"): "html.result:result_html",
         ("empirical", "table"): "tables.running:empirical_table",
         ("empirical", "json"): "document_json:document_json",
         ("empirical", "csv"): "running_csv:empirical_csv",
+        ("empirical", "html"): "html.result:result_html",
         ("sinks", "table"): "tables.running:sinks_table",
         ("sinks", "json"): "document_json:document_json",
         ("sinks", "csv"): "running_csv:sinks_csv",
+        ("sinks", "html"): "html.result:result_html",
         ("ablation", "table"): "tables.running:ablation_table",
         ("ablation", "json"): "document_json:document_json",
         ("ablation", "csv"): "running_csv:ablation_csv",
+        ("ablation", "html"): "html.result:result_html",
         ("paths", "table"): "tables.running:paths_table",
         ("paths", "json"): "document_json:document_json",
         ("paths", "csv"): "running_csv:paths_csv",
+        ("paths", "html"): "html.result:result_html",
+        ("report", "table"): "tables.report:report_table",
+        ("report", "json"): "document_json:document_json",
+        ("report", "html"): "html.result:report_html",
     }
 )
 # All that any kind has.
@@ -89,6 +99,13 @@ def render(
         if its kind has no such format.
     """
     return _renderer(document.kind, form)(document, View(verbose, width, color))
+
+
+def table_parts(document: Document) -> list[Part]:
+    """What the document's whole table for people is made of, for another form of it."""
+    parts: list[Part] = []
+    _renderer(document.kind, "table")(document, View(verbose=True, parts=parts))
+    return parts
 
 
 def render_several(

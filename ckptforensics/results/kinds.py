@@ -48,5 +48,6 @@ DOCUMENTS = Registry(
         "sinks": ("sinks", "SinksDocument"),
         "ablation": ("ablation", "AblationDocument"),
         "paths": ("paths", "PathsDocument"),
+        "report": ("report", "ReportDocument"),
     }
 )

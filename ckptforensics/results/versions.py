@@ -72,6 +72,9 @@ def read_document(fields: dict[str, Any], file: Path) -> Document:
             path=file,
             hint=_UPGRADE if newer else _AGAIN,
         )
+    for key, value in fields.items():
+        if isinstance(value, dict) and value.get("kind") in DOCUMENTS:  # of a version of its own
+            fields[key] = read_document(value, file)
     if theirs > ours:
         _drop_unknown(known, fields)
     fields["schema_version"] = known.current_version()

@@ -22,7 +22,8 @@ ROOT = Path(__file__).resolve().parents[2]
 TEXT = (ROOT / "docs" / "command-line.md").read_text()
 COMMON = "Options of every command"
 # Commands whose options have one more section in common.
-RUN, RUNNING = ("trace", "empirical", "paths", "ablate", "sinks"), "Running the model"
+RUN = ("trace", "empirical", "paths", "ablate", "sinks", "report")
+RUNNING = "Running the model"
 
 
 def commands() -> dict[str, click.Command]:

@@ -77,9 +77,11 @@ def test_help_names_the_forms(command, kind, capsys):
 
 def test_help_of_show_names_the_forms(capsys):
     said = " ".join(run(capsys, "show", "--help").out.split())
-    assert "table and json, of layers and norms also csv, of a comparison also csv and html" in said
+    assert "table and json, of all but signature, inspect, families and cache also html" in said
     for kind in ("signature", "inspect", "families", "cache"):
         assert formats_of(kind) == ("table", "json")
+    assert "and but for a report csv" in said
+    assert formats_of("report") == ("table", "json", "html")
 
 
 def test_help_of_fail_on_explains_its_choices():

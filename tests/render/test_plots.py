@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from ckptforensics.errors import MissingDependency, OutputError, UsageError
-from ckptforensics.render import check_plot_path, plot_comparison
+from ckptforensics.render import check_plot_path, plot_document
 from tests.support.comparisons import ODD_NAMES, a_test, empty, several, two
 
 DOCUMENTS = {
@@ -26,7 +26,7 @@ DOCUMENTS = {
 
 
 def drawn(document, path: Path) -> bytes:
-    plot_comparison(document, path)
+    plot_document(document, path)
     return path.read_bytes()
 
 
@@ -137,7 +137,7 @@ def test_settings_of_the_user_change_nothing(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", ["x.jpg", "x", "x.png.txt", ".png", "x.ps"])
 def test_other_endings_are_refused_before_anything_is_drawn(name, tmp_path):
-    for refuse in (check_plot_path, lambda path: plot_comparison(two(), path)):
+    for refuse in (check_plot_path, lambda path: plot_document(two(), path)):
         with pytest.raises(UsageError, match=r"\.png, \.svg or \.pdf"):
             refuse(tmp_path / name)
     assert list(tmp_path.iterdir()) == []
@@ -145,7 +145,7 @@ def test_other_endings_are_refused_before_anything_is_drawn(name, tmp_path):
 
 def test_without_matplotlib_the_error_says_how_to_get_it(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    for refuse in (check_plot_path, lambda path: plot_comparison(two(), path)):
+    for refuse in (check_plot_path, lambda path: plot_document(two(), path)):
         with pytest.raises(MissingDependency) as caught:
             refuse(tmp_path / "x.png")
         assert str(caught.value) == ("a plot needs matplotlib; pip install matplotlib")
@@ -153,7 +153,7 @@ def test_without_matplotlib_the_error_says_how_to_get_it(tmp_path, monkeypatch):
 
 def test_nothing_to_plot_and_nowhere_to_write(tmp_path):
     with pytest.raises(UsageError, match="nothing to plot"):
-        plot_comparison(empty(), tmp_path / "x.png")
+        plot_document(empty(), tmp_path / "x.png")
     with pytest.raises(OutputError):
-        plot_comparison(two(), tmp_path / "nowhere" / "x.png")
+        plot_document(two(), tmp_path / "nowhere" / "x.png")
     assert list(tmp_path.iterdir()) == []

@@ -20,9 +20,12 @@ from tests.support.containers import assert_one_error, run
 SAVED = Path(__file__).parents[1] / "results" / "old"
 EXPECTED = {
     **dict.fromkeys(DOCUMENTS, ("table", "json")),
-    **dict.fromkeys(("layers", "norms"), ("table", "json", "csv")),
+    **dict.fromkeys(("layers", "norms"), ("table", "json", "csv", "html")),
     "comparison": ("table", "json", "csv", "html"),
-    **dict.fromkeys(("trace", "empirical", "sinks", "ablation", "paths"), ("table", "json", "csv")),
+    **dict.fromkeys(
+        ("trace", "empirical", "sinks", "ablation", "paths"), ("table", "json", "csv", "html")
+    ),
+    "report": ("table", "json", "html"),
 }
 
 

@@ -33,6 +33,7 @@ COMMANDS = {
     "sinks": ["sinks", PLANTED, *TOKENS],
     "ablation": ["ablate", PLANTED, *TOKENS, "--what", "trigger"],
     "paths": ["paths", PLANTED, "--second", "9"],
+    "report": ["report", PLANTED, *TOKENS],
 }
 
 

@@ -147,10 +147,8 @@ def command(models: tuple[str, ...], how: CompareOptions, out: OutputOptions) ->
     """
     from ckptforensics.findings import SignatureCache
     from ckptforensics.lineage.compare import compare
-    from ckptforensics.render import check_plot_path, plot_comparison
 
-    if how.plot is not None:
-        check_plot_path(how.plot)
+    out.check_plot(how.plot)
     cache = None if how.no_cache else SignatureCache.of_user(out.hint)
     opened = how.open(models)
     checkpoints = [one.checkpoint for one in opened if one.checkpoint is not None]
@@ -169,9 +167,7 @@ def command(models: tuple[str, ...], how: CompareOptions, out: OutputOptions) ->
         digest=how.digest,
     ).model_copy(update={"run": _run_record()})
     out.save(document)
-    if how.plot is not None:
-        plot_comparison(document, how.plot)
-        out.hint(f"drawn to {how.plot}")
+    out.plot(document, how.plot)
     out.emit(document)
     if how.strict:
         _require_decided(document)

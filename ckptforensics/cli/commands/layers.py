@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,38 +11,57 @@ import click
 from ckptforensics.cli.options import (
     FitOptions,
     ModelOptions,
+    as_object,
     fit_options,
     model_argument,
     model_options,
+    refuse_overwriting,
 )
 from ckptforensics.cli.output import OutputOptions, output_options
+from ckptforensics.cli.running import plot_option
 from ckptforensics.errors import UsageError
 
 if TYPE_CHECKING:
     from ckptforensics.results import Empirical
 
 
+@dataclass(frozen=True)
+class EvidenceOptions:
+    """What is found beside the labels, and whether it is drawn."""
+
+    accumulated: bool
+    empirical: Path | None
+    plot: Path | None
+
+
+evidence_options = as_object(
+    EvidenceOptions,
+    "how",
+    click.option(
+        "--accumulated",
+        is_flag=True,
+        help="Also the directions of the products of all layers so far (a second pass).",
+    ),
+    click.option(
+        "--empirical",
+        type=click.Path(exists=True, dir_okay=False, path_type=Path),
+        help="Directions saved by 'ckpt empirical -o FILE.safetensors': their angles to u1.",
+    ),
+    plot_option,
+)
+
+
 @click.command("layers")
 @model_argument
 @model_options
 @fit_options
-@click.option(
-    "--accumulated",
-    is_flag=True,
-    help="Also the directions of the products of all layers so far (a second pass).",
-)
-@click.option(
-    "--empirical",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Directions saved by 'ckpt empirical -o FILE.safetensors': their angles to u1.",
-)
-@output_options("Save the result as JSON, or as CSV by the name's ending.", kind="layers")
+@evidence_options
+@output_options("Save the result as JSON, or as CSV or HTML by the name's ending.", kind="layers")
 def command(
     model: Path,
     opening: ModelOptions,
     fitting: FitOptions,
-    accumulated: bool,
-    empirical: Path | None,
+    how: EvidenceOptions,
     out: OutputOptions,
 ) -> None:
     """Find explosion and decay layers, each with its evidence.
@@ -51,17 +71,20 @@ def command(
     """
     from ckptforensics.findings import find_layers
 
+    out.check_plot(how.plot)
     checkpoint = opening.open(model, out.output)
+    refuse_overwriting(how.plot, checkpoint, model, opening.base, opening.config)
     fit = fitting.fit(checkpoint.architecture.sizes.hidden_size)
     progress = out.progress(checkpoint)
     document = find_layers(
         checkpoint,
         fit=fit,
-        accumulated=accumulated,
-        empirical=None if empirical is None else _directions(empirical),
+        accumulated=how.accumulated,
+        empirical=None if how.empirical is None else _directions(how.empirical),
         progress=progress,
     )
     out.save(document)
+    out.plot(document, how.plot)
     out.finish(checkpoint, document, opening.strict)
 
 

@@ -66,7 +66,7 @@ rollout_options = as_object(
 @model_options
 @rollout_options
 @output_options(
-    "Save the result as JSON, or as CSV by the name's ending, or with --states the hidden "
+    "Save the result as JSON, or as CSV or HTML by the name's ending, or with --states the hidden "
     "states as .npz.",
     kind="norms",
 )
@@ -79,10 +79,8 @@ def command(model: Path, opening: ModelOptions, how: RolloutOptions, out: Output
     if how.states != (out.output is not None and out.output.suffix == ".npz"):
         raise UsageError("--states and -o FILE.npz go together")
     from ckptforensics.findings import rollout
-    from ckptforensics.render import check_plot_path, plot_norms
 
-    if how.plot is not None:
-        check_plot_path(how.plot)
+    out.check_plot(how.plot)
     checkpoint = opening.open(model, out.output)
     refuse_overwriting(how.plot, checkpoint, model, opening.base, opening.config)
     result = rollout(
@@ -99,7 +97,5 @@ def command(model: Path, opening: ModelOptions, how: RolloutOptions, out: Output
         out.hint(f"hidden states saved to {out.output}")
     else:
         out.save(result.document)
-    if how.plot is not None:
-        plot_norms(result.document, how.plot)
-        out.hint(f"drawn to {how.plot}")
+    out.plot(result.document, how.plot)
     out.finish(checkpoint, result.document, opening.strict)

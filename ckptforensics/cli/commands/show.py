@@ -17,8 +17,8 @@ def command(result: Path, out: OutputOptions) -> None:
     """Render a saved result again, without computing anything.
 
     RESULT is a file written with -o: a signature (.safetensors) or a document (.json), or - for
-    either on stdin. Its formats are those of its command: table and json, of layers and norms also
-    csv, of a comparison also csv and html.
+    either on stdin. Its formats are those of its command: table and json, of all but signature,
+    inspect, families and cache also html, and but for a report csv.
     """
     from ckptforensics.results import load_document, parse_document
 

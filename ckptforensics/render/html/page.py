@@ -6,7 +6,9 @@ whatever they put into a page is one line and escaped.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
+from itertools import groupby
 from typing import NamedTuple
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -17,7 +19,7 @@ from ckptforensics.render import wording
 from ckptforensics.render.damage import damage_lines
 from ckptforensics.render.dendrogram import lay_out
 from ckptforensics.render.html.svg import angle_profile, dendrogram_drawing
-from ckptforensics.render.view import View
+from ckptforensics.render.view import Fact, Part, Sentence, View
 from ckptforensics.results import ComparisonDocument, PairRecord
 from ckptforensics.results.comparison import RANDOM_SHARE, RELATIVES, random_angle_deg
 
@@ -35,7 +37,7 @@ def comparison_html(document: ComparisonDocument, view: View) -> str:
     """All of a comparison as a page in one file: tables, and drawings as inline SVG."""
     pairs = document.pairs_by_place
     heads = wording.short_labels(len(document.models))
-    page = _environment().get_template("comparison.html")
+    page = environment().get_template("comparison.html")
     return page.render(
         document=document,
         damage=_damage(document, heads),
@@ -49,7 +51,8 @@ def comparison_html(document: ComparisonDocument, view: View) -> str:
 
 
 @cache
-def _environment() -> Environment:
+def environment() -> Environment:
+    """What all pages are made with: whatever is put into one is escaped and on one line."""
     made = Environment(
         loader=PackageLoader("ckptforensics.render.html"),
         autoescape=True,
@@ -59,8 +62,19 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    made.globals.update(words=wording, shade=_shade)
+    made.globals.update(words=wording, shade=_shade, runs=_runs)
     return made
+
+
+def _runs(parts: Sequence[Part]) -> list[tuple[str, list[Part]]]:
+    """Parts of one kind that stand behind one another, with the name of their kind."""
+
+    def kind(part: Part) -> str:
+        if isinstance(part, Sentence):
+            return "item" if part.item else "sentence"
+        return "fact" if isinstance(part, Fact) else "rows"
+
+    return [(name, list(group)) for name, group in groupby(parts, kind)]
 
 
 def _models(document: ComparisonDocument) -> list[str]:

@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from textwrap import wrap
 from typing import TYPE_CHECKING
 
 from ckptforensics.errors import UsageError, one_line
 from ckptforensics.render.dendrogram import Dendrogram, lay_out
-from ckptforensics.render.plots.files import (
-    MAIN,
-    OTHER,
-    check_plot_path,
-    drawing_settings,
-    write_figure,
-)
+from ckptforensics.render.plots.drawing import MAIN, OTHER, Drawing
 from ckptforensics.render.wording import CODES, distance_text, short_names, verdict_line
 from ckptforensics.results import ComparisonDocument, PairRecord
 from ckptforensics.results.comparison import RANDOM_SHARE, RELATIVES, random_angle_deg
@@ -30,8 +23,8 @@ _LINE = 80
 _RIGHT_ANGLE = 90.0
 
 
-def plot_comparison(document: ComparisonDocument, path: str | Path) -> None:
-    """Draw a comparison to a file, the same bytes for the same document and matplotlib.
+def draw_comparison(document: ComparisonDocument) -> Drawing:
+    """Draw a comparison; its axes and title say all, and it has no caption.
 
     Of two models: the angle between u1 of corresponding layers, layer by layer, as stored and after
     the map, with the range in which random directions lie shaded and the verdict as title. Of more:
@@ -41,25 +34,17 @@ def plot_comparison(document: ComparisonDocument, path: str | Path) -> None:
     Raises
     ------
     UsageError
-        as `check_plot_path`, and for a comparison without pairs.
-    MissingDependency
-        if matplotlib is not installed.
-    OutputError
-        if the file cannot be written.
+        for a comparison without pairs.
     """
-    check_plot_path(path)
-    file = Path(path)
     if not document.pairs:
-        raise UsageError("there is nothing to plot: no pair was compared", path=file)
+        raise UsageError("there is nothing to plot: no pair was compared")
     from matplotlib.figure import Figure
 
-    with drawing_settings():
-        if len(document.models) == 2:
-            figure = Figure(figsize=(7, 3.6), layout="constrained")
-            _profile(figure.add_subplot(), document, document.pairs[0])
-        else:
-            figure = _heat_map(Figure, document)
-        write_figure(figure, file)
+    if len(document.models) > 2:
+        return Drawing(_heat_map(Figure, document), "")
+    figure = Figure(figsize=(7, 3.6), layout="constrained")
+    _profile(figure.add_subplot(), document, document.pairs[0])
+    return Drawing(figure, "")
 
 
 def _profile(axes: Axes, document: ComparisonDocument, pair: PairRecord) -> None:

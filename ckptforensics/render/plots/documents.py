@@ -6,29 +6,72 @@ from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 from ckptforensics.errors import UsageError
+from ckptforensics.render.plots.files import (
+    check_plot_path,
+    drawing_settings,
+    require_matplotlib,
+    svg_element,
+    write_figure,
+)
 from ckptforensics.results import Document
+
+if TYPE_CHECKING:
+    from ckptforensics.render.plots.drawing import Drawing
 
 # Kind to module and function, which are imported when they are used.
 _DRAWINGS: Mapping[str, str] = MappingProxyType(
     {
-        "norms": "norms:plot_norms",
-        "comparison": "comparison:plot_comparison",
+        "layers": "layers:draw_layers",
+        "norms": "norms:draw_norms",
+        "comparison": "comparison:draw_comparison",
+        "trace": "trace:draw_trace",
+        "empirical": "empirical:draw_empirical",
+        "sinks": "sinks:draw_sinks",
+        "ablation": "ablation:draw_ablation",
+        "paths": "paths:draw_paths",
     }
 )
 
 
 def plot_document(document: Document, path: str | Path) -> None:
-    """Draw a document to a .png, .svg or .pdf file.
+    """Draw a document to a .png, .svg or .pdf file, the same bytes for the same document.
 
     Raises
     ------
     UsageError
-        if its kind has no drawing, or as `check_plot_path`.
+        if its kind has no drawing, or it has nothing to draw, or as `check_plot_path`.
+    MissingDependency
+        if matplotlib is not installed.
     OutputError
         if the file cannot be written.
     """
+    check_plot_path(path)
+    from ckptforensics.render.plots.drawing import put_caption
+
+    with drawing_settings():
+        write_figure(put_caption(_drawing(document)), Path(path))
+
+
+def inline_svg(document: Document) -> tuple[str, str]:
+    """The drawing as an SVG element to stand inside a page, and its caption.
+
+    Raises
+    ------
+    UsageError
+        if its kind has no drawing, or it has nothing to draw.
+    MissingDependency
+        if matplotlib is not installed.
+    """
+    require_matplotlib()
+    with drawing_settings():
+        drawing = _drawing(document)
+        return svg_element(drawing.figure, document.kind), drawing.caption
+
+
+def _drawing(document: Document) -> Drawing:
     home = _DRAWINGS.get(document.kind)
     if home is None:
         raise UsageError(
@@ -36,4 +79,7 @@ def plot_document(document: Document, path: str | Path) -> None:
             hint=f"there are drawings of: {', '.join(sorted(_DRAWINGS))}",
         )
     module, function = home.split(":")
-    getattr(import_module(f"ckptforensics.render.plots.{module}"), function)(document, path)
+    drawing: Drawing = getattr(import_module(f"ckptforensics.render.plots.{module}"), function)(
+        document
+    )
+    return drawing

@@ -5,9 +5,11 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
+from xml.etree import ElementTree
 
 from ckptforensics.errors import MissingDependency, UsageError
 from ckptforensics.results import write_atomically
@@ -15,8 +17,6 @@ from ckptforensics.results import write_atomically
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# What is drawn first, and what is drawn beside it.
-MAIN, OTHER = "#0b62a8", "#c2410c"
 # The same bytes every time: no dates, and no names drawn at random.
 _METADATA: Mapping[str, dict[str, Any]] = MappingProxyType(
     {".png": {"Software": None}, ".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
@@ -42,6 +42,11 @@ def check_plot_path(path: str | Path) -> None:
         raise UsageError(
             "a plot is a .png, .svg or .pdf file", path=file, hint="change the name's ending"
         )
+    require_matplotlib()
+
+
+def require_matplotlib() -> None:
+    """MissingDependency if matplotlib is not installed."""
     try:
         import matplotlib  # noqa: F401
     except ImportError:
@@ -70,3 +75,44 @@ def write_figure(figure: Figure, file: Path) -> None:
             target, format=suffix[1:], dpi=150, metadata=_METADATA[suffix]
         ),
     )
+
+
+def svg_element(figure: Figure, prefix: str) -> str:
+    """The figure as an SVG element to stand inside an HTML page, which loads nothing.
+
+    Words stay words, which the page's reader can search and whose letters come from the reader's
+    fonts.
+
+    Parameters
+    ----------
+    prefix : of the element's ids, which must differ between the figures of a page
+    """
+    import matplotlib
+
+    target = BytesIO()
+    with matplotlib.rc_context({"svg.fonttype": "none"}):
+        figure.savefig(target, format="svg", dpi=110, metadata={"Date": None})
+    root = ElementTree.fromstring(target.getvalue())  # noqa: S314 - matplotlib wrote it
+    for parent in list(root.iter()):
+        # What describes the figure is said by the page, and a style would be that of all of it.
+        for child in list(parent):
+            if child.tag.endswith(("}metadata", "}style")):
+                parent.remove(child)
+    ids: set[str] = set()
+    for element in root.iter():
+        # Inside HTML an SVG needs no namespaces.
+        element.tag = element.tag.partition("}")[2]
+        for name, value in list(element.attrib.items()):
+            del element.attrib[name]
+            plain = name.rpartition("}")[2]
+            if plain == "id":
+                value = f"{prefix}-{value}"
+                if value in ids:  # equal images have equal ids, which nothing refers to
+                    continue
+                ids.add(value)
+            elif plain == "href" and value.startswith("#"):
+                value = f"#{prefix}-{value[1:]}"
+            element.set(plain, value.replace("url(#", f"url(#{prefix}-"))
+    root.set("class", "plot")
+    root.set("role", "img")
+    return ElementTree.tostring(root, encoding="unicode")

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ckptforensics.errors import one_line
-from ckptforensics.render.view import View
+from ckptforensics.render.view import Fact, Part, Rows, Sentence, View
 
 # Width of tables written to a file or pipe, where nothing says how wide the reader's screen is.
 _PIPE_WIDTH = 100
@@ -24,17 +24,22 @@ _UNBOUNDED = 10_000
 
 
 class _TableConsole(Console):
-    """A console that knows whether somebody said how wide its reader's screen is."""
+    """A console that knows whether somebody said how wide its reader's screen is.
 
-    def __init__(self, *, fits: bool, **how: Any) -> None:
+    With `parts` it also collects what is printed, as its parts.
+    """
+
+    def __init__(self, *, fits: bool, parts: list[Part] | None, **how: Any) -> None:
         super().__init__(**how)
         self.fits = fits
+        self.parts = parts
 
 
 def make_console(view: View) -> Console:
     """A console that collects its text for `text_of`."""
     return _TableConsole(
         fits=view.width is not None,
+        parts=view.parts,
         file=StringIO(),
         width=view.width or _PIPE_WIDTH,
         force_terminal=view.color,
@@ -54,6 +59,7 @@ def text_of(console: Console) -> str:
 
 def fact(console: Console, name: str, value: str, style: str = "") -> None:
     """Print a name and a value, in several lines where the screen needs them."""
+    _keep(console, Fact(name.strip(), value))
     first, *more = _lines(console, one_line(value), _NAME_WIDTH) or [""]
     console.print(Text(f"{name:<{_NAME_WIDTH}}").append(first, style=style), soft_wrap=True)
     for line in more:
@@ -67,9 +73,23 @@ def say(console: Console, text: str, *, begin: str = "", style: str = "") -> Non
     ----------
     begin : stands before the first line; the others are indented by it
     """
+    _keep(console, Sentence(text, bool(begin)))
     for line in _lines(console, text, len(begin)):
         console.print(Text(f"{begin}{line}", style=style), soft_wrap=True)
         begin = " " * len(begin)
+
+
+def _keep(console: Console, part: Part) -> None:
+    parts = getattr(console, "parts", None)
+    if parts is not None:
+        parts.append(part)
+
+
+def _rows(table: Table) -> Rows:
+    headers = tuple(str(column.header).strip(" :") for column in table.columns)
+    numbers = tuple(column.justify == "right" for column in table.columns)
+    cells = [[str(cell) for cell in column.cells] for column in table.columns]
+    return Rows(headers, numbers, tuple(zip(*cells, strict=True)))
 
 
 def _lines(console: Console, text: str, indent: int) -> list[str]:
@@ -106,6 +126,7 @@ def print_table(console: Console, table: Table, least: Sequence[str] = ()) -> No
     Words fold at blanks. A screen that is too narrow for that loses columns, those of the headers
     `least` and then from the right, all but two, and is told which.
     """
+    _keep(console, _rows(table))
     for column in table.columns:
         longest = max(len(str(cell)) for cell in (column.header, *column.cells))
         words = [len(word) for cell in (column.header, *column.cells) for word in str(cell).split()]
