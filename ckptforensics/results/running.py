@@ -9,8 +9,9 @@ class TextRecord(Frozen):
     """The text that a model ran on.
 
     `source` names it and `sha256` is its text's (null for token ids); it was cut into `windows` of
-    `window` tokens, `tokens` together, of `available`; `partial` says that some were left out. No
-    special token is added but, with `bos`, the begin-of-sequence token at the head of each window.
+    `window` tokens, `tokens` together; the text has `available`, and `partial` says that some were
+    left out. No special token is added but, with `bos`, the begin-of-sequence token at the head of
+    each window, which `window` and `tokens` count and `available` does not.
     """
 
     source: str

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging as stdlib_logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,7 +37,11 @@ def quietly() -> Iterator[None]:
     """Without transformers' bars, reports and warnings; its settings are put back afterwards."""
     logging = transformers("utils.logging")
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    others = [stdlib_logging.getLogger(name) for name in ("accelerate", "accelerate.big_modeling")]
+    levels = [logger.level for logger in others]
     logging.set_verbosity_error()
+    for logger in others:
+        logger.setLevel(stdlib_logging.ERROR)
     logging.disable_progress_bar()
     try:
         with warnings.catch_warnings():
@@ -44,6 +49,8 @@ def quietly() -> Iterator[None]:
             yield
     finally:
         logging.set_verbosity(verbosity)
+        for logger, level in zip(others, levels, strict=True):
+            logger.setLevel(level)
         if bars:
             logging.enable_progress_bar()
 

@@ -155,7 +155,14 @@ class Runtime:
         """
         architecture = self.checkpoint.architecture
         order: list[tuple[Role, bool]]
-        if architecture.residual == "parallel":
+        sequential = architecture.residual != "parallel" and architecture.norm_position == "before"
+        if sequential and not architecture.family.norm.affine:
+            # Norms without parameters have no tensor to be named by: the last one is the FFN's.
+            norms = [m for m in self.blocks[layer - 1].children() if "Norm" in type(m).__name__]
+            if len(norms) > 1:
+                return norms[-1], True
+            order = []
+        elif architecture.residual == "parallel":
             order = [("output", False)]
         elif architecture.norm_position == "after":
             order = [("attention_after_norm", False), ("attention_norm", False)]
@@ -231,11 +238,13 @@ def _blocks(checkpoint: Checkpoint, model: Any) -> tuple[Any, ...]:
 
 def first_of(output: Any) -> Any:
     """A module's result, of a tuple the first: the others are weights and caches."""
-    return output[0] if isinstance(output, tuple) else output
+    return output[0] if isinstance(output, tuple | list) else output
 
 
 def with_first(output: Any, state: Any) -> Any:
     """A module's result with another state in it."""
+    if isinstance(output, list):
+        return [state, *output[1:]]
     return (state, *output[1:]) if isinstance(output, tuple) else state
 
 

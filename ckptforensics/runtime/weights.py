@@ -19,6 +19,8 @@ from ckptforensics.runtime.gguf import gguf_config, gguf_tensors
 _ABOUT_STORAGE = ("quantization_config", "auto_map", "compression_config", "dtype", "torch_dtype")
 # Heads that nothing here reads, which a base model's checkpoint need not have.
 _UNREAD = ("pooler.",)
+# Beginnings of what transformers says after a message: its list of all that it knows.
+_LISTS = (" Should contain one of", " Should be one of", ", should be one of")
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,13 @@ def build_model(checkpoint: Checkpoint, placement: Placement, attention: str | N
                 path=checkpoint.source.path,
             ) from None
     missing = sorted(name for name in report["missing_keys"] if not _is_unread(name))
+    head = model.get_output_embeddings()
+    if head is not None and missing:
+        own = {name for name, part in model.named_parameters() if part is head.weight}
+        if own and set(missing) <= own:
+            # What needs no head runs all the same; what does is told that there is none.
+            model = model.base_model
+            missing = []
     if missing:
         raise TensorError(
             f"transformers' {kind.__name__} has a weight that the checkpoint lacks",
@@ -109,7 +118,8 @@ def _config(checkpoint: Checkpoint) -> Any:
         raise
     except Exception as problem:  # what a configuration class makes of wrong values is its own
         raise NothingAnalysable(
-            f"transformers cannot make a configuration of model_type {model_type!r}: {problem}",
+            f"transformers cannot make a configuration of model_type {model_type!r}: "
+            f"{_first_sentence(str(problem))}",
             path=source.path,
             hint="'sign' and 'layers' read the weights without it",
         ) from None
@@ -193,6 +203,13 @@ class _Stored:
 
     def get_shape(self) -> list[int]:
         return list(self.shape)
+
+
+def _first_sentence(message: str) -> str:
+    """An error of transformers without its list of hundreds of names."""
+    for begin in _LISTS:
+        message = message.partition(begin)[0]
+    return message.strip().splitlines()[0] if message.strip() else "unknown"
 
 
 def _is_unread(name: str) -> bool:

@@ -27,7 +27,12 @@ CONFIGS: dict[str, Callable[[], Any]] = {
     "gemma2": lambda: transformers.Gemma2Config(**GATED, query_pre_attn_scalar=8),
     "gemma3": lambda: transformers.Gemma3TextConfig(**GATED, query_pre_attn_scalar=8),
     "olmo2": lambda: transformers.Olmo2Config(**PLAIN),
+    "qwen3": lambda: transformers.Qwen3Config(**GATED),
     "granite": lambda: transformers.GraniteConfig(**PLAIN, residual_multiplier=0.4),
+    "olmo": lambda: transformers.OlmoConfig(**PLAIN),
+    "gpt1": lambda: transformers.OpenAIGPTConfig(
+        vocab_size=96, n_embd=32, n_layer=3, n_head=4, n_positions=128
+    ),
     "gpt2": lambda: transformers.GPT2Config(
         vocab_size=96, n_embd=32, n_layer=3, n_head=4, n_positions=128
     ),

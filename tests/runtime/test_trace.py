@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import ckptforensics
 from ckptforensics.runtime.experiments.trace import trace
 from ckptforensics.runtime.model import started
 from ckptforensics.runtime.texts import Text
 from ckptforensics.runtime.weights import Placement
+from tests.runtime.conftest import block_states, make_small
 
 IDS = [7, 3, 50, 3, 21, 90]
 
@@ -52,15 +56,33 @@ def test_the_branches_add_up_to_the_stream(small):
         )
 
 
-@pytest.mark.parametrize("name", ["llama"])
-def test_attention_is_what_its_module_returns(name, llama):
+@pytest.mark.parametrize("name", ["llama", "olmo", "qwen3", "gpt2", "neox"])
+def test_attention_is_what_its_module_returns(name, tmp_path):
+    model = make_small(tmp_path, name).model
+    parts = [
+        m for n, m in model.named_modules() if n.endswith((".self_attn", ".attn", ".attention"))
+    ]
     added = []
-    for block in llama.model.model.layers:
-        block.self_attn.register_forward_hook(lambda m, a, out: added.append(out[0][0]))
-    llama.states(IDS)
-    document = trace(llama.folder, text=Text(token_ids=IDS))
+    for part in parts:
+        part.register_forward_hook(lambda m, a, out: added.append(out[0][0]))
+    block_states(model, IDS)
+    document = trace(tmp_path, text=Text(token_ids=IDS))
+    assert len(added) == 3
     expected = torch.stack([x.norm(dim=-1) for x in added], dim=1)
     np.testing.assert_allclose(document.attention, expected, rtol=1e-4)
+
+
+def test_a_token_of_zeros_and_a_model_without_its_head(llama, tmp_path):
+    """A padding token's path has norm 0; what needs no head runs without one."""
+    shutil.copytree(llama.folder, tmp_path / "m")
+    tensors = load_file(tmp_path / "m" / "model.safetensors")
+    tensors["model.embed_tokens.weight"][3] = 0
+    del tensors["lm_head.weight"]
+    save_file(tensors, tmp_path / "m" / "model.safetensors")
+    document = trace(tmp_path / "m", text=Text(token_ids=[3, 5]))
+    assert document.norms[0] == (0, 0, 0, 0)
+    assert document.prediction_error == 0
+    assert document.running.model_class == "LlamaModel"
 
 
 def test_attention_removed_is_the_rollout_without_attention(llama):

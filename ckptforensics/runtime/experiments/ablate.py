@@ -188,9 +188,13 @@ def _row(
 def _prompt(runtime: Runtime, prompt: str | None) -> list[int] | None:
     try:
         return runtime.tokenizer.ids(prompt or SENTENCE)
-    except CkptError:
+    except CkptError as problem:
         if prompt is not None:
-            raise
+            raise UsageError(
+                f"the prompt cannot be read: {problem.message}",
+                path=problem.path,
+                hint="leave --prompt out",
+            ) from None
         return None
 
 

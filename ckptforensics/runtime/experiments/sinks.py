@@ -11,7 +11,7 @@ import numpy as np
 
 from ckptforensics.arrays import Doubles
 from ckptforensics.checkpoint import Checkpoint
-from ckptforensics.errors import NothingAnalysable
+from ckptforensics.errors import NothingAnalysable, UsageError
 from ckptforensics.findings.model import model_record
 from ckptforensics.forward import apply_norm, branch_result
 from ckptforensics.layers import load_block
@@ -109,7 +109,7 @@ def _measured(
     given = Text(text=text, window=WINDOW) if isinstance(text, str) else text or Text(window=WINDOW)
     windows, record = windows_of(runtime, given)
     if not 1 <= k <= len(windows[0]):
-        raise NothingAnalysable(
+        raise UsageError(
             f"a window of {len(windows[0])} tokens has no token {k}", hint="change --k"
         )
     count = len(runtime.blocks)

@@ -47,11 +47,17 @@ def trace(
     runtime = started(model, placement)
     given = Text(text=text) if isinstance(text, str) else text or Text()
     if not given.given:
-        given = replace(given, text=SENTENCE)
-    windows, record = windows_of(runtime, given)
+        windows, record = windows_of(runtime, replace(given, text=SENTENCE))
+        record = record.model_copy(update={"source": "the sentence of the paper's figures"})
+    else:
+        windows, record = windows_of(runtime, given)
     ids = windows[0]
     record = record.model_copy(
-        update={"windows": 1, "tokens": len(ids), "partial": len(ids) < record.available}
+        update={
+            "windows": 1,
+            "tokens": len(ids),
+            "partial": len(ids) - given.bos < record.available,
+        }
     )
     norms, branches, skipped = _norms(runtime, ids, progress)
     predicted, why = _predicted(runtime, ids[0], progress)
@@ -68,9 +74,7 @@ def trace(
         attention=None if branches is None else _rows(branches[0]),
         ffn=None if branches is None else _rows(branches[1]),
         predicted=None if predicted is None else tuple(predicted.tolist()),
-        prediction_error=(
-            None if predicted is None else float(np.max(np.abs(predicted - first) / first))
-        ),
+        prediction_error=None if predicted is None else _error(predicted, first),
         skipped=(*skipped, *why),
     )
 
@@ -124,6 +128,13 @@ def _predicted(
     except CkptError as problem:
         return None, [Skipped(what=what, reason=problem.message)]
     return np.array([found.embedding_norms[0], *found.norms[0]]), []
+
+
+def _error(predicted: Doubles, measured: Doubles) -> float:
+    """The largest difference relative to the larger of both; a padding token may be all zeros."""
+    size = np.maximum(predicted, measured)
+    off = np.abs(predicted - measured)
+    return float(np.max(np.divide(off, size, out=np.zeros_like(off), where=size > 0)))
 
 
 def _lengths(state: Any) -> Doubles:
