@@ -31,6 +31,7 @@ _SECTIONS = MappingProxyType(
             "paths": "Roll the vocabulary through the network, and see what triggers.",
             "ablate": "Take one thing away at a time: norms, perplexity, text.",
             "sinks": "Show which heads attend to the first token.",
+            "replicate": "Measure what is published of a model, beside the published figures.",
         },
         "Help": {
             "families": "List the supported families and how each was verified.",

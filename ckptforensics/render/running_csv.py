@@ -9,6 +9,7 @@ from ckptforensics.render.view import View
 from ckptforensics.results.ablation import AblationDocument
 from ckptforensics.results.empirical import EmpiricalDocument
 from ckptforensics.results.paths import PathsDocument
+from ckptforensics.results.replication import ReplicationDocument
 from ckptforensics.results.sinks import SinksDocument
 from ckptforensics.results.trace import TraceDocument
 
@@ -19,6 +20,7 @@ SINKS_COLUMNS = (
     *("residual_sink", "residual_others"),
 )
 ABLATION_COLUMNS = ("what", "of", "layers", "detail", "perplexity", "tokens", "layer", "norm")
+REPLICATION_COLUMNS = ("name", "figure", "published", "measured", "tolerance", "passed")
 PATHS_COLUMNS = ("path", "layer", "minimum", "median", "maximum")
 
 
@@ -78,6 +80,18 @@ def paths_csv(document: PathsDocument, view: View) -> str:
         )
     )
     return csv_text(PATHS_COLUMNS, rows)
+
+
+def replication_csv(document: ReplicationDocument, view: View) -> str:
+    """A row a figure with the columns `REPLICATION_COLUMNS`."""
+    rows = (
+        (
+            *(document.name, row.what, " ".join(f"{x:g}" for x in row.published)),
+            *(" ".join(f"{x:g}" for x in row.measured), row.tolerance, row.passed),
+        )
+        for row in document.figures
+    )
+    return csv_text(REPLICATION_COLUMNS, rows)
 
 
 def _trace(document: TraceDocument) -> Iterator[tuple[object, ...]]:

@@ -48,6 +48,7 @@ DOCUMENTS = Registry(
         "sinks": ("sinks", "SinksDocument"),
         "ablation": ("ablation", "AblationDocument"),
         "paths": ("paths", "PathsDocument"),
+        "replication": ("replication", "ReplicationDocument"),
         "report": ("report", "ReportDocument"),
     }
 )

@@ -25,6 +25,7 @@ EXPECTED = {
     **dict.fromkeys(
         ("trace", "empirical", "sinks", "ablation", "paths"), ("table", "json", "csv", "html")
     ),
+    "replication": ("table", "json", "csv"),
     "report": ("table", "json", "html"),
 }
 

@@ -15,6 +15,7 @@ from ckptforensics.runtime.experiments.ablate import ablate
 from ckptforensics.runtime.experiments.empirical import empirical
 from ckptforensics.runtime.experiments.paths import paths
 from ckptforensics.runtime.experiments.populations import find_plateaus, populations
+from ckptforensics.runtime.experiments.replicate import replicate
 from ckptforensics.runtime.experiments.sinks import sinks
 from ckptforensics.runtime.interventions import (
     setting_coordinates,
@@ -311,3 +312,24 @@ def test_layers_beside_empirical_directions(smollm2, smollm2_gguf, smollm2_signa
     other = Empirical(found.document, found.direction[:, :100])
     with pytest.raises(UsageError, match="100 coordinates"):
         ckptforensics.find_layers(smollm2_gguf, empirical=other)
+
+
+def test_replication_of_smollm2(smollm2_gguf):
+    """Against what was recorded; another model's figures fail, and whose they are must be known."""
+    document = replicate(smollm2_gguf, text=Text(limit=1024))
+    assert (document.name, document.own) == ("SmolLM2-135M-Instruct", True)
+    passed = {row.what: row.passed for row in document.figures}
+    assert passed["explosion layers"]
+    assert passed["decay layers"]
+    assert passed["super weights"]
+    assert passed["pairwise angle"]
+
+
+def test_figures_of_another_model_fail(planted):
+    ids = [(7 * i) % 60 for i in range(64)]
+    document = replicate(planted, name="LLaMA2-7B", text=Text(token_ids=ids, window=16))
+    assert not any(row.passed for row in document.figures if row.tolerance is None)
+    with pytest.raises(UsageError, match="--as"):
+        replicate(planted)
+    with pytest.raises(UsageError, match="nothing is published"):
+        replicate(planted, name="x")

@@ -1,0 +1,187 @@
+"""Published figures of a model beside what is measured on the model at hand."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Iterator, Mapping
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from ckptforensics.checkpoint import Checkpoint
+from ckptforensics.errors import CkptError, UsageError
+from ckptforensics.findings import find_layers
+from ckptforensics.findings.model import model_record, opened
+from ckptforensics.forward import vocabulary_size
+from ckptforensics.progress import Progress
+from ckptforensics.results import Empirical, LayersDocument, Skipped
+from ckptforensics.results.replication import ReplicatedFigure, ReplicationDocument
+from ckptforensics.runtime.experiments.empirical import empirical
+from ckptforensics.runtime.experiments.sinks import ATTENTION, WINDOW, sinks
+from ckptforensics.runtime.model import start
+from ckptforensics.runtime.texts import Text
+from ckptforensics.runtime.weights import Placement
+from ckptforensics.version import __version__
+
+# Degrees, for angles on another text than the published one; and for a share of heads.
+_DEGREES, _SHARE = 2.0, 0.05
+
+
+def published() -> Mapping[str, Mapping[str, Any]]:
+    """Name of a model to its published figures, as runtime/published.toml explains them."""
+    return _published()
+
+
+def replicate(
+    model: Checkpoint | str | Path,
+    *,
+    name: str | None = None,
+    text: Text | None = None,
+    placement: Placement | None = None,
+    progress: Progress | None = None,
+) -> ReplicationDocument:
+    """Measure on a model what is published of it.
+
+    Parameters
+    ----------
+    model : an opened checkpoint or what `open_checkpoint` takes
+    name : whose figures, of `published()`; by default told from the model's name and shape
+    text : by default Python's help topics; the published figures are of WikiText-2
+    placement : device and element type
+    progress : told of each step
+
+    Raises
+    ------
+    UsageError
+        if there are no figures of that name, or none can be told to be this model's.
+    CkptError
+        as `open_checkpoint`.
+    """
+    checkpoint = opened(model)
+    chosen = name or _told(checkpoint)
+    figures = published().get(chosen)
+    if figures is None:
+        raise UsageError(f"nothing is published of '{chosen}'", hint=f"there is: {_names()}")
+    seen, running, record, share, skipped = None, None, None, None, []
+    try:
+        seen = empirical(checkpoint, text=text, placement=placement, progress=progress)
+        running, record = seen.document.running, seen.document.text
+        if "sinks" in figures:
+            eager = start(checkpoint, placement, ATTENTION)
+            share = sinks(eager, text=text or Text(window=WINDOW), progress=progress).share
+    except CkptError as problem:
+        skipped.append(Skipped(what="running model", reason=problem.message))
+    layers = find_layers(checkpoint, empirical=seen, progress=progress)
+    return ReplicationDocument(
+        tool_version=__version__,
+        model=model_record(checkpoint),
+        name=chosen,
+        own=bool(figures.get("own", False)),
+        running=running,
+        text=record,
+        figures=tuple(_figures(figures, layers, seen, share)),
+        skipped=tuple(skipped),
+    )
+
+
+def _figures(
+    wanted: Mapping[str, Any], layers: LayersDocument, seen: Empirical | None, share: float | None
+) -> Iterator[ReplicatedFigure]:
+    for label in ("explosion", "decay"):
+        if label in wanted:
+            yield _same(f"{label} layers", wanted[label], getattr(layers, label))
+    if "labelled" in wanted:
+        found = tuple(sorted({*layers.explosion, *layers.decay}))
+        yield _same("explosion and decay layers", wanted["labelled"], found)
+    if "super_weights" in wanted:
+        measured: list[tuple[int, ...]] = [(w.layer, w.row, w.column) for w in layers.super_weights]
+        yield _among("super weights", [tuple(w) for w in wanted["super_weights"]], measured)
+    if seen is not None and seen.document.plateaus:
+        plateaus = seen.document.plateaus
+        highest = max(range(len(plateaus)), key=lambda i: plateaus[i].median_norm)
+        plateau = plateaus[highest]
+        if "pairwise" in wanted and plateau.pairwise_angle_deg is not None:
+            angle = plateau.pairwise_angle_deg
+            yield _near("pairwise angle", [wanted["pairwise"]], [angle], _DEGREES)
+        if "angle" in wanted:
+            rows = {row.layer: i for i, row in enumerate(layers.layers)}
+            places = [rows.get(n) for n in (wanted["explosion"][0], wanted["decay"][-1])]
+            every = layers.empirical[highest].angles_deg
+            angles = [90.0 if i is None else every[i] for i in places]  # of a layer there is not
+            yield _near("angle of u1 to the direction", wanted["angle"], angles, _DEGREES)
+        if "massive" in wanted:
+            massive: list[tuple[int, ...]] = [(m.coordinate,) for m in plateau.massive]
+            yield _among("massive coordinates", [(c,) for c in wanted["massive"]], massive)
+    if share is not None:
+        yield _near("share of heads with a sink", [wanted["sinks"]], [share], _SHARE)
+
+
+def _same(what: str, wanted: list[int], found: tuple[int, ...]) -> ReplicatedFigure:
+    return ReplicatedFigure(
+        what=what,
+        published=tuple(wanted),
+        measured=found,
+        tolerance=None,
+        passed=sorted(wanted) == sorted(found),
+    )
+
+
+def _near(what: str, wanted: list[float], found: list[float], by: float) -> ReplicatedFigure:
+    return ReplicatedFigure(
+        what=what,
+        published=tuple(wanted),
+        measured=tuple(found),
+        tolerance=by,
+        passed=all(abs(a - b) <= by for a, b in zip(wanted, found, strict=True)),
+    )
+
+
+def _among(
+    what: str, wanted: list[tuple[int, ...]], found: list[tuple[int, ...]]
+) -> ReplicatedFigure:
+    """The published ones, and which of the measured are they."""
+    return ReplicatedFigure(
+        what=what,
+        published=tuple(number for one in wanted for number in one),
+        measured=tuple(number for one in found if one in wanted for number in one),
+        tolerance=None,
+        passed=set(wanted) <= set(found),
+    )
+
+
+def _told(checkpoint: Checkpoint) -> str:
+    """The model whose shape this one has, and whose name the path holds where several have it."""
+    sizes = checkpoint.architecture.sizes
+    shape = [sizes.hidden_size, sizes.num_layers]
+    fitting = [
+        name
+        for name, figures in published().items()
+        if figures["shape"] == shape
+        and figures.get("vocabulary", vocabulary_size(checkpoint)) == vocabulary_size(checkpoint)
+    ]
+    path = _plain(str(checkpoint.source.path))
+    named = [name for name in fitting if _plain(name) in path]
+    if len(named) == 1:
+        return named[0]
+    which = f"of this shape: {', '.join(fitting)}" if fitting else f"there is: {_names()}"
+    raise UsageError(
+        "whose published figures these are cannot be told from the name",
+        path=checkpoint.source.path,
+        hint=f"name one with --as ({which})",
+    )
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", name.lower())
+
+
+def _names() -> str:
+    return ", ".join(published())
+
+
+@cache
+def _published() -> Mapping[str, Mapping[str, Any]]:
+    file = resources.files("ckptforensics.runtime") / "published.toml"
+    return tomllib.loads(file.read_text(encoding="utf-8"))
