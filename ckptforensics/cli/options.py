@@ -71,8 +71,8 @@ class ModelOptions:
     offline: bool
     strict: bool
 
-    def open(self, model: Path, output: Path | None = None) -> Checkpoint:
-        """Open the model; UsageError if the file to be written is one of its own."""
+    def open(self, model: Path, *written: Path | None) -> Checkpoint:
+        """Open the model; UsageError if a file to be written is one of its own."""
         from ckptforensics.checkpoint import open_checkpoint
         from ckptforensics.findings.model import refuse_result
 
@@ -80,7 +80,8 @@ class ModelOptions:
         checkpoint = open_checkpoint(
             model, config=self.config, offline=self.offline, strict=self.strict, base=self.base
         )
-        refuse_overwriting(output, checkpoint, model, self.base, self.config)
+        for file in written:
+            refuse_overwriting(file, checkpoint, model, self.base, self.config)
         return checkpoint
 
 

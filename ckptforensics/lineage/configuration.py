@@ -120,7 +120,7 @@ def differing_settings(
     if configs[0] is not None and configs[1] is not None:
         differ += _other_keys(configs[0], configs[1])
         differ += _heads_differ(pair)
-    differ += _tokenizers_differ(pair)
+    differ += pair.once(_tokenizers_differ)
     return tuple(differ), tuple(unknown)
 
 
@@ -148,20 +148,19 @@ def _flat(config: Mapping[str, Any], begin: str = "") -> Iterator[tuple[str, Any
             yield begin + key, _plain(value)
 
 
-def _tokenizers_differ(pair: Pair) -> Iterator[str]:
+def _tokenizers_differ(pair: Pair) -> tuple[str, ...]:
     """Whether the models read the same tokens out of a text, where both have a vocabulary."""
     try:
         a, b = (model.vocabulary for model in pair.models)
     except CkptError:  # told where the tokens are matched
-        return
+        return ()
     if a is None or b is None or a == b:
-        return
+        return ()
     moved = [text for text, token in a.items() if b.get(text) != token]
     moved += [text for text in b if text not in a]
-    if moved:
-        text = moved[0]
-        ids = " and ".join(str(words.get(text, "none")) for words in (a, b))
-        yield f"{len(moved):,} tokens of the tokenizers, such as {text!r}, id {ids}"
+    text = moved[0]
+    ids = " and ".join(str(words.get(text, "none")) for words in (a, b))
+    return (f"{len(moved):,} tokens of the tokenizers, such as {text!r}, id {ids}",)
 
 
 @cache

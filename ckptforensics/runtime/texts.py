@@ -53,6 +53,13 @@ class Text:
         return any(v is not None for v in (self.text, self.file, self.dataset, self.token_ids))
 
 
+def as_text(text: Text | str | None, window: int = WINDOW) -> Text:
+    """What an experiment is given as its text: itself, a string, or the default's, in windows."""
+    if isinstance(text, Text):
+        return text
+    return Text(text=text, window=window)
+
+
 def windows_of(runtime: Runtime, text: Text) -> tuple[list[list[int]], TextRecord]:
     """Cut the text into windows of equal length.
 

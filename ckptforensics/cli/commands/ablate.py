@@ -57,7 +57,7 @@ def command(
     if names is not None and everything:
         raise UsageError("name what to take away with --what, or --all, not both")
     out.check_plot(plot)
-    checkpoint = opening.open(model, out.output)
+    checkpoint = opening.open(model, out.output, plot)
     from ckptforensics.findings.scope import layer_numbers
     from ckptforensics.runtime.experiments.ablate import ABLATIONS, ablate
 

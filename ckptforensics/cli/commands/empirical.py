@@ -48,7 +48,7 @@ def command(
     Needs torch and transformers.
     """
     out.check_plot(plot)
-    checkpoint = opening.open(model, out.output)
+    checkpoint = opening.open(model, out.output, plot)
     from ckptforensics.runtime.experiments.empirical import empirical
 
     result = empirical(

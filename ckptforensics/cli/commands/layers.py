@@ -15,7 +15,6 @@ from ckptforensics.cli.options import (
     fit_options,
     model_argument,
     model_options,
-    refuse_overwriting,
 )
 from ckptforensics.cli.output import OutputOptions, output_options
 from ckptforensics.cli.running import plot_option
@@ -72,8 +71,7 @@ def command(
     from ckptforensics.findings import find_layers
 
     out.check_plot(how.plot)
-    checkpoint = opening.open(model, out.output)
-    refuse_overwriting(how.plot, checkpoint, model, opening.base, opening.config)
+    checkpoint = opening.open(model, out.output, how.plot)
     fit = fitting.fit(checkpoint.architecture.sizes.hidden_size)
     progress = out.progress(checkpoint)
     document = find_layers(

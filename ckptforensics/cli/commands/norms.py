@@ -12,7 +12,6 @@ from ckptforensics.cli.options import (
     as_object,
     model_argument,
     model_options,
-    refuse_overwriting,
 )
 from ckptforensics.cli.output import OutputOptions, output_options
 from ckptforensics.errors import UsageError
@@ -81,8 +80,7 @@ def command(model: Path, opening: ModelOptions, how: RolloutOptions, out: Output
     from ckptforensics.findings import rollout
 
     out.check_plot(how.plot)
-    checkpoint = opening.open(model, out.output)
-    refuse_overwriting(how.plot, checkpoint, model, opening.base, opening.config)
+    checkpoint = opening.open(model, out.output, how.plot)
     result = rollout(
         checkpoint,
         tokens=how.tokens,

@@ -53,7 +53,7 @@ def command(
     All but the second position comes from the weights alone.
     """
     out.check_plot(plot)
-    checkpoint = opening.open(model, out.output)
+    checkpoint = opening.open(model, out.output, plot)
     from ckptforensics.runtime.experiments.paths import paths
 
     document = paths(

@@ -61,7 +61,7 @@ def command(
     write when they are read, and their norms in the residual stream. Needs torch and transformers.
     """
     out.check_plot(plot)
-    checkpoint = opening.open(model, out.output)
+    checkpoint = opening.open(model, out.output, plot)
     from ckptforensics.runtime.experiments.sinks import sinks
 
     text = what.chosen()

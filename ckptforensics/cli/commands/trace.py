@@ -38,7 +38,7 @@ def command(
     alone predict of it. Needs torch and transformers.
     """
     out.check_plot(plot)
-    checkpoint = opening.open(model, out.output)
+    checkpoint = opening.open(model, out.output, plot)
     from ckptforensics.runtime.experiments.trace import trace
 
     document = trace(

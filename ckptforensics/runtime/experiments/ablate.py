@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ from ckptforensics.runtime.interventions import (
 from ckptforensics.runtime.model import Runtime, started
 from ckptforensics.runtime.perplexity import perplexity
 from ckptforensics.runtime.records import running_record
-from ckptforensics.runtime.texts import SENTENCE, Text, windows_of
+from ckptforensics.runtime.texts import SENTENCE, Text, as_text, windows_of
 from ckptforensics.runtime.weights import Placement
 from ckptforensics.version import __version__
 
@@ -75,6 +76,31 @@ class _Found:
         """The explosion layer whose FFN answers its trigger most."""
         rows = {row.layer: row.trigger_norm for row in self.labels.layers}
         return max(self.explosion, key=lambda layer: rows[layer])
+
+    @cached_property
+    def high(self) -> tuple[Doubles, float]:
+        """States of the windows' first tokens after that layer, and the norm that is high there.
+
+        (windows, hidden_size), and what separates both populations of norms; NothingAnalysable
+        where there is one.
+        """
+        states: list[Any] = []
+        norms: list[Any] = []
+
+        def on_state(layer: int, state: Any) -> None:
+            if layer == self.peak:
+                states.append(state[:, 0].double().cpu().numpy())
+                norms.append(state.float().norm(dim=-1).double().cpu().numpy().ravel())
+
+        with self.runtime.watching(on_state):
+            for window in self.windows:
+                self.runtime.forward([window])
+        (population,) = populations(np.concatenate(norms)[None])
+        if population.threshold is None:
+            raise NothingAnalysable(
+                f"no token of this text has a high norm after layer {self.peak}"
+            )
+        return np.concatenate(states), population.threshold
 
 
 def ablate(
@@ -121,8 +147,7 @@ def ablate(
     count = len(runtime.blocks)
     if layers is not None and not all(1 <= layer <= count for layer in layers):
         raise UsageError(f"the model has layers 1 to {count}", hint="change --layers")
-    given = Text(text=text) if isinstance(text, str) else text or Text()
-    windows, record = windows_of(runtime, given)
+    windows, record = windows_of(runtime, as_text(text))
     labels = find_layers(checkpoint, progress=progress)
     found = _Found(
         runtime,
@@ -239,8 +264,7 @@ def _trigger(found: _Found, name: Ablated) -> list[_Change]:
 
 def _massive(found: _Found, name: Ablated) -> list[_Change]:
     layer = _needed(found.explosion, "explosion", found.peak if found.explosion else 0)
-    states = _first_states(found, layer)
-    threshold = _threshold(found, layer)
+    states, threshold = found.high
     coordinates, how = _coordinates(states)
     plain = _ordinary_coordinates(found, states, len(coordinates))
     zero = name == "massive-zero"
@@ -340,38 +364,6 @@ def _needed(layers: tuple[int, ...], label: str, chosen: int) -> int:
     if not layers:
         raise NothingAnalysable(f"no {label} layer is found: name one with --layers")
     return chosen
-
-
-def _first_states(found: _Found, layer: int) -> Doubles:
-    """States of the windows' first tokens after a layer, (windows, hidden_size)."""
-    kept: list[Any] = []
-
-    def on_state(number: int, state: Any) -> None:
-        if number == layer:
-            kept.append(state[:, 0].double().cpu().numpy())
-
-    with found.runtime.watching(on_state):
-        for window in found.windows:
-            found.runtime.forward([window])
-    states: Doubles = np.concatenate(kept)
-    return states
-
-
-def _threshold(found: _Found, layer: int) -> float:
-    """Norm that separates high-norm tokens from others after a layer."""
-    kept: list[Any] = []
-
-    def on_state(number: int, state: Any) -> None:
-        if number == layer:
-            kept.append(state.float().norm(dim=-1).double().cpu().numpy().ravel())
-
-    with found.runtime.watching(on_state):
-        for window in found.windows:
-            found.runtime.forward([window])
-    (population,) = populations(np.concatenate(kept)[None])
-    if population.threshold is None:
-        raise NothingAnalysable(f"no token of this text has a high norm after layer {layer}")
-    return population.threshold
 
 
 def _coordinates(states: Doubles) -> tuple[list[int], str]:

@@ -25,7 +25,7 @@ from ckptforensics.results.empirical import (
 from ckptforensics.runtime.experiments.populations import Population, find_plateaus, populations
 from ckptforensics.runtime.model import Runtime, started
 from ckptforensics.runtime.records import running_record, token_texts
-from ckptforensics.runtime.texts import Text, windows_of
+from ckptforensics.runtime.texts import Text, as_text, windows_of
 from ckptforensics.runtime.weights import Placement
 from ckptforensics.version import __version__
 
@@ -71,8 +71,7 @@ def empirical(
         as `open_checkpoint`, `runtime.model.start` and `runtime.texts.windows_of`.
     """
     runtime = started(model, placement)
-    given = Text(text=text) if isinstance(text, str) else text or Text()
-    windows, record = windows_of(runtime, given)
+    windows, record = windows_of(runtime, as_text(text))
     norms, kept = _run(runtime, windows, threshold, progress)
     found = populations(norms, threshold)
     plateaus, directions = [], []

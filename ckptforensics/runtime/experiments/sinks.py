@@ -21,7 +21,7 @@ from ckptforensics.results.running import TextRecord
 from ckptforensics.results.sinks import SinkLayer, SinksDocument, SwitchingHead
 from ckptforensics.runtime.model import Runtime, started
 from ckptforensics.runtime.records import running_record
-from ckptforensics.runtime.texts import Text, windows_of
+from ckptforensics.runtime.texts import Text, as_text, windows_of
 from ckptforensics.runtime.weights import Placement
 from ckptforensics.version import __version__
 
@@ -106,8 +106,7 @@ def _measured(
     threshold: float,
     progress: Progress | None,
 ) -> tuple[TextRecord, tuple[SinkLayer, ...], tuple[Skipped, ...]]:
-    given = Text(text=text, window=WINDOW) if isinstance(text, str) else text or Text(window=WINDOW)
-    windows, record = windows_of(runtime, given)
+    windows, record = windows_of(runtime, as_text(text, WINDOW))
     if not 1 <= k <= len(windows[0]):
         raise UsageError(
             f"a window of {len(windows[0])} tokens has no token {k}", hint="change --k"

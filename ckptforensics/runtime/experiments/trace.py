@@ -18,7 +18,7 @@ from ckptforensics.results import Skipped
 from ckptforensics.results.trace import TraceDocument
 from ckptforensics.runtime.model import Runtime, started
 from ckptforensics.runtime.records import running_record, token_texts
-from ckptforensics.runtime.texts import SENTENCE, Text, windows_of
+from ckptforensics.runtime.texts import SENTENCE, Text, as_text, windows_of
 from ckptforensics.runtime.weights import Placement
 from ckptforensics.version import __version__
 
@@ -45,7 +45,7 @@ def trace(
         as `open_checkpoint`, `runtime.model.start` and `runtime.texts.windows_of`.
     """
     runtime = started(model, placement)
-    given = Text(text=text) if isinstance(text, str) else text or Text()
+    given = as_text(text)
     if not given.given:
         windows, record = windows_of(runtime, replace(given, text=SENTENCE))
         record = record.model_copy(update={"source": "the sentence of the paper's figures"})
