@@ -97,7 +97,7 @@ def bench_layer(folder: Path) -> Iterator[Row]:
         scope = Scope(layers=(shape.explosion,))
         with mock.patch.object(measuring, "LARGE_MODEL", 0):
             alone = best(
-                lambda: measuring.measure(checkpoint, Fit(), with_eigenvalues=False, scope=scope), 5
+                lambda: measuring.measure(checkpoint, Fit(), eigenpairs=None, scope=scope), 5
             )
     parts = f"{_SHARE} times {theirs.sampling:.0f} + {theirs.least_squares:.0f}; {theirs.svd:.0f}"
     yield (

@@ -66,7 +66,7 @@ def main() -> None:
     parser.add_argument("--layers", default="1,2,3,9,10,11,12,28,29,30", help="or 'all'")
     options = parser.parse_args()
     checkpoint = open_checkpoint(options.model or gguf_file())
-    measured = measure(checkpoint, Fit(), with_eigenvalues=True).layers
+    measured = measure(checkpoint, Fit(), eigenpairs=()).layers
     shown = {m.layer for m in measured}
     if options.layers != "all":
         shown = {int(n) for n in options.layers.split(",")}

@@ -100,7 +100,7 @@ def main() -> None:
 
         return wrapper
 
-    measuring.measure(checkpoint, Fit(), with_eigenvalues=False)  # fills caches
+    measuring.measure(checkpoint, Fit(), eigenpairs=None)  # fills caches
     checkpoint = open_checkpoint(sys.argv[1])  # does not know yet which weights are finite
     with ExitStack() as stack:
         for target, stage in STAGES.items():
@@ -108,7 +108,7 @@ def main() -> None:
             original = getattr(sys.modules[module], name)
             stack.enter_context(mock.patch(target, timed(original, stage)))
         begun = time.perf_counter()
-        measuring.measure(checkpoint, Fit(), with_eigenvalues=False)
+        measuring.measure(checkpoint, Fit(), eigenpairs=None)
         total = time.perf_counter() - begun
     seconds["orthogonalise"] = seconds.pop("spectra") - seconds["products"]
     seconds["rest"] = total - sum(seconds.values())

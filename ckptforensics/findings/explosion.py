@@ -58,7 +58,7 @@ def find_layers(
     fit : of the FFN, `canonical` by default
     accumulated : also the directions of the products L_i ... L_1, in a second pass
     empirical : directions of tokens in running text (the runtime's `empirical`), whose angles to
-        u1 of every layer are added (the paper's Fig. 4)
+        u1 of every layer and nearest eigenpairs of R are added (the paper's Fig. 4 and 5)
     progress : told of each layer
     scope : what is measured, by default everything; `accumulated` takes all layers
 
@@ -78,7 +78,8 @@ def find_layers(
             hint="give those of this model",
         )
     fit = fit or Fit()
-    measured = measure(checkpoint, fit, with_eigenvalues=True, progress=progress, scope=scope)
+    directions = () if empirical is None else tuple(empirical.direction.astype(np.float64))
+    measured = measure(checkpoint, fit, eigenpairs=directions, progress=progress, scope=scope)
     products = accumulate(checkpoint, fit=fit, progress=progress) if accumulated else ()
     labels = [label(m) for m in measured.layers]
     pairs = list(zip(measured.layers, labels, strict=True))
@@ -131,9 +132,11 @@ def _angles(measured: Measurements, empirical: Empirical) -> tuple[EmpiricalAngl
     cosines = np.abs(empirical.direction.astype(np.float64) @ u1.T).clip(0, 1)
     return tuple(
         EmpiricalAngles(
-            plateau=plateau.layers, angles_deg=tuple(np.degrees(np.arccos(row)).tolist())
+            plateau=plateau.layers,
+            angles_deg=tuple(np.degrees(np.arccos(row)).tolist()),
+            eigenvalues=tuple(m.near[i] for m in measured.layers),
         )
-        for plateau, row in zip(empirical.document.plateaus, cosines, strict=True)
+        for i, (plateau, row) in enumerate(zip(empirical.document.plateaus, cosines, strict=True))
     )
 
 

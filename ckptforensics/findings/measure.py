@@ -100,6 +100,7 @@ class LayerMeasurement:
     eigenvalue : of R, nearest to u; None if not asked for or none converged
     before, after : the tokens around the block; None without token embeddings
     lowest : smallest median norm of the tokens before the block, the embeddings' included
+    near : like `eigenvalue`, nearest to each direction that was given
     """
 
     layer: int
@@ -116,6 +117,7 @@ class LayerMeasurement:
     before: TokenState | None
     after: TokenState | None
     lowest: float | None = None
+    near: tuple[Eigenvalue | None, ...] = ()
 
     @property
     def sigma(self) -> tuple[float, float]:
@@ -182,7 +184,7 @@ def measure(
     checkpoint: Checkpoint,
     fit: Fit,
     *,
-    with_eigenvalues: bool,
+    eigenpairs: Sequence[Doubles] | None,
     progress: Progress | None = None,
     journal: Journal | None = None,
     scope: Scope | None = None,
@@ -195,7 +197,8 @@ def measure(
     Parameters
     ----------
     fit : how the FFN is fitted
-    with_eigenvalues : also find the eigenpair of R nearest the probed direction
+    eigenpairs : also find the eigenpair of R nearest the probed direction, and nearest each of
+        these (hidden_size,); None for no eigenpair at all
     progress : told of each layer
     journal : of the same measurement, begun before; it is told of each layer but the last
     scope : what is measured, by default everything; tokens are rolled out as long as no layer is
@@ -233,7 +236,7 @@ def measure(
                 x, probe, answer = _advance(block, x, before)
                 after = None if x is None else token_state(x)
                 layer = _measure_layer(
-                    block, fit, scope, (before, after), (probe, answer), with_eigenvalues
+                    block, fit, scope, (before, after), (probe, answer), eigenpairs
                 )
             measured.append(replace(layer, lowest=_lowest(before, measured)))
             before = after
@@ -323,7 +326,7 @@ def _measure_layer(
     scope: Scope,
     tokens: tuple[TokenState | None, TokenState | None],
     probed: tuple[_Probe | None, Response | None],
-    with_eigenvalues: bool,
+    eigenpairs: Sequence[Doubles] | None,
 ) -> LayerMeasurement:
     generator = np.random.default_rng([_SEED, block.layer])
     before, after = tokens
@@ -360,9 +363,10 @@ def _measure_layer(
         probed_tokens=probe.of_tokens,
         response=answer,
         experts=experts,
-        eigenvalue=_nearest_eigenvalue(operator, probe.direction) if with_eigenvalues else None,
+        eigenvalue=None if eigenpairs is None else _nearest_eigenvalue(operator, probe.direction),
         before=before,
         after=after,
+        near=tuple(_nearest_eigenvalue(operator, given) for given in eigenpairs or ()),
     )
 
 

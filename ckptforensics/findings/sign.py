@@ -76,7 +76,7 @@ def sign(
     if cache is not None and scope.whole:
         return _sign_with(cache, checkpoint, fit, digest, scope, progress)
     record = model_record(checkpoint, digest=digest, progress=progress)
-    measured = measure(checkpoint, fit, with_eigenvalues=False, progress=progress, scope=scope)
+    measured = measure(checkpoint, fit, eigenpairs=None, progress=progress, scope=scope)
     record = with_damage(record, checkpoint, (m.layer for m in measured.layers))
     if digest:
         require_unchanged(checkpoint)
@@ -113,7 +113,7 @@ def _sign_with(
         measured = measure(
             checkpoint,
             fit,
-            with_eigenvalues=False,
+            eigenpairs=None,
             progress=progress,
             journal=journal,
             scope=scope,

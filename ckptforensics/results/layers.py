@@ -31,7 +31,7 @@ class ResponseRecord(Frozen):
 
 
 class Eigenvalue(Frozen):
-    """The eigenpair of R nearest the probed direction, and |R q - lambda q| / |lambda|."""
+    """The eigenpair of R nearest a direction, and |R q - lambda q| / |lambda|."""
 
     real: Finite
     imag: Finite
@@ -137,11 +137,13 @@ class EmpiricalAngles(Frozen):
     """Acute angles between u1 of every layer and the direction that running text shows.
 
     `plateau` are the first and last layer after which tokens were seen to share that direction;
-    `angles_deg` has one angle for each of the document's layers.
+    `angles_deg` has one angle for each of the document's layers, `eigenvalues` the eigenpair of R
+    nearest that direction (null where none converged; empty in documents before 1.3).
     """
 
     plateau: tuple[int, int]
     angles_deg: tuple[Finite, ...]
+    eigenvalues: tuple[Eigenvalue | None, ...] = ()
 
 
 class LayersDocument(Document):
@@ -152,7 +154,7 @@ class LayersDocument(Document):
     `accumulated` is empty if it was not asked for.
     """
 
-    schema_version: Literal["1.2"] = "1.2"
+    schema_version: Literal["1.3"] = "1.3"
     kind: Literal["layers"] = "layers"
     model: ModelRecord
     fit: Literal["canonical", "paper", "sampled"]

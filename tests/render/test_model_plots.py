@@ -26,6 +26,7 @@ EXTREMES = {
     "norms of zero": running.norms().model_copy(update={"embedding_norms": (0.0, 0.0, 0.0)}),
     "no labels": running.layers(labels=False),
     "80 layers": running.layers(80),
+    "layers beside running text": running.layers(plateaus=2),
     "no plateaus": running.empirical(plateaus=()),
     "many plateaus": running.empirical(80, tuple((i, i + 2) for i in range(1, 78, 4))),
     "one text": running.sinks(80, other=False, values=False),

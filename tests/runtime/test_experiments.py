@@ -6,10 +6,14 @@ import math
 
 import numpy as np
 import pytest
+import scipy.linalg
 import torch
 import transformers
 
+from ckptforensics.checkpoint import open_checkpoint
 from ckptforensics.errors import NothingAnalysable, UsageError
+from ckptforensics.layers import load_block
+from ckptforensics.linear import Fit, block_map
 from ckptforensics.results import Empirical, load_result
 from ckptforensics.runtime.experiments.ablate import ablate
 from ckptforensics.runtime.experiments.empirical import empirical
@@ -303,12 +307,20 @@ def test_layers_beside_empirical_directions(smollm2, smollm2_gguf, smollm2_signa
 
     found = empirical(smollm2, text=Text(limit=512))
     document = ckptforensics.find_layers(smollm2_gguf, empirical=found)
-    (angles,) = [e.angles_deg for e in document.empirical if e.plateau == (12, 28)]
+    (beside,) = [e for e in document.empirical if e.plateau == (12, 28)]
+    angles = beside.angles_deg
     direction = found.direction[-1]
     cosines = np.abs(smollm2_signature.u @ direction)
     np.testing.assert_allclose(angles, np.degrees(np.arccos(cosines)), atol=0.1)
     assert angles[11] < 10
     assert angles[28] < 10
+    near = beside.eigenvalues[28]
+    dense = block_map(load_block(open_checkpoint(smollm2_gguf), 29), Fit())
+    values, vectors = scipy.linalg.eig(dense.matmat(np.eye(576, dtype=np.float32)) - np.eye(576))
+    nearest = int(np.argmax(np.abs(direction @ vectors)))
+    assert near.real == pytest.approx(values[nearest].real, rel=1e-3)
+    cosine = abs(direction @ vectors[:, nearest])
+    assert near.angle_deg == pytest.approx(np.degrees(np.arccos(cosine)), abs=0.1)
     other = Empirical(found.document, found.direction[:, :100])
     with pytest.raises(UsageError, match="100 coordinates"):
         ckptforensics.find_layers(smollm2_gguf, empirical=other)

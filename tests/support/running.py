@@ -7,6 +7,8 @@ from typing import Any
 from ckptforensics.results import (
     Direction,
     Document,
+    Eigenvalue,
+    EmpiricalAngles,
     LayerEvidence,
     LayersDocument,
     LayerSignature,
@@ -88,7 +90,7 @@ def trace(tokens: int = 7, layers: int = 4, texts: tuple[str, ...] = ODD) -> Tra
     )
 
 
-def layers(count: int = 4, *, labels: bool = True) -> LayersDocument:
+def layers(count: int = 4, *, labels: bool = True, plateaus: int = 0) -> LayersDocument:
     kinds = {2: "explosion", count: "decay"} if labels else {}
     rows = tuple(
         LayerEvidence(
@@ -116,6 +118,18 @@ def layers(count: int = 4, *, labels: bool = True) -> LayersDocument:
         decay=(count,) if labels else (),
         layers=rows,
         super_weights=(),
+        empirical=tuple(
+            EmpiricalAngles(
+                plateau=(i + 1, count),
+                angles_deg=tuple(90.0 / layer for layer in range(1, count + 1)),
+                eigenvalues=(
+                    Eigenvalue(real=-300.0, imag=2.0, angle_deg=8.0, residual=1e-5),
+                    *[None] * (count - 2),
+                    Eigenvalue(real=0.5, imag=0.0, angle_deg=80.0, residual=1e-5),
+                ),
+            )
+            for i in range(plateaus)
+        ),
     )
 
 

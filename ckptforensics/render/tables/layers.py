@@ -22,7 +22,13 @@ from ckptforensics.render.tables.facts import (
     skipped,
 )
 from ckptforensics.render.view import View
-from ckptforensics.results import BeginTokenRecord, LayerEvidence, LayersDocument, TriggerToken
+from ckptforensics.results import (
+    BeginTokenRecord,
+    Eigenvalue,
+    LayerEvidence,
+    LayersDocument,
+    TriggerToken,
+)
 
 _SUPER_WEIGHTS_SHOWN = 5
 _EXPERTS_SHOWN = 3
@@ -84,9 +90,8 @@ def _evidence(row: LayerEvidence, verbose: bool) -> list[str]:
         for expert in row.strongest_experts[: None if verbose else _EXPERTS_SHOWN]
     )
     if row.eigenvalue is not None:
-        imag = f" +- {number(row.eigenvalue.imag)}i" if row.eigenvalue.imag else ""
         lines.append(
-            f"eigenvalue of R nearest u: {number(row.eigenvalue.real, signed=True)}{imag} at "
+            f"eigenvalue of R nearest u: {_eigenvalue(row.eigenvalue)} at "
             f"{row.eigenvalue.angle_deg:.1f} degrees"
         )
     return lines
@@ -131,13 +136,26 @@ def _accumulated(console: Console, document: LayersDocument, verbose: bool) -> N
 
 def _empirical(console: Console, document: LayersDocument) -> None:
     console.print()
-    say(console, "angle in degrees between u1 and the direction of tokens in running text")
+    say(
+        console,
+        "beside the direction of tokens in running text: its angle in degrees to u1, and the "
+        "eigenvalue of R whose eigenvector is nearest, with that angle",
+    )
     names = [f"layers {row.plateau[0]} to {row.plateau[1]}" for row in document.empirical]
-    table = make_table("layer", "label:", *names)
+    table = make_table("layer", "label:", *(f"{n}: {c}" for n in names for c in ("u1", "R")))
     for index, row in enumerate(document.layers):
-        angles = [f"{found.angles_deg[index]:.1f}" for found in document.empirical]
-        table.add_row(str(row.layer), row.label or "", *angles)
+        cells = []
+        for found in document.empirical:
+            near = found.eigenvalues[index] if found.eigenvalues else None
+            told = "-" if near is None else f"{_eigenvalue(near)} at {near.angle_deg:.1f}"
+            cells += [f"{found.angles_deg[index]:.1f}", told]
+        table.add_row(str(row.layer), row.label or "", *cells)
     print_table(console, table)
+
+
+def _eigenvalue(found: Eigenvalue) -> str:
+    imag = f" +- {number(found.imag)}i" if found.imag else ""
+    return number(found.real, signed=True) + imag
 
 
 def _begin_token(record: BeginTokenRecord) -> str:
