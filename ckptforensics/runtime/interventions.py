@@ -94,27 +94,37 @@ def setting_coordinates(
 
 @contextmanager
 def without_weight(
-    runtime: Runtime, layer: int, row: int, column: int, value: float
+    runtime: Runtime,
+    layer: int,
+    place: tuple[int, int],
+    value: float,
+    *,
+    below: float | None = None,
 ) -> Iterator[None]:
     """Let a layer's down projection act as if one weight were zero.
 
     Parameters
     ----------
-    row, column : of the weight, as (out, in)
+    place : row and column of the weight, as (out, in)
     value : the weight
+    below : leave the weight to the tokens for which it alone adds more than this
 
     Raises
     ------
     NothingAnalysable
         if the layer has no down projection of its own (experts).
     """
+    row, column = place
     module = runtime.module(layer, "down")
     if module is None:
         raise NothingAnalysable(f"layer {layer} has no down projection that every token uses")
 
     def leaving(module: Any, args: Any, output: Any) -> Any:
         changed = output.clone()
-        changed[..., row] -= value * args[0][..., column]
+        added = value * args[0][..., column]
+        if below is not None:
+            added = added.where(added.abs() <= below, 0)
+        changed[..., row] -= added
         return changed
 
     handle = module.register_forward_hook(leaving)

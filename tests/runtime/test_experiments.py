@@ -175,8 +175,21 @@ def test_without_a_weight_is_with_zero_in_its_place(llama):
     runtime = started(llama.folder)
     down = runtime.blocks[1].mlp.down_proj
     value = down.weight[5, 7].item()
-    with without_weight(runtime, 2, 5, 7, value):
+    plain = runtime.forward([IDS], logits=True).logits
+    hidden = []
+    handle = down.register_forward_hook(lambda module, args, output: hidden.append(args[0]))
+    with without_weight(runtime, 2, (5, 7), value):
         hooked = runtime.forward([IDS], logits=True).logits
+    handle.remove()
+    added = (value * hidden[0][0, :, 7]).abs()
+    with without_weight(runtime, 2, (5, 7), value, below=0.0):
+        torch.testing.assert_close(runtime.forward([IDS], logits=True).logits, plain)
+    with without_weight(runtime, 2, (5, 7), value, below=added.sort().values[-2].item()):
+        restored = runtime.forward([IDS], logits=True).logits
+    # No token reads what comes after it: before the one that is restored nothing differs.
+    first = int(added.argmax())
+    torch.testing.assert_close(restored[:, :first], hooked[:, :first])
+    assert not torch.allclose(restored[:, first], hooked[:, first], atol=1e-7)
     with torch.no_grad():
         down.weight[5, 7] = 0
     torch.testing.assert_close(hooked, runtime.forward([IDS], logits=True).logits)
@@ -222,7 +235,7 @@ def test_ablations_of_the_planted_model(planted):
     """Its explosion layer 3 and decay layer 7 were planted; their removal must show."""
     ids = [(7 * i) % 60 for i in range(64)]
     document = ablate(planted, text=Text(token_ids=ids, window=16))
-    rows = {(row.what, row.of): row for row in document.rows}
+    rows = {(row.what, row.of): row for row in reversed(document.rows)}
     base = rows["none", None]
     assert max(base.norms) > 400
     assert max(rows["trigger", None].norms) < 0.5 * max(base.norms)
@@ -232,6 +245,18 @@ def test_ablations_of_the_planted_model(planted):
     for row in document.rows:
         assert row.what == "none" or row.of or (("control", row.what) in rows)
     assert "trigger" not in {row.what for row in document.skipped}
+
+
+def test_a_super_weight_works_by_the_tokens_of_high_norm(smollm2):
+    """Restored for the initial token alone, the one that it makes large, nothing is lost."""
+    document = ablate(smollm2, what=("super-weight",), text=Text(limit=64, window=32))
+    plain, zeroed, restored, control = document.rows
+    assert (plain.what, control.what) == ("none", "control")
+    assert zeroed.what == restored.what == "super-weight"
+    assert "[507, 1229]" in zeroed.detail
+    assert zeroed.perplexity > 2 * plain.perplexity
+    assert restored.perplexity == pytest.approx(plain.perplexity, rel=0.02)
+    assert restored.norms == pytest.approx(plain.norms, rel=1e-3)
 
 
 def test_paths_of_the_planted_model(planted):

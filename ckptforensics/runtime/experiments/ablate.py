@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -309,21 +309,24 @@ def _super_weight(found: _Found, name: Ablated) -> list[_Change]:
     column = int(np.argmin(sizes))
     plain = float(matrix[weight.row, column])
     runtime = found.runtime
-    return [
-        _Change(
-            name,
-            (layer,),
-            f"super weight {weight.tensor}[{weight.row}, {weight.column}] = {value:.4g} zeroed",
-            lambda: without_weight(runtime, layer, weight.row, weight.column, value),
-        ),
+    place = (weight.row, weight.column)
+    zeroed = f"super weight {weight.tensor}[{weight.row}, {weight.column}] = {value:.4g} zeroed"
+    changes = [
+        _Change(name, (layer,), zeroed, lambda: without_weight(runtime, layer, place, value)),
         _Change(
             "control",
             (layer,),
             f"ordinary weight [{weight.row}, {column}] = {plain:.4g} zeroed",
-            lambda: without_weight(runtime, layer, weight.row, column, plain),
+            lambda: without_weight(runtime, layer, (weight.row, column), plain),
             of=name,
         ),
     ]
+    with suppress(NothingAnalysable):  # no token has a high norm: there is nothing to restore
+        _, threshold = found.high
+        detail = f"{zeroed}, and restored for tokens to which it alone adds over {threshold:.4g}"
+        restored = partial(without_weight, runtime, layer, place, value, below=threshold)
+        changes.insert(1, _Change(name, (layer,), detail, restored))
+    return changes
 
 
 def _skip(found: _Found, name: Ablated) -> list[_Change]:
