@@ -30,12 +30,14 @@ if TYPE_CHECKING:
     from ckptforensics.findings.sign import sign
     from ckptforensics.lineage.compare import compare
     from ckptforensics.linear import Calibration, Fit
+    from ckptforensics.render import picture
     from ckptforensics.results import Signature, load_result
     from ckptforensics.runtime.experiments.ablate import ablate
     from ckptforensics.runtime.experiments.empirical import empirical
     from ckptforensics.runtime.experiments.paths import paths
     from ckptforensics.runtime.experiments.sinks import sinks
     from ckptforensics.runtime.experiments.trace import trace
+    from ckptforensics.runtime.model import start
     from ckptforensics.runtime.texts import Text
     from ckptforensics.runtime.weights import Placement
 
@@ -62,15 +64,18 @@ __all__ = [
     "load_result",
     "open_checkpoint",
     "paths",
+    "picture",
     "rollout",
     "sign",
     "sinks",
+    "start",
     "trace",
 ]
 
 _HOMES = {
     "Placement": "ckptforensics.runtime.weights",
     "Text": "ckptforensics.runtime.texts",
+    "start": "ckptforensics.runtime.model",
     "trace": "ckptforensics.runtime.experiments.trace",
     "sinks": "ckptforensics.runtime.experiments.sinks",
     "paths": "ckptforensics.runtime.experiments.paths",
@@ -92,6 +97,7 @@ _HOMES = {
     "inspect": "ckptforensics.findings",
     "load_result": "ckptforensics.results",
     "open_checkpoint": "ckptforensics.checkpoint",
+    "picture": "ckptforensics.render",
     "rollout": "ckptforensics.findings",
     "sign": "ckptforensics.findings",
 }

@@ -18,6 +18,8 @@ ROOT = Path(__file__).resolve().parents[1]
 os.environ["CKPT_CACHE"] = ""
 # Tables are as wide as a pipe's, whatever terminal the tests run in.
 os.environ.pop("COLUMNS", None)
+# Nor do the processes that tests start wait for each other's threads (see pytest_sessionstart).
+os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 # Fixtures that are real models; what uses one of them, also through another, has the marker.
 REAL_MODELS = {"smollm2_gguf", "smollm2_bf16", "smollm2_f32", "gemma3", "minilm"}
 

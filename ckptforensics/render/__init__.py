@@ -6,13 +6,15 @@ from ckptforensics.deferred import on_first_use
 from ckptforensics.render.renderers import FORMATS, formats_of, render, render_several
 
 if TYPE_CHECKING:
-    from ckptforensics.render.plots.documents import plot_document
+    from ckptforensics.render.plots.documents import Picture, picture, plot_document
     from ckptforensics.render.plots.files import check_plot_path
 
 __all__ = [
     "FORMATS",
+    "Picture",
     "check_plot_path",
     "formats_of",
+    "picture",
     "plot_document",
     "render",
     "render_several",
@@ -21,7 +23,9 @@ __all__ = [
 __getattr__ = on_first_use(
     __name__,
     {
+        "Picture": "plots.documents",
         "check_plot_path": "plots.files",
+        "picture": "plots.documents",
         "plot_document": "plots.documents",
     },
 )

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +40,8 @@ def gguf_tensors(checkpoint: Checkpoint, model: Any) -> Iterator[tuple[str, Floa
     parsed = _parsed(checkpoint)
     kind = loading.TENSOR_PROCESSORS.get(_architecture(checkpoint), loading.TensorProcessor)
     processor = kind(config=parsed["config"])
-    names = loading.get_gguf_hf_weights_map(model, processor)
+    with _one_name_map():
+        names = loading.get_gguf_hf_weights_map(model, processor)
     # Some processors gather the parts of a stacked tensor here.
     parsed["tensors"] = {}
     for name in checkpoint.store:
@@ -79,6 +82,19 @@ def _parsed(checkpoint: Checkpoint) -> dict[str, Any]:
             ) from None
     parsed["config"].pop("_model_name_or_path", None)
     return parsed
+
+
+@contextmanager
+def _one_name_map() -> Iterator[None]:
+    """Let the package gguf make a table of names once: transformers asks for every submodule."""
+    import gguf
+
+    made = gguf.get_tensor_name_map
+    gguf.get_tensor_name_map = cache(made)
+    try:
+        yield
+    finally:
+        gguf.get_tensor_name_map = made
 
 
 def _write_header(file: Path, metadata: Mapping[str, Any], tensors: tuple[str, ...]) -> None:

@@ -195,27 +195,23 @@ class Runtime:
 
 
 def start(
-    checkpoint: Checkpoint, placement: Placement | None = None, attention: str | None = None
-) -> Runtime:
-    """Load a checkpoint's model so that it can run; errors as `build_model`.
-
-    Parameters
-    ----------
-    attention : transformers' name of the implementation, None for its own choice
-    """
-    model = build_model(checkpoint, placement or Placement(), attention)
-    return Runtime(checkpoint, model, _blocks(checkpoint, model))
-
-
-def started(
     model: Runtime | Checkpoint | str | Path,
     placement: Placement | None = None,
     attention: str | None = None,
 ) -> Runtime:
-    """The running model itself, or started from a checkpoint or what `open_checkpoint` takes."""
+    """Load a model once so that several experiments can run it; errors as `build_model`.
+
+    Parameters
+    ----------
+    model : an opened checkpoint or what `open_checkpoint` takes; a running model is given back
+    placement : device and element type
+    attention : transformers' name of the implementation, None for its own choice
+    """
     if isinstance(model, Runtime):
         return model
-    return start(opened(model), placement, attention)
+    checkpoint = opened(model)
+    built = build_model(checkpoint, placement or Placement(), attention)
+    return Runtime(checkpoint, built, _blocks(checkpoint, built))
 
 
 def _blocks(checkpoint: Checkpoint, model: Any) -> tuple[Any, ...]:

@@ -6,7 +6,6 @@ import csv
 import hashlib
 import io
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -20,21 +19,12 @@ import pytest
 
 from tests.findings.test_damage import zero_bytes
 from tests.support.adapters import base_tensors, low_rank, write_adapter
+from tests.support.commands import ckpt
 from tools import launder, transforms
 
 ROOT = Path(__file__).resolve().parents[2]
 ZOO = ROOT / "fixtures" / "zoo"
 SEED0, TUNED, OTHER = (str(ZOO / name) for name in ("seed0", "finetune", "seed1"))
-
-
-def ckpt(*words, **environment):
-    return subprocess.run(
-        [sys.executable, "-m", "ckptforensics", *map(str, words)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        env={**os.environ, **environment},
-    )
 
 
 @pytest.fixture(scope="module")

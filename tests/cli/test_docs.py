@@ -16,6 +16,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from ckptforensics.cli.main import cli
+from tests.support import commands as commands_here
 from tests.support.adapters import base_tensors, low_rank, write_adapter
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -121,7 +122,7 @@ def test_examples_run_in_their_order(playground):
         if words[0] == "python":
             words = words[2:]
         names.add(words[1])
-        done = ckpt(*words[1:], cwd=playground, CKPT_CACHE="cache")
+        done = commands_here.ckpt(*words[1:], cwd=playground, CKPT_CACHE="cache")
         assert done.returncode == 0, f"{line}: {done.stderr}"
         assert done.stdout, line
     assert set(commands()) <= names

@@ -10,14 +10,14 @@ from PIL import Image
 
 from ckptforensics.errors import UsageError
 from ckptforensics.render import plot_document
-from ckptforensics.render.plots.documents import inline_svg
+from ckptforensics.render.plots.documents import picture
 from ckptforensics.render.plots.drawing import places_shown
 from tests.render.test_plots import texts as words_of
 from tests.support import running
 
 
 def test_a_drawing_is_the_same_twice():
-    assert inline_svg(running.trace()) == inline_svg(running.trace())
+    assert picture(running.trace()) == picture(running.trace())
 
 
 EXTREMES = {
@@ -51,7 +51,7 @@ def test_a_drawing_opens_and_nothing_is_cut_off(kind, tmp_path):
 
 @pytest.mark.parametrize("name", list(EXTREMES))
 def test_extremes_are_drawn(name):
-    element, caption = inline_svg(EXTREMES[name])
+    element, caption = picture(EXTREMES[name])
     assert element.startswith("<svg ")
     assert caption.endswith(".")
     assert len(element) < 1_500_000
@@ -74,7 +74,7 @@ def test_title_caption_and_axes_are_said(kind, tmp_path):
     words = words_of(document, tmp_path / "x.svg")
     together = unescape(" ".join(words))
     assert f"<i>model: {TITLES[kind]}" in together
-    _, caption = inline_svg(document)
+    _, caption = picture(document)
     for word in caption.split()[:12]:
         # matplotlib writes its words as comments, in which two hyphens cannot be.
         assert word.replace("--", "- -") in together
@@ -82,14 +82,14 @@ def test_title_caption_and_axes_are_said(kind, tmp_path):
 
 
 def test_the_path_of_the_first_token_and_its_prediction_are_drawn():
-    element, caption = inline_svg(running.trace())
+    element, caption = picture(running.trace())
     assert "its prediction by the weights alone" in element
     assert "largest difference 1e-06 of the norm" in caption
     assert "goes highest is number 1, '<script>ale...': 904 after layer 4" in caption
 
 
 def test_odd_tokens_are_words_and_nothing_else():
-    element, _ = inline_svg(running.trace())
+    element, _ = picture(running.trace())
     assert "<script" not in element
     assert "'&lt;script&gt;al" in element
     assert "$\\frac{$" in element
@@ -101,11 +101,11 @@ def test_odd_tokens_are_words_and_nothing_else():
 
 def test_values_are_where_they_belong():
     """The bars of perplexity and the marked layers, by the numbers that stand beside them."""
-    element, caption = inline_svg(running.ablation())
+    element, caption = picture(running.ablation())
     for shown in ("as it is", "trigger, 2", "control of trigger, 2", "1,000"):
         assert f">{shown}<" in element
     assert "suffers most from skip-block, 2: 1,000" in caption
-    _, caption = inline_svg(running.layers())
+    _, caption = picture(running.layers())
     assert "explosion layers: 2; decay layers: 4" in caption
     assert "Layer 2 multiplies the norm of single tokens most, in the median by 80" in caption
 

@@ -28,7 +28,7 @@ from ckptforensics.runtime.interventions import (
     without_ffn,
     without_weight,
 )
-from ckptforensics.runtime.model import started
+from ckptforensics.runtime.model import start
 from ckptforensics.runtime.perplexity import perplexity
 from ckptforensics.runtime.texts import Text, windows_of
 
@@ -37,7 +37,7 @@ IDS = [7, 3, 50, 3, 21, 90, 4, 4, 61, 12]
 
 @pytest.fixture(scope="module")
 def smollm2(smollm2_gguf):
-    return started(smollm2_gguf)
+    return start(smollm2_gguf)
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +85,7 @@ def test_empirical_of_smollm2(smollm2, oracle, tmp_path):
 def test_sinks_of_smollm2(smollm2_gguf, oracle):
     text = Text(limit=256, window=64)
     document = sinks(smollm2_gguf, text=text)
-    windows, _ = windows_of(started(smollm2_gguf), text)
+    windows, _ = windows_of(start(smollm2_gguf), text)
     with torch.inference_mode():
         out = oracle(torch.tensor(windows), output_attentions=True, output_hidden_states=True)
     # Mean over queries 1 to T, a threshold in each window.
@@ -121,7 +121,7 @@ def test_sinks_on_two_texts(llama):
 
 
 def test_perplexity_is_the_loss_of_transformers(small):
-    runtime = started(small.folder)
+    runtime = start(small.folder)
     windows = [IDS[:5], IDS[5:]]
     value, tokens = perplexity(runtime, windows)
     with torch.inference_mode():
@@ -134,7 +134,7 @@ def test_perplexity_is_the_loss_of_transformers(small):
 
 
 def test_with_nothing_ablated_outputs_are_bit_identical(small):
-    runtime = started(small.folder)
+    runtime = start(small.folder)
     with torch.inference_mode():
         expected = runtime.model(input_ids=torch.tensor([IDS]), use_cache=False).logits
     with runtime.watching(lambda *_: None), runtime.watching_middles(lambda *_: None):
@@ -148,7 +148,7 @@ def test_with_nothing_ablated_outputs_are_bit_identical(small):
 
 
 def test_a_skipped_block_is_the_model_without_it(small):
-    runtime = started(small.folder)
+    runtime = start(small.folder)
     states = {}
     with (
         without_blocks(runtime, [2]),
@@ -160,7 +160,7 @@ def test_a_skipped_block_is_the_model_without_it(small):
 
 
 def test_without_its_ffn_a_layer_leaves_the_middle(small):
-    runtime = started(small.folder)
+    runtime = start(small.folder)
     states, middles = {}, {}
     with (
         runtime.watching_middles(lambda layer, x: middles.__setitem__(layer, x.clone())),
@@ -172,7 +172,7 @@ def test_without_its_ffn_a_layer_leaves_the_middle(small):
 
 
 def test_without_a_weight_is_with_zero_in_its_place(llama):
-    runtime = started(llama.folder)
+    runtime = start(llama.folder)
     down = runtime.blocks[1].mlp.down_proj
     value = down.weight[5, 7].item()
     plain = runtime.forward([IDS], logits=True).logits
@@ -196,7 +196,7 @@ def test_without_a_weight_is_with_zero_in_its_place(llama):
 
 
 def test_without_a_direction_the_ffn_reads_none_of_it(llama):
-    runtime = started(llama.folder)
+    runtime = start(llama.folder)
     v = np.random.default_rng(0).standard_normal(32)
     v /= np.linalg.norm(v)
     seen, states = [], {}
@@ -215,7 +215,7 @@ def test_without_a_direction_the_ffn_reads_none_of_it(llama):
 
 
 def test_coordinates_of_high_norm_tokens_only_are_set(llama):
-    runtime = started(llama.folder)
+    runtime = start(llama.folder)
     plain, changed = {}, {}
     with runtime.watching(lambda layer, x: plain.__setitem__(layer, x.clone())):
         runtime.forward([IDS])
@@ -297,7 +297,7 @@ def test_an_encoder_has_no_high_norm(minilm):
 
 
 def test_what_cannot_be_meant_is_one_clear_error(llama, minilm):
-    runtime = started(llama.folder)
+    runtime = start(llama.folder)
     with pytest.raises(UsageError, match="not in the vocabulary"):
         runtime.forward([[500]])
     with pytest.raises(UsageError, match="positions"):
@@ -309,11 +309,11 @@ def test_what_cannot_be_meant_is_one_clear_error(llama, minilm):
     with pytest.raises(UsageError, match="two tokens"):
         perplexity(runtime, [[1]])
     with pytest.raises(NothingAnalysable, match="no head"):
-        perplexity(started(minilm), [[1, 2, 3]])
+        perplexity(start(minilm), [[1, 2, 3]])
 
 
 def test_windows_and_their_record(llama):
-    runtime = started(llama.folder)
+    runtime = start(llama.folder)
     windows, record = windows_of(runtime, Text(token_ids=list(range(50)), window=8, limit=30))
     assert windows == [list(range(8 * i, 8 * i + 8)) for i in range(3)]
     assert (record.windows, record.tokens, record.available, record.partial) == (3, 24, 50, True)
@@ -353,7 +353,7 @@ def test_layers_beside_empirical_directions(smollm2, smollm2_gguf, smollm2_signa
 
 def test_replication_of_smollm2(smollm2_gguf):
     """Against what was recorded; another model's figures fail, and whose they are must be known."""
-    document = replicate(smollm2_gguf, text=Text(limit=1024))
+    document = replicate(smollm2_gguf, text=Text(limit=512))
     assert (document.name, document.own) == ("SmolLM2-135M-Instruct", True)
     passed = {row.what: row.passed for row in document.figures}
     assert passed["explosion layers"]

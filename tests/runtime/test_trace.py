@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 import ckptforensics
 from ckptforensics.runtime.experiments.trace import trace
-from ckptforensics.runtime.model import started
+from ckptforensics.runtime.model import start
 from ckptforensics.runtime.texts import Text
 from ckptforensics.runtime.weights import Placement
 from tests.runtime.conftest import block_states, make_small
@@ -36,7 +36,7 @@ def test_the_initial_token_takes_the_predicted_path(small):
 
 def test_the_branches_add_up_to_the_stream(small):
     """Attention's part by the output of its own module, which no other reading is needed for."""
-    runtime = started(small.folder)
+    runtime = start(small.folder)
     middles, states = {}, {}
     with (
         runtime.watching_middles(lambda layer, x: middles.__setitem__(layer, x[0].clone())),
@@ -86,7 +86,7 @@ def test_a_token_of_zeros_and_a_model_without_its_head(llama, tmp_path):
 
 
 def test_attention_removed_is_the_rollout_without_attention(llama):
-    runtime = started(llama.folder)
+    runtime = start(llama.folder)
     zero = [
         block.self_attn.register_forward_hook(lambda m, a, out: (out[0] * 0, *out[1:]))
         for block in runtime.blocks

@@ -101,9 +101,9 @@ def _ran(
     try:
         from ckptforensics.runtime.experiments.empirical import empirical
         from ckptforensics.runtime.experiments.trace import trace
-        from ckptforensics.runtime.model import started
+        from ckptforensics.runtime.model import start
 
-        runtime = started(checkpoint, where.placement())
+        runtime = start(checkpoint, where.placement())
         traced = trace(runtime, text=text, progress=progress)
     except UsageError:
         raise

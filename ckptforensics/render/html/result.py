@@ -14,7 +14,7 @@ from markupsafe import Markup
 
 from ckptforensics.errors import MissingDependency, UsageError
 from ckptforensics.render.html.page import Figure, environment
-from ckptforensics.render.plots.documents import inline_svg
+from ckptforensics.render.plots.documents import picture
 from ckptforensics.render.renderers import table_parts
 from ckptforensics.render.tables.running import token_name
 from ckptforensics.render.view import Fact, Part, Rows, View
@@ -105,7 +105,7 @@ def _figure(document: Document) -> tuple[Figure | None, str]:
     if document.kind in _NO_DRAWINGS:
         return None, ""
     try:
-        drawing, caption = inline_svg(document)
+        drawing, caption = picture(document)
     except (MissingDependency, UsageError) as problem:
         return None, f"There is no figure here: {problem}."
     return Figure(Markup(drawing), caption), ""  # noqa: S704 - matplotlib escapes its words

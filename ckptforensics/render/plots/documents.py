@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from html import escape
 from importlib import import_module
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from ckptforensics.errors import UsageError
 from ckptforensics.render.plots.files import (
@@ -55,8 +56,21 @@ def plot_document(document: Document, path: str | Path) -> None:
         write_figure(put_caption(_drawing(document)), Path(path))
 
 
-def inline_svg(document: Document) -> tuple[str, str]:
-    """The drawing as an SVG element to stand inside a page, and its caption.
+class Picture(NamedTuple):
+    """A drawing as an SVG element, and its caption; a notebook's cell shows both."""
+
+    svg: str
+    caption: str
+
+    def __repr__(self) -> str:
+        return self.caption
+
+    def _repr_html_(self) -> str:
+        return f"<figure>{self.svg}<figcaption>{escape(self.caption)}</figcaption></figure>"
+
+
+def picture(document: Document) -> Picture:
+    """The drawing of a document, to stand inside a page or a notebook.
 
     Raises
     ------
@@ -68,7 +82,7 @@ def inline_svg(document: Document) -> tuple[str, str]:
     require_matplotlib()
     with drawing_settings():
         drawing = _drawing(document)
-        return svg_element(drawing.figure, document.kind), drawing.caption
+        return Picture(svg_element(drawing.figure, document.kind), drawing.caption)
 
 
 def _drawing(document: Document) -> Drawing:

@@ -31,7 +31,7 @@ from ckptforensics.runtime.interventions import (
     without_ffn,
     without_weight,
 )
-from ckptforensics.runtime.model import Runtime, started
+from ckptforensics.runtime.model import Runtime, start
 from ckptforensics.runtime.perplexity import perplexity
 from ckptforensics.runtime.records import running_record
 from ckptforensics.runtime.texts import SENTENCE, Text, as_text, windows_of
@@ -137,7 +137,7 @@ def ablate(
     CkptError
         as `open_checkpoint`, `runtime.model.start` and `runtime.texts.windows_of`.
     """
-    runtime = started(model, placement)
+    runtime = start(model, placement)
     checkpoint = runtime.checkpoint
     for name in what:
         if name not in ABLATIONS:
@@ -189,14 +189,8 @@ def ablate(
 def _row(
     runtime: Runtime, change: _Change, windows: list[list[int]], prompt: list[int] | None
 ) -> AblationRow:
-    norms: list[list[Any]] = [[] for _ in range(len(runtime.blocks) + 1)]
-
-    def on_state(layer: int, state: Any) -> None:
-        norms[layer].append(state[:, 0].float().norm(dim=-1).double().cpu().numpy())
-
     with change.changed():
-        with runtime.watching(on_state):
-            value, tokens = perplexity(runtime, windows)
+        value, tokens, norms = measure_row(runtime, windows)
         text = None if prompt is None else _continuation(runtime, prompt)
     return AblationRow(
         what=change.what,
@@ -205,9 +199,21 @@ def _row(
         of=change.of,
         perplexity=value,
         tokens=tokens,
-        norms=tuple(float(np.median(np.concatenate(row))) for row in norms),
+        norms=norms,
         continuation=text,
     )
+
+
+def measure_row(runtime: Runtime, windows: list[list[int]]) -> tuple[float, int, tuple[float, ...]]:
+    """Perplexity, predicted tokens, and the median norm of first tokens after each layer."""
+    norms: list[list[Any]] = [[] for _ in range(len(runtime.blocks) + 1)]
+
+    def on_state(layer: int, state: Any) -> None:
+        norms[layer].append(state[:, 0].float().norm(dim=-1).double().cpu().numpy())
+
+    with runtime.watching(on_state):
+        value, tokens = perplexity(runtime, windows)
+    return value, tokens, tuple(float(np.median(np.concatenate(row))) for row in norms)
 
 
 def _prompt(runtime: Runtime, prompt: str | None) -> list[int] | None:

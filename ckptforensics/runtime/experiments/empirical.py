@@ -23,7 +23,7 @@ from ckptforensics.results.empirical import (
     PopulationRecord,
 )
 from ckptforensics.runtime.experiments.populations import Population, find_plateaus, populations
-from ckptforensics.runtime.model import Runtime, started
+from ckptforensics.runtime.model import Runtime, start
 from ckptforensics.runtime.records import running_record, token_texts
 from ckptforensics.runtime.texts import Text, as_text, windows_of
 from ckptforensics.runtime.weights import Placement
@@ -70,7 +70,7 @@ def empirical(
     CkptError
         as `open_checkpoint`, `runtime.model.start` and `runtime.texts.windows_of`.
     """
-    runtime = started(model, placement)
+    runtime = start(model, placement)
     windows, record = windows_of(runtime, as_text(text))
     norms, kept = _run(runtime, windows, threshold, progress)
     found = populations(norms, threshold)

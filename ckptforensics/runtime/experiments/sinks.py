@@ -19,7 +19,7 @@ from ckptforensics.progress import Progress, running
 from ckptforensics.results import Skipped
 from ckptforensics.results.running import TextRecord
 from ckptforensics.results.sinks import SinkLayer, SinksDocument, SwitchingHead
-from ckptforensics.runtime.model import Runtime, started
+from ckptforensics.runtime.model import Runtime, start
 from ckptforensics.runtime.records import running_record
 from ckptforensics.runtime.texts import Text, as_text, windows_of
 from ckptforensics.runtime.weights import Placement
@@ -58,7 +58,7 @@ def sinks(
 
     Parameters
     ----------
-    model : an opened checkpoint, what `open_checkpoint` takes, or a model that was started with the
+    model : an opened checkpoint, what `open_checkpoint` takes, or a model that was start with the
         attention implementation `ATTENTION`
     text, other : by default Python's help topics in windows of 64 tokens; a second text of another
         domain shows which heads are active on one of them only
@@ -74,7 +74,7 @@ def sinks(
     CkptError
         as `open_checkpoint`, `runtime.model.start` and `runtime.texts.windows_of`.
     """
-    runtime = started(model, placement, ATTENTION)
+    runtime = start(model, placement, ATTENTION)
     record, layers, skipped = _measured(runtime, text, k, threshold, progress)
     found: dict[str, Any] = {}
     if other is not None:

@@ -16,7 +16,7 @@ from ckptforensics.findings.norms import rollout
 from ckptforensics.progress import Progress, running
 from ckptforensics.results import Skipped
 from ckptforensics.results.trace import TraceDocument
-from ckptforensics.runtime.model import Runtime, started
+from ckptforensics.runtime.model import Runtime, start
 from ckptforensics.runtime.records import running_record, token_texts
 from ckptforensics.runtime.texts import SENTENCE, Text, as_text, windows_of
 from ckptforensics.runtime.weights import Placement
@@ -44,7 +44,7 @@ def trace(
     CkptError
         as `open_checkpoint`, `runtime.model.start` and `runtime.texts.windows_of`.
     """
-    runtime = started(model, placement)
+    runtime = start(model, placement)
     given = as_text(text)
     if not given.given:
         windows, record = windows_of(runtime, replace(given, text=SENTENCE))
@@ -59,7 +59,7 @@ def trace(
             "partial": len(ids) - given.bos < record.available,
         }
     )
-    norms, branches, skipped = _norms(runtime, ids, progress)
+    norms, branches, skipped = branch_norms(runtime, ids, progress)
     predicted, why = _predicted(runtime, ids[0], progress)
     texts = token_texts(runtime, ids)
     first = norms[0]
@@ -79,8 +79,8 @@ def trace(
     )
 
 
-def _norms(
-    runtime: Runtime, ids: list[int], progress: Progress | None
+def branch_norms(
+    runtime: Runtime, ids: list[int], progress: Progress | None = None
 ) -> tuple[Doubles, tuple[Doubles, Doubles] | None, list[Skipped]]:
     """Norms (tokens, layers + 1), those of both branches (tokens, layers), and what is missing."""
     count = len(runtime.blocks)
