@@ -67,6 +67,7 @@ _RENDERERS: Mapping[tuple[str, str], str] = MappingProxyType(
         ("replication", "table"): "tables.replication:replication_table",
         ("replication", "json"): "document_json:document_json",
         ("replication", "csv"): "running_csv:replication_csv",
+        ("replication", "html"): "html.result:replication_html",
         ("report", "table"): "tables.report:report_table",
         ("report", "json"): "document_json:document_json",
         ("report", "html"): "html.result:report_html",

@@ -79,7 +79,9 @@ def windows_of(runtime: Runtime, text: Text) -> tuple[list[list[int]], TextRecor
     if text.window < 1 + text.bos:
         raise UsageError("a window has at least one token", hint="change --window")
     if text.token_ids is not None:
-        ids, source, digest = list(text.token_ids), "token ids", None
+        if not all(isinstance(token, int | np.integer) for token in text.token_ids):
+            raise UsageError("token_ids are whole numbers, such as [1, 504, 30]")
+        ids, source, digest = [int(token) for token in text.token_ids], "token ids", None
     else:
         source, words = _words(text)
         ids = runtime.tokenizer.ids(words)

@@ -25,7 +25,7 @@ EXPECTED = {
     **dict.fromkeys(
         ("trace", "empirical", "sinks", "ablation", "paths"), ("table", "json", "csv", "html")
     ),
-    "replication": ("table", "json", "csv"),
+    "replication": ("table", "json", "csv", "html"),
     "report": ("table", "json", "html"),
 }
 

@@ -11,7 +11,12 @@ from ckptforensics.results import load_document, save_document
 from tests.render.test_comparison_html import Page
 from tests.support import running
 
-PAGES = {**running.DOCUMENTS, "report": running.report(), "weights": running.report(ran=False)}
+PAGES = {
+    **running.DOCUMENTS,
+    "report": running.report(),
+    "weights": running.report(ran=False),
+    "replication": running.replication(),
+}
 
 
 @pytest.fixture(scope="module")

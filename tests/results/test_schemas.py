@@ -36,7 +36,7 @@ COMMANDS = {
     "sinks": ["sinks", PLANTED, *TOKENS],
     "ablation": ["ablate", PLANTED, *TOKENS, "--what", "trigger"],
     "paths": ["paths", PLANTED, "--second", "9"],
-    "replication": ["replicate", PLANTED, *TOKENS, "--as", "LLaMA2-13B"],
+    "replication": ["replicate", PLANTED, *TOKENS, "--as", "LLaMA2-13B", "--numbers-only"],
     "report": ["report", PLANTED, *TOKENS],
 }
 

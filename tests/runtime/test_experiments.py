@@ -326,6 +326,11 @@ def test_windows_and_their_record(llama):
     assert not record.partial
 
 
+def test_token_ids_that_are_no_numbers_are_one_clear_error(llama):
+    with pytest.raises(UsageError, match="whole numbers"):
+        windows_of(start(llama.folder), Text(token_ids="3,5"))
+
+
 def test_layers_beside_empirical_directions(smollm2, smollm2_gguf, smollm2_signature, tmp_path):
     """The paper's Fig. 4 on SmolLM2: u1 of explosion and decay layers lies along what is seen."""
     import ckptforensics
@@ -353,7 +358,7 @@ def test_layers_beside_empirical_directions(smollm2, smollm2_gguf, smollm2_signa
 
 def test_replication_of_smollm2(smollm2_gguf):
     """Against what was recorded; another model's figures fail, and whose they are must be known."""
-    document = replicate(smollm2_gguf, text=Text(limit=512))
+    document = replicate(smollm2_gguf, text=Text(limit=512), pictures=False)
     assert (document.name, document.own) == ("SmolLM2-135M-Instruct", True)
     passed = {row.what: row.passed for row in document.figures}
     assert passed["explosion layers"]
@@ -365,6 +370,9 @@ def test_replication_of_smollm2(smollm2_gguf):
 def test_figures_of_another_model_fail(planted):
     ids = [(7 * i) % 60 for i in range(64)]
     document = replicate(planted, name="LLaMA2-7B", text=Text(token_ids=ids, window=16))
+    kinds = ["trace", "empirical", "layers", "paths", "ablation", "sinks"]
+    assert [part.kind for part in document.parts] == kinds
+    assert document.skipped == ()
     assert not any(row.passed for row in document.figures if row.tolerance is None)
     with pytest.raises(UsageError, match="--as"):
         replicate(planted)

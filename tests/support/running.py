@@ -32,6 +32,7 @@ from ckptforensics.results.paths import (
     PathsDocument,
     TokenNorm,
 )
+from ckptforensics.results.replication import ReplicatedFigure, ReplicationDocument
 from ckptforensics.results.report import ReportDocument
 from ckptforensics.results.running import RunningRecord, TextRecord, TokenText
 from ckptforensics.results.sinks import SinkLayer, SinksDocument, SwitchingHead
@@ -314,6 +315,32 @@ def report(*, ran: bool = True) -> ReportDocument:
         trace=trace() if ran else None,
         empirical=empirical() if ran else None,
         skipped=() if ran else (Skipped(what="running model", reason="no <torch>"),),
+    )
+
+
+def replication() -> ReplicationDocument:
+    return ReplicationDocument(
+        tool_version=VERSION,
+        model=model("a/<i>model"),
+        name="LLaMA2-7B",
+        own=False,
+        running=None,
+        text=None,
+        figures=(
+            ReplicatedFigure(
+                what="explosion layers",
+                published=(2.0,),
+                measured=(3.0,),
+                tolerance=None,
+                passed=False,
+            ),
+        ),
+        trace=trace(),
+        layers=layers(),
+        empirical=empirical(),
+        paths=paths(),
+        ablation=ablation(),
+        sinks=sinks(),
     )
 
 

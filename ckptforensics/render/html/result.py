@@ -19,6 +19,7 @@ from ckptforensics.render.renderers import table_parts
 from ckptforensics.render.tables.running import token_name
 from ckptforensics.render.view import Fact, Part, Rows, View
 from ckptforensics.results import Document, LayersDocument, ModelRecord
+from ckptforensics.results.replication import ReplicationDocument
 from ckptforensics.results.report import ReportDocument
 
 _TITLES = MappingProxyType(
@@ -31,9 +32,10 @@ _TITLES = MappingProxyType(
         "sinks": "Attention sinks",
         "ablation": "One thing taken away at a time",
         "paths": "Paths of single tokens and random vectors",
+        "replication": "Published beside measured",
     }
 )
-_NO_DRAWINGS = ("signature",)
+_NO_DRAWINGS = ("signature", "replication")
 
 
 class Section(NamedTuple):
@@ -56,9 +58,21 @@ def result_html(document: Document, view: View) -> str:
 
 
 def report_html(document: ReportDocument, view: View) -> str:
-    """A report as a page in one file; what several of its results say is said once."""
-    said: set[Part] = set()
-    sections = []
+    """A report as a page in one file."""
+    return _page("Report on a checkpoint", document, _sections(document, []))
+
+
+def replication_html(document: ReplicationDocument, view: View) -> str:
+    """Published figures beside measured ones, and all pictures, as a page in one file."""
+    own = _section(document)
+    return _page(f"Figures of {document.name}", document, _sections(document, [own]))
+
+
+def _sections(
+    document: ReportDocument | ReplicationDocument, sections: list[Section]
+) -> list[Section]:
+    """The results that the document holds behind the first sections, what several say said once."""
+    said = {fact for section in sections for fact in section.facts}
     for part in document.parts:
         section = _section(part)
         facts = tuple(fact for fact in section.facts if fact not in said)
@@ -69,7 +83,7 @@ def report_html(document: ReportDocument, view: View) -> str:
     if document.skipped:
         rows = tuple(Fact(row.what, row.reason) for row in document.skipped)
         sections.append(Section("What was left out", rows, None, "", ()))
-    return _page("Report on a checkpoint", document, sections)
+    return sections
 
 
 def _page(title: str, document: Document, sections: Iterable[Section]) -> str:

@@ -1,14 +1,14 @@
-"""Published figures of a model beside what is measured on the model at hand."""
+"""Published figures of a model beside what is measured on the model at hand, and its pictures."""
 
 from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Iterator, Mapping
-from functools import cache
+from collections.abc import Callable, Iterator, Mapping
+from functools import cache, partial
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ckptforensics.checkpoint import Checkpoint
 from ckptforensics.errors import CkptError, UsageError
@@ -18,15 +18,23 @@ from ckptforensics.forward import vocabulary_size
 from ckptforensics.progress import Progress
 from ckptforensics.results import Empirical, LayersDocument, Skipped
 from ckptforensics.results.replication import ReplicatedFigure, ReplicationDocument
+from ckptforensics.results.sinks import SinksDocument
+from ckptforensics.runtime.experiments.ablate import ablate
 from ckptforensics.runtime.experiments.empirical import empirical
+from ckptforensics.runtime.experiments.paths import paths
 from ckptforensics.runtime.experiments.sinks import ATTENTION, WINDOW, sinks
-from ckptforensics.runtime.model import start
+from ckptforensics.runtime.experiments.trace import trace
+from ckptforensics.runtime.model import Runtime, start
 from ckptforensics.runtime.texts import Text
 from ckptforensics.runtime.weights import Placement
 from ckptforensics.version import __version__
 
+# Tokens whose paths are drawn: all of a large vocabulary would take hours.
+_PATHS = 2000
 # Degrees, for angles on another text than the published one; and for a share of heads.
 _DEGREES, _SHARE = 2.0, 0.05
+
+_Result = TypeVar("_Result")
 
 
 def published() -> Mapping[str, Mapping[str, Any]]:
@@ -39,6 +47,7 @@ def replicate(
     *,
     name: str | None = None,
     text: Text | None = None,
+    pictures: bool = True,
     placement: Placement | None = None,
     progress: Progress | None = None,
 ) -> ReplicationDocument:
@@ -49,6 +58,7 @@ def replicate(
     model : an opened checkpoint or what `open_checkpoint` takes
     name : whose figures, of `published()`; by default told from the model's name and shape
     text : by default Python's help topics; the published figures are of WikiText-2
+    pictures : also what the paper's pictures show and no number says: trace, paths, ablations
     placement : device and element type
     progress : told of each step
 
@@ -64,26 +74,54 @@ def replicate(
     figures = published().get(chosen)
     if figures is None:
         raise UsageError(f"nothing is published of '{chosen}'", hint=f"there is: {_names()}")
-    seen, running, record, share, skipped = None, None, None, None, []
-    try:
-        seen = empirical(checkpoint, text=text, placement=placement, progress=progress)
-        running, record = seen.document.running, seen.document.text
-        if "sinks" in figures:
-            eager = start(checkpoint, placement, ATTENTION)
-            share = sinks(eager, text=text or Text(window=WINDOW), progress=progress).share
-    except CkptError as problem:
-        skipped.append(Skipped(what="running model", reason=problem.message))
+    skipped: list[Skipped] = []
+
+    def tried(what: str, work: Callable[[Runtime], _Result]) -> _Result | None:
+        return None if running is None else _tried(what, skipped, partial(work, running))
+
+    running = _tried("running model", skipped, lambda: start(checkpoint, placement))
+    seen = tried("empirical", lambda r: empirical(r, text=text, progress=progress))
     layers = find_layers(checkpoint, empirical=seen, progress=progress)
+    traced, walked, ablated, sunk = None, None, None, None
+    if pictures:
+        traced = tried("trace", lambda r: trace(r, text=text, progress=progress))
+        ablated = tried("ablation", lambda r: ablate(r, text=text, progress=progress))
+        which = running or checkpoint
+        walked = _tried(
+            "paths", skipped, lambda: paths(which, vocabulary=_PATHS, progress=progress)
+        )
+    if pictures or "sinks" in figures:
+
+        def with_weights(plain: Runtime) -> SinksDocument:
+            eager = start(plain.checkpoint, placement, ATTENTION)
+            return sinks(eager, text=text or Text(window=WINDOW), progress=progress)
+
+        sunk = tried("sinks", with_weights)
     return ReplicationDocument(
         tool_version=__version__,
         model=model_record(checkpoint),
         name=chosen,
         own=bool(figures.get("own", False)),
-        running=running,
-        text=record,
-        figures=tuple(_figures(figures, layers, seen, share)),
+        running=None if seen is None else seen.document.running,
+        text=None if seen is None else seen.document.text,
+        figures=tuple(_figures(figures, layers, seen, None if sunk is None else sunk.share)),
+        trace=traced,
+        layers=layers,
+        empirical=None if seen is None else seen.document,
+        paths=walked,
+        ablation=ablated,
+        sinks=sunk,
         skipped=tuple(skipped),
     )
+
+
+def _tried(what: str, skipped: list[Skipped], work: Callable[[], _Result]) -> _Result | None:
+    """What the work returns, or None where it cannot be done, which is noted."""
+    try:
+        return work()
+    except CkptError as problem:
+        skipped.append(Skipped(what=what, reason=problem.message))
+        return None
 
 
 def _figures(
@@ -114,7 +152,7 @@ def _figures(
         if "massive" in wanted:
             massive: list[tuple[int, ...]] = [(m.coordinate,) for m in plateau.massive]
             yield _among("massive coordinates", [(c,) for c in wanted["massive"]], massive)
-    if share is not None:
+    if share is not None and "sinks" in wanted:
         yield _near("share of heads with a sink", [wanted["sinks"]], [share], _SHARE)
 
 
@@ -141,13 +179,13 @@ def _near(what: str, wanted: list[float], found: list[float], by: float) -> Repl
 def _among(
     what: str, wanted: list[tuple[int, ...]], found: list[tuple[int, ...]]
 ) -> ReplicatedFigure:
-    """The published ones, and which of the measured are they."""
+    """The published ones, and which of the measured are they; where there are none, no other."""
     return ReplicatedFigure(
         what=what,
         published=tuple(number for one in wanted for number in one),
-        measured=tuple(number for one in found if one in wanted for number in one),
+        measured=tuple(number for one in found if one in wanted or not wanted for number in one),
         tolerance=None,
-        passed=set(wanted) <= set(found),
+        passed=set(wanted) <= set(found) if wanted else not found,
     )
 
 
