@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -378,3 +380,22 @@ def test_figures_of_another_model_fail(planted):
         replicate(planted)
     with pytest.raises(UsageError, match="nothing is published"):
         replicate(planted, name="x")
+
+
+def test_a_dataset_is_its_rows_joined_by_empty_lines(llama, monkeypatch):
+    """As published code joins WikiText-2; the package datasets itself is not installed for this."""
+    asked = []
+
+    def load_dataset(*where, **how):
+        asked.append((*where, how))
+        return {"text": ["", " = Robert = ", "was an actor"]}
+
+    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
+    seen = []
+    runtime = start(llama.folder)
+    tokenizer = SimpleNamespace(ids=lambda words: seen.append(words) or [1, 2, 3, 4])
+    runtime.__dict__["tokenizer"] = tokenizer  # where a cached property keeps its value
+    windows, record = windows_of(runtime, Text(dataset="wikitext", window=2))
+    assert asked == [("Salesforce/wikitext", "wikitext-2-raw-v1", {"split": "test"})]
+    assert seen == ["\n\n = Robert = \n\nwas an actor"]
+    assert (windows, record.source) == ([[1, 2], [3, 4]], "wikitext")
