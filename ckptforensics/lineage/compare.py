@@ -19,7 +19,13 @@ from ckptforensics.lineage.correspondence.alignment import find_alignment
 from ckptforensics.lineage.correspondence.layer_map import map_layers
 from ckptforensics.lineage.correspondence.matched_layers import undone
 from ckptforensics.lineage.correspondence.neurons import expert_count, unit_width
-from ckptforensics.lineage.criteria import assignments, description, directions, neurons
+from ckptforensics.lineage.criteria import (
+    assignments,
+    description,
+    directions,
+    neurons,
+    robust,
+)
 from ckptforensics.lineage.criteria.criterion import Criterion, Outcome, skip
 from ckptforensics.lineage.criteria.equivalence import Equivalence, same_function
 from ckptforensics.lineage.effort import EFFORTS, Effort
@@ -54,6 +60,7 @@ CRITERIA: tuple[Criterion, ...] = (
     *directions.CRITERIA,
     *assignments.CRITERIA,
     *neurons.CRITERIA,
+    *robust.CRITERIA,
     *description.CRITERIA,
 )
 # Candidates among which the parents of a merged model are looked for.
@@ -188,14 +195,11 @@ def compare_pair(pair: Pair) -> PairRecord:
             outcomes.append((test, outcome))
             pair.progress.step(test.name)
     exact = assignments.combined([o for test, o in outcomes if test.group == "exact"])
-    agreement, name = neurons.agreement([(test.name, o) for test, o in outcomes])
     looked = _Looked.at(pair) if pair.reads_weights else _Looked()
     evidence = Evidence(
         level=pair.level,
         tests=records,
         exact_log10_p=exact,
-        agreement=agreement,
-        agreement_name=name,
         identical=looked.identical,
         equivalence=looked.equivalence,
         settings=looked.settings,
@@ -292,6 +296,7 @@ def _run(test: Criterion, pair: Pair) -> tuple[CriterionRecord, Outcome]:
         profile=outcome.profile,
         note=outcome.note,
         scale=test.scale,
+        limits=test.limits,
     )
     return record, outcome
 

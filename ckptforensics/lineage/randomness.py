@@ -40,6 +40,9 @@ class Stream(IntEnum):
     PSEUDO_TOKENS = 2_103
     LAYER_TIES = 2_201
     PARTNER_STATES = 2_202
+    GATE_FUNCTIONS = 2_301
+    TOKEN_SPACE = 2_302
+    EQUAL_PARTS = 2_303
 
 
 def generator(seed: int, stream: Stream, *key: int) -> np.random.Generator:

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 from ckptforensics.lineage.changes.finding import Finding
 from ckptforensics.lineage.criteria.equivalence import Equivalence
-from ckptforensics.quantities import percent
 from ckptforensics.results import CriterionRecord
 from ckptforensics.results.comparison import Arrow, Group, Level, Relation, Verdict
 
@@ -19,9 +18,16 @@ from ckptforensics.results.comparison import Arrow, Group, Level, Relation, Verd
 # limit the answer is 'inconclusive'.
 EXACT_LOG10_P = -6.0
 WEAK_LOG10_P = -3.0
-# Neuron agreement f; independent models were at most .045 where all neurons were matched.
-RELATED_AGREEMENT = 0.5
-UNCLEAR_AGREEMENT = 0.15
+# What points the other way though nothing shows a shared run: cosine of embeddings after the map,
+# median angle of directions after it in degrees, neuron agreement of one layer.
+_FITS, _ALIGNED_DEG, _ONE_LAYER = 0.95, 30.0, 0.5
+# How a statistic that decides is told.
+_TOLD = {
+    "functions behind gates": "what all neurons behind one gate compute is alike to {:.2f}",
+    "head spectra": "{:.0%} of the heads have the singular values of a head of the other model",
+    "space of embeddings": "the embeddings span one space to {:.2f}",
+}
+_NEURONS = "{:.0%} of the neurons agree"
 
 _STORED = "the stored basis"
 
@@ -35,8 +41,6 @@ class Evidence:
     level : how far the models were compared
     tests : all that ran or were skipped
     exact_log10_p : of all exact tests together; None if none ran
-    agreement : median neuron agreement f; None if it could not be measured
-    agreement_name : the test that measured it
     identical : whether every tensor has the same name, type, shape and bytes
     equivalence : whether the models are one function in other weights, and what that rests on
     settings : what the configurations say otherwise though it changes the function, in words
@@ -47,8 +51,6 @@ class Evidence:
     level: Level
     tests: Sequence[CriterionRecord]
     exact_log10_p: float | None
-    agreement: float | None
-    agreement_name: str
     identical: bool
     equivalence: Equivalence
     settings: tuple[str, ...]
@@ -91,12 +93,11 @@ def _positive(evidence: Evidence) -> list[str]:
             f"exact tests in {_STORED} have p <= {_power(p)} together; the strongest is "
             f"'{carried.name}'"
         )
-    f = evidence.agreement
-    if f is not None and f >= RELATED_AGREEMENT:
-        reasons.append(
-            f"{percent(f)} of the neurons agree ('{evidence.agreement_name}', median over layers); "
-            f"{RELATED_AGREEMENT:.0%} show a shared training run"
-        )
+    reasons += [
+        f"{_told(test)} ('{test.name}'); {test.limits[1]:g} shows a shared training run"
+        for test, value in _channels(evidence)
+        if test.limits is not None and value >= test.limits[1]
+    ]
     for witness in _with_p(evidence.tests, "correspondence"):
         assert witness.log10_p is not None
         if witness.log10_p <= EXACT_LOG10_P:
@@ -136,38 +137,79 @@ def _relatives(evidence: Evidence, reasons: list[str]) -> Decision:
 
 
 def _negative(evidence: Evidence) -> Decision:
-    p, f = evidence.exact_log10_p, evidence.agreement
-    ran = [test for test in evidence.tests if test.skipped is None]
-    if not ran or (p is None and f is None):
+    p, channels = evidence.exact_log10_p, _channels(evidence)
+    if p is None and not channels:
         skipped = _obstacles(evidence.tests)
         return Decision("not comparable", None, "unknown", skipped or ("no test ran",))
-    unclear = []
-    if f is not None and f >= UNCLEAR_AGREEMENT:
-        unclear.append(
-            f"{percent(f)} of the neurons agree: more than independent models have "
-            f"({UNCLEAR_AGREEMENT:.0%}), less than relatives ({RELATED_AGREEMENT:.0%})"
-        )
+    unclear = [
+        f"{_told(test)} ('{test.name}'): more than independent models have "
+        f"({test.limits[0]:g}), less than relatives ({test.limits[1]:g})"
+        for test, value in channels
+        if test.limits is not None and value >= test.limits[0]
+    ]
     if p is not None and p <= WEAK_LOG10_P:
         unclear.append(
             f"exact tests have p <= {_power(p)} together: unlikely by chance, but a verdict "
             f"needs 10^{EXACT_LOG10_P:.0f}"
         )
+    unclear += _other_way(evidence.tests)
     if unclear:
         return Decision(
             "inconclusive", None, "unknown", tuple(unclear), _what_else(evidence, unclear)
         )
-    if f is None:
-        why = f"nothing in {_STORED} speaks for a shared training run"
-        blind = "a copy whose residual basis was changed would look the same here"
-        return Decision("inconclusive", None, "unknown", (why, blind), _what_else(evidence, []))
-    reasons = [
-        f"{percent(f, 1)} of the neurons agree ('{evidence.agreement_name}'); independent models "
-        f"stay below {UNCLEAR_AGREEMENT:.0%}"
+    silent = [
+        f"{_told(test)} ('{test.name}'); independent models stay below {test.limits[0]:g}"
+        for test, _ in channels
+        if test.limits is not None
     ]
     if p is not None:
-        reasons.append(f"exact tests in {_STORED} have p <= {_power(p)} together")
-    otherwise = (f"neuron agreement of {RELATED_AGREEMENT:.0%}, or exact p <= 10^-6",)
-    return Decision("independent", None, "unknown", tuple(reasons), otherwise)
+        silent.append(f"exact tests in {_STORED} have p <= {_power(p)} together")
+    blind = [test for test in evidence.tests if test.limits is not None and test.skipped]
+    if not channels or blind:
+        why = f"nothing in {_STORED} speaks for a shared training run"
+        if channels:
+            why = "nothing that could be measured speaks for a shared training run"
+        unseen = "a copy whose residual basis was changed would look the same here"
+        if blind and channels:
+            names = ", ".join(f"'{test.name}'" for test in blind)
+            unseen = (
+                f"not measured: {names}; a copy that is hidden from the others would look the "
+                "same here"
+            )
+        reasons = (why, unseen, *silent)
+        return Decision("inconclusive", None, "unknown", reasons, _what_else(evidence, []))
+    otherwise = ("one of these beyond the limit of relatives, or exact p <= 10^-6",)
+    return Decision("independent", None, "unknown", tuple(silent), otherwise)
+
+
+def _channels(evidence: Evidence) -> list[tuple[CriterionRecord, float]]:
+    """The criteria that decide by their statistic and ran, with it."""
+    return [
+        (test, test.statistic)
+        for test in evidence.tests
+        if test.limits is not None and test.statistic is not None
+    ]
+
+
+def _told(test: CriterionRecord) -> str:
+    return _TOLD.get(test.name, _NEURONS).format(test.statistic)
+
+
+def _other_way(tests: Sequence[CriterionRecord]) -> list[str]:
+    """What contradicts independence in the criteria's own table, in words."""
+    told = []
+    for test in tests:
+        value = test.statistic
+        if value is None:
+            continue
+        if test.name == "embedding fit" and value >= _FITS:
+            told.append(f"the embeddings fit onto each other with a cosine of {value:.2f}")
+        if test.name == "aligned angles" and value <= _ALIGNED_DEG:
+            told.append(f"after the map directions are {value:.0f} degrees apart in the median")
+        high = [f for f in test.profile if f is not None and f >= _ONE_LAYER]
+        if high and test.name.startswith("neuron agreement"):
+            told.append(f"in one layer {max(high):.0%} of the neurons agree ('{test.name}')")
+    return told
 
 
 def _obstacles(tests: Sequence[CriterionRecord]) -> tuple[str, ...]:

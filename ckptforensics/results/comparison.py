@@ -48,7 +48,9 @@ class CriterionRecord(Frozen):
     criterion has no p-value, and `floor` says that it is the smallest its permutations can give.
     `null` says in words under which hypothesis p holds. `profile` has the statistic layer by layer,
     null where there is none. `skipped` says why a criterion was not applied. `scale` says in words
-    which range the statistic has and which end of it relatives are at.
+    which range the statistic has and which end of it relatives are at. `limits`, of criteria that
+    decide by their statistic, are the value from which on it is no longer that of independent
+    models, and the one from which on it shows relatives.
     """
 
     name: str
@@ -64,6 +66,7 @@ class CriterionRecord(Frozen):
     profile: tuple[Finite | None, ...] = ()
     note: str | None = None
     scale: str | None = None
+    limits: tuple[Finite, Finite] | None = None
 
 
 class AlignmentRecord(Frozen):

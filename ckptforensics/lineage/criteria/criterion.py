@@ -45,7 +45,7 @@ class Criterion:
 
     Attributes
     ----------
-    name, group, invariant_to, null, scale : as in `CriterionRecord`
+    name, group, invariant_to, null, scale, limits : as in `CriterionRecord`
     run : what it does; a NotApplicable that it raises is the reason why it was skipped
     needs : `signatures`, or `weights` of both
     levels : of the comparisons that apply it
@@ -59,3 +59,4 @@ class Criterion:
     needs: Literal["signatures", "weights"] = "weights"
     levels: tuple[Level, ...] = ("default", "thorough")
     scale: str | None = None
+    limits: tuple[float, float] | None = None

@@ -7,8 +7,6 @@ neurons, gain or scale enters (docs/lineage.md).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 
 from ckptforensics.arrays import Floats
@@ -19,22 +17,6 @@ from ckptforensics.lineage.correspondence.pseudo_tokens import pseudo_tokens
 from ckptforensics.lineage.criteria.criterion import Criterion, Outcome
 from ckptforensics.lineage.criteria.directions import UNFOLDED
 from ckptforensics.lineage.pair import Pair, spread
-
-
-def agreement(outcomes: Sequence[tuple[str, Outcome]]) -> tuple[float | None, str]:
-    """The largest neuron agreement f of the tests of this group that ran, and the test's name.
-
-    Parameters
-    ----------
-    outcomes : of any tests, by their names
-
-    Returns
-    -------
-    None and no name if none ran
-    """
-    names = {test.name for test in CRITERIA}
-    found = [(o.statistic, n) for n, o in outcomes if n in names and o.statistic is not None]
-    return max(found, default=(None, ""))
 
 
 def inner_layers(pair: Pair, most: int | None) -> tuple[tuple[int, int], ...]:
@@ -79,15 +61,25 @@ def _has_experts(pair: Pair) -> bool:
     return any(plan.experts for model in pair.models for plan in model.weights.architecture.layers)
 
 
+# Neuron agreement f; independent models were at most .045 where all neurons were matched.
+_LIMITS = (0.15, 0.5)
 _SCALE = "0 to 1: relatives have at least 0.5, independent models less than 0.15"
 _INVARIANT = ("residual basis", "residual signs", *UNFOLDED)
 CRITERIA: tuple[Criterion, ...] = (
-    Criterion("neuron agreement on tokens", "agreement", _INVARIANT, _by_tokens, scale=_SCALE),
+    Criterion(
+        "neuron agreement on tokens",
+        "agreement",
+        _INVARIANT,
+        _by_tokens,
+        scale=_SCALE,
+        limits=_LIMITS,
+    ),
     Criterion(
         "neuron agreement on directions",
         "agreement",
         (*_INVARIANT, "embeddings"),
         _by_directions,
         scale=_SCALE,
+        limits=_LIMITS,
     ),
 )
