@@ -13,7 +13,7 @@ from ckptforensics.checkpoint import open_checkpoint
 from ckptforensics.compute.threads import all_cores
 from ckptforensics.errors import NotApplicable, UsageError
 from ckptforensics.findings.cache.store import SignatureCache
-from ckptforensics.lineage.changes import merges, relations
+from ckptforensics.lineage.changes import merges, parts, relations
 from ckptforensics.lineage.configuration import differing_settings
 from ckptforensics.lineage.correspondence.alignment import find_alignment
 from ckptforensics.lineage.correspondence.layer_map import map_layers
@@ -217,7 +217,12 @@ def compare_pair(pair: Pair) -> PairRecord:
             evidence = replace(evidence, map_found=undone)
             if decision.verdict != "re-parameterised":
                 changes = relations.find_changes(pair)
-                evidence = replace(evidence, findings=relations.find_relation(pair))
+                evidence = replace(
+                    evidence,
+                    findings=relations.find_relation(pair),
+                    shared=parts.shared_parts(pair, records),
+                    equal=parts.equal_in_words(pair),
+                )
             decision = decide(evidence)
     made = _record(pair, decision, alignment, records, changes)
     return made.model_copy(update=_rests_on(pair, made, looked.equivalence))

@@ -244,6 +244,11 @@ class Model:
         return out
 
     @property
+    def stored_bytes(self) -> int:
+        """Of all tensors as they are stored."""
+        return sum(info.nbytes for info in self.weights.store.tensors.values())
+
+    @property
     def vocabulary_size(self) -> int:
         """Number of token embeddings; NotApplicable if the files hold none."""
         with _applicable():

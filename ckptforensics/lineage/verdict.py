@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from ckptforensics.lineage.changes.finding import Finding
 from ckptforensics.lineage.criteria.equivalence import Equivalence
 from ckptforensics.results import CriterionRecord
-from ckptforensics.results.comparison import Arrow, Group, Level, Relation, Verdict
+from ckptforensics.results.comparison import Arrow, Group, Level, Verdict
 
 # Exact tests: one independent pair in a million is called related. Between this and the weaker
 # limit the answer is 'inconclusive'.
@@ -26,6 +26,7 @@ _TOLD = {
     "functions behind gates": "what all neurons behind one gate compute is alike to {:.2f}",
     "head spectra": "{:.0%} of the heads have the singular values of a head of the other model",
     "space of embeddings": "the embeddings span one space to {:.2f}",
+    "equal parts": "{:.0%} of the rows or columns of one matrix are equal bit by bit",
 }
 _NEURONS = "{:.0%} of the neurons agree"
 
@@ -46,6 +47,8 @@ class Evidence:
     settings : what the configurations say otherwise though it changes the function, in words
     findings : what changed, strongest first
     map_found : words for the map that was undone, empty where nothing had to be
+    shared : the parts that are shared where the rest has nothing in common
+    equal : which matrices are equal bit by bit, in words
     """
 
     level: Level
@@ -56,6 +59,8 @@ class Evidence:
     settings: tuple[str, ...]
     findings: Sequence[Finding]
     map_found: Sequence[str]
+    shared: tuple[str, ...] = ()
+    equal: str | None = None
 
 
 @dataclass(frozen=True)
@@ -63,7 +68,7 @@ class Decision:
     """A verdict, what carried it, and what would have changed it."""
 
     verdict: Verdict
-    relation: Relation | None
+    relation: str | None
     direction: Arrow
     reasons: tuple[str, ...]
     otherwise: tuple[str, ...] = ()
@@ -116,6 +121,13 @@ def _same(evidence: Evidence, reasons: list[str]) -> Decision:
 def _relatives(evidence: Evidence, reasons: list[str]) -> Decision:
     if evidence.map_found:
         reasons = [*reasons, "undone: " + "; ".join(evidence.map_found)]
+    if evidence.equal is not None:
+        reasons = [*reasons, evidence.equal]
+    if evidence.shared:
+        relation = f"shares: {', '.join(evidence.shared)}"
+        reasons = [*reasons, f"beyond {' and '.join(evidence.shared)} they have nothing in common"]
+        either = "parts can be taken over from one to the other, or both from a third"
+        return Decision("related", relation, "unknown", tuple(reasons), (either,))
     equivalence = evidence.equivalence
     if equivalence.compared:  # units and heads are the same, and something else is not
         reasons = [*reasons, f"not one function in other weights, though alike: {equivalence.told}"]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from itertools import combinations
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import model_validator
+from pydantic import StringConstraints, model_validator
 
 from ckptforensics.results.records import Document, Finite, Frozen, ModelRecord, Name
 
@@ -31,6 +31,8 @@ Relation = Literal[
     "width-changed",
     "upcycled",
 ]
+# Which parts are shared where the rest has nothing in common.
+Shares = Annotated[str, StringConstraints(pattern="^shares: ")]
 Arrow = Literal["a->b", "b->a", "unknown"]
 AlignmentKind = Literal["identity", "signed-permutation", "rotation", "none"]
 Level = Literal["fast", "default", "thorough"]
@@ -111,7 +113,7 @@ class PairRecord(Frozen):
     a: Name
     b: Name
     verdict: Verdict
-    relation: Relation | None
+    relation: Relation | Shares | None
     direction: Arrow
     distance_deg: Finite | None
     layer: int | None
@@ -188,7 +190,7 @@ class TreeEdge(Frozen):
     a: Name
     b: Name
     directed: bool
-    relation: Relation | None
+    relation: Relation | Shares | None
     length: Finite | None
 
 

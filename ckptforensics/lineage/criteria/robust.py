@@ -14,6 +14,7 @@ import numpy as np
 
 from ckptforensics.arrays import Doubles, Floats
 from ckptforensics.errors import NotApplicable
+from ckptforensics.lineage.correspondence.equal_parts import equal_parts
 from ckptforensics.lineage.correspondence.layer_survey import function_cosines, head_spectra
 from ckptforensics.lineage.correspondence.shared_tokens import shared_tokens
 from ckptforensics.lineage.criteria.criterion import Criterion, Outcome
@@ -204,6 +205,19 @@ def _explained(space: Floats, vectors: Floats) -> float:
     return float(np.mean(1 - np.minimum(left, 1)))
 
 
+def _equal(pair: Pair) -> Outcome:
+    """Share of A's entries in rows or columns that B has bit by bit; whole matrices decide."""
+    found = pair.once(equal_parts)
+    whole = len(found.whole)
+    note = f"{whole} of {found.compared} matrices whole, {len(found.tensors) - whole} in part"
+    profile = []
+    for layer in pair.a.layers:
+        here = [t for t in found.tensors if t.layer == layer]
+        profile.append(max((t.rows for t in here), default=0.0))
+    best = max((t.rows for t in found.tensors), default=0.0)
+    return Outcome(best, profile=tuple(profile), note=f"{note}; {found.share:.1%} of all entries")
+
+
 _NO_LAYERS = ("residual basis", "residual signs", "order and number of layers")
 _COPIES = ("copies, splits and decoys of neurons",)
 CRITERIA: tuple[Criterion, ...] = (
@@ -230,5 +244,13 @@ CRITERIA: tuple[Criterion, ...] = (
         _token_space,
         scale="0 to 1: copied embeddings have 0.9 or more, independent models less than 0.6",
         limits=(0.6, 0.9),
+    ),
+    Criterion(
+        "equal parts",
+        "agreement",
+        ("names, order and files of tensors", "order of rows, or of columns", "number type"),
+        _equal,
+        scale="0 to 1, rows or columns of one matrix: 0 for independent models",
+        limits=(0.02, 0.2),
     ),
 )
