@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from ckptforensics.findings.sign import sign
     from ckptforensics.lineage.compare import compare
     from ckptforensics.linear import Calibration, Fit
+    from ckptforensics.quantization.plan import plan_quantization
     from ckptforensics.results import Signature, load_result
     from ckptforensics.runtime.experiments.ablate import ablate
     from ckptforensics.runtime.experiments.empirical import empirical
@@ -62,6 +63,7 @@ __all__ = [
     "load_result",
     "open_checkpoint",
     "paths",
+    "plan_quantization",
     "rollout",
     "sign",
     "sinks",
@@ -92,6 +94,7 @@ _HOMES = {
     "inspect": "ckptforensics.findings",
     "load_result": "ckptforensics.results",
     "open_checkpoint": "ckptforensics.checkpoint",
+    "plan_quantization": "ckptforensics.quantization.plan",
     "rollout": "ckptforensics.findings",
     "sign": "ckptforensics.findings",
 }

@@ -70,6 +70,9 @@ _RENDERERS: Mapping[tuple[str, str], str] = MappingProxyType(
         ("report", "table"): "tables.report:report_table",
         ("report", "json"): "document_json:document_json",
         ("report", "html"): "html.result:report_html",
+        ("quantization-plan", "table"): "tables.quantization:plan_table",
+        ("quantization-plan", "json"): "document_json:document_json",
+        ("quantization-plan", "csv"): "quantization_csv:plan_csv",
     }
 )
 # All that any kind has.

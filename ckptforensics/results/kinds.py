@@ -50,5 +50,6 @@ DOCUMENTS = Registry(
         "paths": ("paths", "PathsDocument"),
         "replication": ("replication", "ReplicationDocument"),
         "report": ("report", "ReportDocument"),
+        "quantization-plan": ("quantization_plan", "QuantizationPlanDocument"),
     }
 )
