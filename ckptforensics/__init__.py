@@ -30,7 +30,9 @@ if TYPE_CHECKING:
     from ckptforensics.findings.sign import sign
     from ckptforensics.lineage.compare import compare
     from ckptforensics.linear import Calibration, Fit
+    from ckptforensics.quantization.diff import diff_quantized
     from ckptforensics.quantization.plan import plan_quantization
+    from ckptforensics.quantization.rounding import rounded
     from ckptforensics.results import Signature, load_result
     from ckptforensics.runtime.experiments.ablate import ablate
     from ckptforensics.runtime.experiments.empirical import empirical
@@ -56,6 +58,7 @@ __all__ = [
     "ablate",
     "accumulate",
     "compare",
+    "diff_quantized",
     "empirical",
     "find_layers",
     "fingerprint_distance",
@@ -65,6 +68,7 @@ __all__ = [
     "paths",
     "plan_quantization",
     "rollout",
+    "rounded",
     "sign",
     "sinks",
     "trace",
@@ -94,6 +98,8 @@ _HOMES = {
     "inspect": "ckptforensics.findings",
     "load_result": "ckptforensics.results",
     "open_checkpoint": "ckptforensics.checkpoint",
+    "diff_quantized": "ckptforensics.quantization.diff",
+    "rounded": "ckptforensics.quantization.rounding",
     "plan_quantization": "ckptforensics.quantization.plan",
     "rollout": "ckptforensics.findings",
     "sign": "ckptforensics.findings",

@@ -1,20 +1,19 @@
-"""The names of linear modules in transformers' tree and in GGUF, of any checkpoint."""
+"""The names of linear modules in transformers' tree and in GGUF files, for any checkpoint."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
-
-from ckptforensics.architectures.schema import Layout, Role, TensorSpec
+from ckptforensics.architectures import WeightRef
+from ckptforensics.architectures.schema import Layout, Role
 from ckptforensics.checkpoint import Checkpoint
 
-_WEIGHT = re.compile(r"\.weight$")
+_HEADS = ("lm_head", "embed_out")
 
 
 def module_name(checkpoint: Checkpoint, tensor: str, layer: int, expert: int | None) -> str:
-    """The module of a stored weight in transformers' tree: its name without `.weight`.
+    """The module of a stored weight in transformers' tree.
 
-    A GGUF file's is that of the family's layout; an expert of a stacked tensor has its number.
+    That is the tensor's name without `.weight`; of a GGUF file, the name that the family's files
+    have in transformers' convention. An expert of a stacked tensor has its number at the end.
 
     Parameters
     ----------
@@ -22,63 +21,69 @@ def module_name(checkpoint: Checkpoint, tensor: str, layer: int, expert: int | N
     expert : on the tensor's first axis, None for a tensor of its own
     """
     hf = checkpoint.architecture.family.hf
+    stem = tensor.removesuffix(".weight")
     if checkpoint.source.container == "gguf":
-        spec = _spec_of(checkpoint, tensor, layer, expert)
-        if spec is None:
-            return _WEIGHT.sub("", tensor)
-        return hf.prefixes[0] + _filled(hf, spec, layer, expert)
-    name = _WEIGHT.sub("", tensor)
-    name = _model_prefix(checkpoint, hf, tensor) + name
+        return _name_in(hf, *_role(checkpoint, tensor, layer, expert), layer) or stem
+    name = _before(checkpoint, hf, tensor) + stem
     return name if expert is None else f"{name}.{expert}"
 
 
-def gguf_tensor(checkpoint: Checkpoint, tensor: str, layer: int) -> str | None:
-    """The stored weight's name in a GGUF file of the model, without `.weight`.
+def gguf_name(checkpoint: Checkpoint, tensor: str, layer: int, expert: int | None) -> str | None:
+    """The tensor of a GGUF file that has a stored weight, without `.weight`.
 
-    None where the family has no GGUF layout.
+    It may hold all experts of a layer. None where the family has no GGUF layout.
     """
     if checkpoint.source.container == "gguf":
-        return _WEIGHT.sub("", tensor)
+        return tensor.removesuffix(".weight")
     gguf = checkpoint.architecture.family.gguf
-    role = _role_of(checkpoint, tensor, layer)
-    if gguf is None or role is None:
+    if gguf is None:
         return None
-    spec = gguf.tensors.get(role)
-    return None if spec is None else gguf.prefixes[0] + _filled(gguf, spec, layer, 0)
+    return _name_in(gguf, *_role(checkpoint, tensor, layer, expert), layer, numbered=False)
 
 
-def _filled(layout: Layout, spec: TensorSpec, layer: int, expert: int | None) -> str:
-    text = (layout.block + spec.name[0]).replace("{layer}", str(layer - 1))
-    if "{expert}" in text or expert is None:
-        return text.replace("{expert}", str(expert))
-    return f"{text}.{expert}" if spec.stacked and expert is not None else text
+def head_name(checkpoint: Checkpoint) -> str:
+    """The output head's module, which quantizers leave alone."""
+    after = checkpoint.architecture.family.hf.unused
+    return next((n for n in _HEADS if any(glob.startswith(n) for glob in after)), _HEADS[0])
 
 
-def _role_of(checkpoint: Checkpoint, tensor: str, layer: int) -> Role | None:
-    plan = checkpoint.architecture.layers[layer - 1]
-    for refs in (plan.refs, *plan.experts):
-        found: Mapping[Role, object] = {r: ref for r, ref in refs.items() if ref.weight == tensor}
-        if found:
-            return next(iter(found))
-    return None
-
-
-def _spec_of(
+def _role(
     checkpoint: Checkpoint, tensor: str, layer: int, expert: int | None
-) -> TensorSpec | None:
-    role = _role_of(checkpoint, tensor, layer)
-    return None if role is None else checkpoint.architecture.family.hf.tensors.get(role)
+) -> tuple[Role | None, int | None]:
+    """The first role that the tensor has in the layer, and the expert it is of."""
+    plan = checkpoint.architecture.layers[layer - 1]
+
+    def of(refs: tuple[tuple[Role, WeightRef], ...]) -> Role | None:
+        return next((r for r, ref in refs if ref.weight == tensor and ref.expert == expert), None)
+
+    if (role := of(tuple(plan.refs.items()))) is not None:
+        return role, None
+    for number, refs in enumerate(plan.experts):
+        if (role := of(tuple(refs.items()))) is not None:
+            return role, number
+    return None, None
 
 
-def _model_prefix(checkpoint: Checkpoint, hf: Layout, tensor: str) -> str:
-    """What a model for causal language has before its base's names, where the file leaves it out.
+def _name_in(
+    layout: Layout, role: Role | None, expert: int | None, layer: int, *, numbered: bool = True
+) -> str | None:
+    """The role's name in a layout; None where it has none."""
+    spec = None if role is None else layout.tensors.get(role)
+    if spec is None:
+        return None
+    name = layout.prefixes[0] + layout.block + spec.name[0]
+    if numbered and expert is not None and "{expert}" not in name:
+        name += ".{expert}"
+    return name.replace("{layer}", str(layer - 1)).replace("{expert}", str(expert))
 
-    GPT-2's files say `h.0`, and the module is `transformer.h.0`.
+
+def _before(checkpoint: Checkpoint, hf: Layout, tensor: str) -> str:
+    """What a causal model has before the names of its base, where the file leaves it out.
+
+    GPT-2's own files say `h.0`, and the module is `transformer.h.0`.
     """
-    config = checkpoint.source.config or {}
-    classes = config.get("architectures")
+    classes = (checkpoint.source.config or {}).get("architectures")
     first = classes[0] if isinstance(classes, list) and classes else ""
     headed = isinstance(first, str) and first.endswith(("ForCausalLM", "LMHeadModel"))
-    begin = hf.prefixes[0]
-    bare = not any(tensor.startswith(prefix) for prefix in hf.prefixes if prefix)
-    return begin if headed and bare else ""
+    named = any(tensor.startswith(prefix) for prefix in hf.prefixes if prefix)
+    return hf.prefixes[0] if headed and not named else ""

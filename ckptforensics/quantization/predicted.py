@@ -275,9 +275,8 @@ def _largest_stored(store: TensorReader, name: str) -> float:
 
 def rounded(x: Floats, largest: float | Floats) -> Floats:
     """Whole multiples of the step max(largest, 1e-5) / 127, halves to even, as smoothquant's."""
-    step = np.maximum(np.asarray(largest, np.float32), np.float32(FLOOR)) / LARGEST_CODE
-    found: Floats = np.rint(x / step) * step
-    return found
+    step = np.maximum(np.asarray(largest, np.float32), np.float32(FLOOR)) / np.float32(LARGEST_CODE)
+    return (np.rint(x / step) * step).astype(np.float32, copy=False)
 
 
 def _relative(

@@ -73,6 +73,9 @@ _RENDERERS: Mapping[tuple[str, str], str] = MappingProxyType(
         ("quantization-plan", "table"): "tables.quantization:plan_table",
         ("quantization-plan", "json"): "document_json:document_json",
         ("quantization-plan", "csv"): "quantization_csv:plan_csv",
+        ("quantization-diff", "table"): "tables.quantization:diff_table",
+        ("quantization-diff", "json"): "document_json:document_json",
+        ("quantization-diff", "csv"): "quantization_csv:diff_csv",
     }
 )
 # All that any kind has.

@@ -51,5 +51,6 @@ DOCUMENTS = Registry(
         "replication": ("replication", "ReplicationDocument"),
         "report": ("report", "ReportDocument"),
         "quantization-plan": ("quantization_plan", "QuantizationPlanDocument"),
+        "quantization-diff": ("quantization_diff", "QuantizationDiffDocument"),
     }
 )

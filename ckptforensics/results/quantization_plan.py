@@ -25,8 +25,9 @@ class PredictedError(Frozen):
 class PlannedModule(Frozen):
     """A linear module: its place in the order, what it costs, and what is predicted of it.
 
-    `module` is its name in transformers' tree, `tensor` that of its weight in the file; `bytes_16`
-    and `bytes_8` are its weights in 16 and in 8 bits. `saves` is the error
+    `module` is its name in transformers' tree, `tensor` that of its weight in the file, `gguf`
+    its name in a GGUF file (null where the family has none); `bytes_16` and `bytes_8` are its
+    weights in 16 and in 8 bits. `saves` is the error
     that keeping it takes away from the residual stream, as a share of it on an ordinary token; null
     where nothing is predicted. `keep` says that the plan keeps it.
     """
@@ -34,6 +35,7 @@ class PlannedModule(Frozen):
     rank: int
     module: str
     tensor: Name
+    gguf: str | None
     layer: int
     role: str
     label: Literal["explosion", "decay"] | None
@@ -51,7 +53,8 @@ class QuantizationPlanDocument(Document):
 
     `chosen` says whether the number kept is that of the evidence or was asked for; `initial` are
     the tokens that were rolled out alone at position 0, `ordinary` those rolled out without
-    attention. `bytes_16` and `bytes_8` are those of all modules.
+    attention. `bytes_16` and `bytes_8` are those of all modules, `head`
+    is the output head's name, which tools leave alone.
     """
 
     schema_version: Literal["1.0"] = "1.0"
@@ -62,6 +65,7 @@ class QuantizationPlanDocument(Document):
     decay: tuple[int, ...]
     chosen: Literal["evidence", "asked"]
     conclusion: str
+    head: str
     initial: tuple[int, ...]
     ordinary: tuple[int, ...]
     bytes_16: int

@@ -15,14 +15,21 @@ from ckptforensics.cli.options import (
     model_argument,
     model_options,
 )
-from ckptforensics.cli.output import OutputOptions, output_options
+from ckptforensics.cli.output import OutputOptions, output_options, require_whole
+
+# Those of `render.quantization_lists`, which need not be imported for them.
+TOOLS = (
+    *("llm-compressor", "bitsandbytes", "torchao", "gptqmodel", "autoawq", "autoround"),
+    "llama.cpp",
+)
 
 
 @dataclass(frozen=True)
 class PlanOptions:
-    """How many modules are kept."""
+    """How many modules are kept, and for which tool they are listed."""
 
     keep: int | None
+    tool: str | None
 
 
 plan_options = as_object(
@@ -33,6 +40,12 @@ plan_options = as_object(
         type=click.IntRange(0),
         metavar="N",
         help="Keep the first N modules, whatever the evidence says.",
+    ),
+    click.option(
+        "--for",
+        "tool",
+        type=click.Choice(TOOLS),
+        help="Print the kept modules as this tool takes them, in place of the table.",
     ),
 )
 
@@ -60,5 +73,16 @@ def command(
         fit=fitting.fit(checkpoint.architecture.sizes.hidden_size),
         progress=out.progress(checkpoint),
     )
+    if how.tool is not None:
+        from ckptforensics.render.quantization_lists import plan_list
+
+        listed = plan_list(document, how.tool)
+        out.save(document)
+        click.echo(listed, nl=False)
+        if how.tool == "autoawq":
+            out.hint("AutoAWQ leaves a module out in every layer, or in none")
+        if opening.strict:
+            require_whole(document)
+        return
     out.save(document)
     out.finish(checkpoint, document, opening.strict)

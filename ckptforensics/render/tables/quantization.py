@@ -1,8 +1,8 @@
-"""Plans of quantization as tables for people."""
+"""Plans of quantization, and quantized copies beside their sources, as tables for people."""
 
 from __future__ import annotations
 
-from ckptforensics.quantities import percent, size
+from ckptforensics.quantities import number, percent, size
 from ckptforensics.render.tables.console import (
     fact,
     make_console,
@@ -13,6 +13,7 @@ from ckptforensics.render.tables.console import (
 )
 from ckptforensics.render.tables.facts import heading, skipped
 from ckptforensics.render.view import View
+from ckptforensics.results.quantization_diff import QuantizationDiffDocument
 from ckptforensics.results.quantization_plan import PlannedModule, QuantizationPlanDocument
 
 # Modules shown that are not kept, unless every row is asked for.
@@ -52,6 +53,38 @@ def plan_table(document: QuantizationPlanDocument, view: View) -> str:
     for m in kept:
         for line in _why(m):
             say(console, line, begin="  ")
+    skipped(console, document.skipped)
+    return text_of(console)
+
+
+def diff_table(document: QuantizationDiffDocument, view: View) -> str:
+    """Rows by role and encoding, and by layer; with `-v` every matrix."""
+    console = make_console(view)
+    fact(console, "source", document.source.path)
+    fact(console, "quantized", document.quantized.path)
+    fact(console, "error", f"{percent(document.error, 2)} of the weights, over all matrices")
+    table = make_table("role:", "encoding:", "lattice:", "count", "smallest", "median", "largest")
+    for g in document.groups:
+        table.add_row(
+            *(g.role, g.dtype, g.lattice or "none found", str(g.count)),
+            *(percent(g.smallest, 2), percent(g.median, 2), percent(g.largest, 2)),
+        )
+    print_table(console, table)
+    layers = make_table("layer", "error", "worst:", "its error")
+    for row in document.layers:
+        layers.add_row(
+            str(row.layer), percent(row.error, 2), row.worst, percent(row.worst_error, 2)
+        )
+    print_table(console, layers)
+    if view.verbose:
+        every = make_table("layer", "tensor", "encoding:", "error", "lattice:", "step", "within")
+        for t in document.tensors:
+            every.add_row(
+                *(str(t.layer), t.tensor, f"{t.dtypes[0]} to {t.dtypes[1]}", percent(t.error, 2)),
+                *(t.lattice or "none found", "-" if t.step is None else number(t.step)),
+                "-" if t.within is None else percent(t.within, 1),
+            )
+        print_table(console, every)
     skipped(console, document.skipped)
     return text_of(console)
 
