@@ -43,10 +43,10 @@ class QuantizationRow(Frozen):
     """The model rounded in one way.
 
     `kept` are the modules whose weights and activations stay in 16 bits, `kept_share` their share
-    of the weights of all linear modules; `none` rounds nothing, and lists no module. `seed` is that of a random choice, `alpha` SmoothQuant's.
-    `perplexity` is over `tokens` predicted tokens; `bytes` are those of the whole model, with what
-    is not rounded in 16 bits. `module_error` is empty in a row that rounds nothing, and in random
-    ones.
+    of the weights of all linear modules; `none` rounds nothing, and lists no module. `seed` is that
+    of a random choice, `alpha` SmoothQuant's. `perplexity` is over `tokens` predicted tokens;
+    `bytes` are those of the whole model, with what is not rounded in 16 bits. `module_error` is
+    empty in a row that rounds nothing, and in random ones.
     """
 
     row: RowName

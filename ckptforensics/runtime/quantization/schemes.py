@@ -121,8 +121,8 @@ class Quantized:
             made[0] = linear.apply(self._exact(linear), x[0])
         return made
 
-    def _integer(self, linear: Linear, x: Any) -> Any:
-        matrix = self._exact(linear)
+    def _integer(self, linear: Linear, matrix: Any, x: Any) -> Any:
+        """As `product`, of the matrix before it is rounded."""
         step = tensor_step(matrix) if self.scheme.weights == "tensor" else row_step(matrix)
         made = integer_product(x, self._step(x), matrix, step)
         return made if linear.module.bias is None else made + linear.module.bias
@@ -138,10 +138,10 @@ class Quantized:
             if smoothing is not None:
                 stack.enter_context(smoothing.folded())
             for linear in self.linears:
-                stack.enter_context(linear.holding(self.matrices[linear.name]))
                 if linear.name not in self.kept:
                     for handle in self._hooks(linear):
                         stack.callback(handle.remove)
+                stack.enter_context(linear.holding(self.matrices[linear.name]))
             try:
                 yield
             finally:
@@ -164,10 +164,9 @@ class Quantized:
             tokens = x.reshape(-1, x.shape[-1])
             made = output
             if scheme.integer:
-                made = self._integer(linear, tokens).view(output.shape)
+                made = self._integer(linear, exact, tokens).view(output.shape)
             if scheme.first_apart:
-                first = linear.apply(exact, tokens[0])
-                made.view(-1, made.shape[-1])[0] = first
+                made.view(-1, made.shape[-1])[0] = linear.apply(exact, tokens[0])
             return with_first(output, made)
 
         if scheme.activations is not None:
