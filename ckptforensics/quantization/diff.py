@@ -131,10 +131,10 @@ def _pairs(
                 matrices = read_a.read_linear(ref).weight, read_b.read_linear(other).weight
                 yield role, (ref.weight, other.weight), matrices
     for name, reason in a.architecture.unused.items():
-        if reason == UNUSED_REASONS["scores"] and name in b.store and _is_matrix(a, name):
-            if name.startswith(plan_a.prefix):
-                own = name.removeprefix(plan_a.prefix).removesuffix(".weight")
-                yield own, (name, name), (a.store.read(name), b.store.read(name))
+        of_layer = name.startswith(plan_a.prefix) and reason == UNUSED_REASONS["scores"]
+        if of_layer and name in b.store and _is_matrix(a, name):
+            own = name.removeprefix(plan_a.prefix).removesuffix(".weight")
+            yield own, (name, name), (a.store.read(name), b.store.read(name))
 
 
 def _is_matrix(model: Checkpoint, name: str) -> bool:

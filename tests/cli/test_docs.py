@@ -33,8 +33,13 @@ def commands() -> dict[str, click.Command]:
 
 
 def options(command: click.Command) -> list[click.Option]:
+    """Of the command, and of the commands below it."""
     context = click.Context(command)
-    return [p for p in command.get_params(context) if isinstance(p, click.Option)]
+    found = [p for p in command.get_params(context) if isinstance(p, click.Option)]
+    if isinstance(command, click.Group) and command is not cli:
+        below = [command.get_command(context, name) for name in command.list_commands(context)]
+        found += [option for one in below if one is not None for option in options(one)]
+    return found
 
 
 def section(title: str) -> str:

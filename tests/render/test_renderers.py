@@ -26,6 +26,8 @@ EXPECTED = {
         ("trace", "empirical", "sinks", "ablation", "paths"), ("table", "json", "csv", "html")
     ),
     "replication": ("table", "json", "csv"),
+    "quantization-plan": ("table", "json", "csv"),
+    "quantization-diff": ("table", "json", "csv"),
     "report": ("table", "json", "html"),
 }
 

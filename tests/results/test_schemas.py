@@ -38,6 +38,8 @@ COMMANDS = {
     "paths": ["paths", PLANTED, "--second", "9"],
     "replication": ["replicate", PLANTED, *TOKENS, "--as", "LLaMA2-13B"],
     "report": ["report", PLANTED, *TOKENS],
+    "quantization-plan": ["quant", "plan", PLANTED, "--keep", "2"],
+    "quantization-diff": ["quant", "diff", PLANTED, PLANTED],
 }
 
 
