@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from ckptforensics.runtime.experiments.ablate import ablate
     from ckptforensics.runtime.experiments.empirical import empirical
     from ckptforensics.runtime.experiments.paths import paths
+    from ckptforensics.runtime.experiments.quantize import evaluate_quantization
     from ckptforensics.runtime.experiments.sinks import sinks
     from ckptforensics.runtime.experiments.trace import trace
     from ckptforensics.runtime.texts import Text
@@ -60,6 +61,7 @@ __all__ = [
     "compare",
     "diff_quantized",
     "empirical",
+    "evaluate_quantization",
     "find_layers",
     "fingerprint_distance",
     "inspect",
@@ -82,6 +84,7 @@ _HOMES = {
     "paths": "ckptforensics.runtime.experiments.paths",
     "empirical": "ckptforensics.runtime.experiments.empirical",
     "ablate": "ckptforensics.runtime.experiments.ablate",
+    "evaluate_quantization": "ckptforensics.runtime.experiments.quantize",
     "Accumulated": "ckptforensics.findings",
     "Calibration": "ckptforensics.linear",
     "Checkpoint": "ckptforensics.checkpoint",

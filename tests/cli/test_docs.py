@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 TEXT = (ROOT / "docs" / "command-line.md").read_text()
 COMMON = "Options of every command"
 # Commands whose options have one more section in common.
-RUN = ("trace", "empirical", "paths", "ablate", "sinks", "replicate", "report")
+RUN = ("trace", "empirical", "paths", "ablate", "sinks", "replicate", "report", "quant")
 RUNNING = "Running the model"
 
 

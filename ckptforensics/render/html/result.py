@@ -31,6 +31,7 @@ _TITLES = MappingProxyType(
         "sinks": "Attention sinks",
         "ablation": "One thing taken away at a time",
         "paths": "Paths of single tokens and random vectors",
+        "quantization": "Linear modules rounded in several ways",
     }
 )
 _NO_DRAWINGS = ("signature",)

@@ -11,17 +11,18 @@ from typing import Any
 from ckptforensics.runtime import libraries
 
 FLOOR = 1e-5
-CODE_8, CODE_4 = 127, 7
+# Largest code in 8 bits; 4 bits have codes from -8 to 7 and a step that divides their middle.
+CODE_8, HALF_RANGE_4 = 127, 7.5
 GROUP = 128
 
 
-def tensor_step(x: Any, code: int = CODE_8) -> Any:
+def tensor_step(x: Any, code: float = CODE_8) -> Any:
     """One step for the whole tensor, without dimensions."""
     low, high = libraries.torch().aminmax(x)
     return high.maximum(-low).clamp(min=FLOOR) / code
 
 
-def row_step(x: Any, code: int = CODE_8) -> Any:
+def row_step(x: Any, code: float = CODE_8) -> Any:
     """A step for each row, (..., 1): of an (out, in) weight's channels, or of tokens."""
     return x.abs().amax(dim=-1, keepdim=True).clamp(min=FLOOR) / code
 
@@ -31,11 +32,17 @@ def rounded(x: Any, step: Any) -> Any:
     return (x / step).round_().mul_(step)
 
 
-def rounded_in_groups(weight: Any, code: int = CODE_4, group: int = GROUP) -> Any:
-    """An (out, in) weight, each row in groups of columns with a step each, the last one shorter."""
-    torch = libraries.torch()
-    parts = weight.split(group, dim=1)
-    return torch.cat([rounded(part, row_step(part, code)) for part in parts], dim=1)
+def rounded_in_groups(weight: Any) -> Any:
+    """An (out, in) weight in 4 bits, each row in groups of 128 columns, the last one shorter.
+
+    As compressed-tensors' symmetric int4, and `quantization.rounding`'s `int4-g128`: a step is the
+    largest |entry| over 7.5, codes -8 to 7.
+    """
+    made = []
+    for part in weight.split(GROUP, dim=1):
+        step = row_step(part, HALF_RANGE_4)
+        made.append((part / step).round_().clamp_(-8, 7).mul_(step))
+    return libraries.torch().cat(made, dim=1)
 
 
 def integer_product(x: Any, x_step: Any, weight: Any, weight_step: Any) -> Any:

@@ -55,7 +55,7 @@ class Choices:
             raise NothingAnalysable(f"there is no plan: {self.plan.message}")
         names = [self.named(module.module) for module in self.plan.kept]
         if not names:
-            raise NothingAnalysable(f"the plan keeps no module: {self.plan.conclusion}")
+            raise NothingAnalysable(self.plan.conclusion)
         return tuple(name for name in names if name is not None)
 
     def named(self, module: str) -> str | None:
