@@ -21,7 +21,7 @@ from ckptforensics.layers import stream_blocks
 from ckptforensics.linear import Fit
 from ckptforensics.probes import start_tokens
 from ckptforensics.progress import Progress, running
-from ckptforensics.quantities import number, percent
+from ckptforensics.quantities import counted, number, percent
 from ckptforensics.quantization.names import gguf_name, head_name, module_name
 from ckptforensics.quantization.predicted import LayerErrors, ModuleError, TokenPath, layer_errors
 from ckptforensics.results import LayersDocument
@@ -197,7 +197,7 @@ def _conclusion(layers: LayersDocument, clear: Sequence[_Found], typical: float)
         return f"nothing to keep: {explosions}no initial token's scale costs the others much"
     share = percent(min(m.added for m in clear), 1)
     return (
-        f"{len(clear)} of the modules: in each, the initial token's scale costs ordinary tokens "
-        f"at least {share} of the residual stream (the median module's error is "
+        f"keep {counted(len(clear), 'module')}: in each, the initial token's scale costs ordinary "
+        f"tokens at least {share} of the residual stream (the median module's error is "
         f"{percent(typical, 1)})"
     )
