@@ -11,10 +11,12 @@ import transformers
 
 from ckptforensics.errors import NothingAnalysable, UsageError
 from ckptforensics.results import Empirical, load_result
+from ckptforensics.runtime.experiments import replicate as replicate_module
 from ckptforensics.runtime.experiments.ablate import ablate
 from ckptforensics.runtime.experiments.empirical import empirical
 from ckptforensics.runtime.experiments.paths import paths
 from ckptforensics.runtime.experiments.populations import find_plateaus, populations
+from ckptforensics.runtime.experiments.quantize import evaluate_quantization
 from ckptforensics.runtime.experiments.replicate import replicate
 from ckptforensics.runtime.experiments.sinks import sinks
 from ckptforensics.runtime.interventions import (
@@ -323,6 +325,31 @@ def test_replication_of_smollm2(smollm2_gguf):
     assert passed["decay layers"]
     assert passed["super weights"]
     assert passed["pairwise angle"]
+
+
+def test_table_1(planted, monkeypatch):
+    """Each row with its tolerance; kept are the published layers' modules."""
+    ids = [(7 * i) % 60 for i in range(32)]
+    text = Text(token_ids=ids)
+    rows = evaluate_quantization(
+        planted,
+        rows=("none", "rtn", "rtn+planned", "smoothquant", "smoothquant+planned"),
+        layers=(3, 7),
+        alphas=(0.85,),
+        text=Text(token_ids=ids, window=2048, limit=None),
+        calibration=text,
+    ).rows
+    wanted = [row.perplexity for row in rows]
+    wanted[1] *= 2
+    figures = {"explosion": [3], "decay": [7], "quantization": wanted}
+    monkeypatch.setattr(replicate_module, "published", lambda: {"x": figures})
+    monkeypatch.setattr(replicate_module, "_CALIBRATION", text)
+    document = replicate(planted, name="x", text=text, quantized=True)
+    found = [row for row in document.figures if row.what.startswith("perplexity")]
+    assert [row.what.split()[1] for row in found] == [row.row for row in rows]
+    assert [row.passed for row in found] == [True, False, True, True, True]
+    assert found[0].tolerance == pytest.approx(0.02 * wanted[0])
+    assert found[1].tolerance == pytest.approx(0.1 * wanted[1])
 
 
 def test_figures_of_another_model_fail(planted):

@@ -20,6 +20,9 @@ from ckptforensics.cli.running import (
 @model_argument
 @model_options
 @click.option("--as", "name", help="Whose figures, where the model's name does not tell.")
+@click.option(
+    "--quantized", is_flag=True, help="Table 1, too: perplexity with modules rounded. Takes long."
+)
 @text_options(256, 4096, "help topics of Python")
 @placement_options
 @output_options("Save the result as JSON, or as CSV by the name's ending.", kind="replication")
@@ -27,6 +30,7 @@ def command(
     model: Path,
     opening: ModelOptions,
     name: str | None,
+    quantized: bool,
     what: TextOptions,
     where: PlacementOptions,
     out: OutputOptions,
@@ -44,6 +48,7 @@ def command(
         checkpoint,
         name=name,
         text=text if text.given else None,
+        quantized=quantized,
         placement=where.placement(),
         progress=out.progress(checkpoint),
     )

@@ -5,20 +5,23 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from ckptforensics.checkpoint import Checkpoint
-from ckptforensics.errors import CkptError, UsageError
+from ckptforensics.errors import CkptError, NothingAnalysable, UsageError
 from ckptforensics.findings import find_layers
 from ckptforensics.findings.model import model_record, opened
 from ckptforensics.forward import vocabulary_size
 from ckptforensics.progress import Progress
 from ckptforensics.results import Empirical, LayersDocument, Skipped
+from ckptforensics.results.quantization import RowName
 from ckptforensics.results.replication import ReplicatedFigure, ReplicationDocument
 from ckptforensics.runtime.experiments.empirical import empirical
+from ckptforensics.runtime.experiments.quantize import evaluate_quantization
 from ckptforensics.runtime.experiments.sinks import ATTENTION, WINDOW, sinks
 from ckptforensics.runtime.model import start
 from ckptforensics.runtime.texts import Text
@@ -27,6 +30,14 @@ from ckptforensics.version import __version__
 
 # Degrees, for angles on another text than the published one; and for a share of heads.
 _DEGREES, _SHARE = 2.0, 0.05
+# Rows of Table 1, and the share by which perplexity may differ: as it is, and rounded.
+_TABLE: tuple[RowName, ...] = ("none", "rtn", "rtn+planned", "smoothquant", "smoothquant+planned")
+_EXACT, _ROUNDED = 0.02, 0.1
+# Of the published rows: tokens of a window over the whole text, and the alpha of smoothquant's
+# README; it calibrates on another text. Of recorded ones: what a test can afford.
+_PUBLISHED, _ALPHA = Text(dataset="wikitext", window=2048, limit=None), 0.85
+_CALIBRATION = Text(window=512, limit=16_384)
+_OWN, _OWN_ALPHA = Text(window=256, limit=1024), 0.5
 
 
 def published() -> Mapping[str, Mapping[str, Any]]:
@@ -39,6 +50,7 @@ def replicate(
     *,
     name: str | None = None,
     text: Text | None = None,
+    quantized: bool = False,
     placement: Placement | None = None,
     progress: Progress | None = None,
 ) -> ReplicationDocument:
@@ -49,6 +61,8 @@ def replicate(
     model : an opened checkpoint or what `open_checkpoint` takes
     name : whose figures, of `published()`; by default told from the model's name and shape
     text : by default Python's help topics; the published figures are of WikiText-2
+    quantized : Table 1 as well, perplexity with rounded modules, where it is known of the model; it
+        is of all of WikiText-2's test split, or of the whole of a text that is named
     placement : device and element type
     progress : told of each step
 
@@ -73,6 +87,12 @@ def replicate(
             share = sinks(eager, text=text or Text(window=WINDOW), progress=progress).share
     except CkptError as problem:
         skipped.append(Skipped(what="running model", reason=problem.message))
+    rows: tuple[ReplicatedFigure, ...] = ()
+    if quantized:
+        try:
+            rows = tuple(_table(checkpoint, figures, text, placement, progress))
+        except CkptError as problem:
+            skipped.append(Skipped(what="Table 1", reason=problem.message))
     layers = find_layers(checkpoint, empirical=seen, progress=progress)
     return ReplicationDocument(
         tool_version=__version__,
@@ -81,7 +101,7 @@ def replicate(
         own=bool(figures.get("own", False)),
         running=running,
         text=record,
-        figures=tuple(_figures(figures, layers, seen, share)),
+        figures=(*_figures(figures, layers, seen, share), *rows),
         skipped=tuple(skipped),
     )
 
@@ -116,6 +136,36 @@ def _figures(
             yield _among("massive coordinates", [(c,) for c in wanted["massive"]], massive)
     if share is not None:
         yield _near("share of heads with a sink", [wanted["sinks"]], [share], _SHARE)
+
+
+def _table(
+    checkpoint: Checkpoint,
+    figures: Mapping[str, Any],
+    text: Text | None,
+    placement: Placement | None,
+    progress: Progress | None,
+) -> Iterator[ReplicatedFigure]:
+    """Perplexity of each row of Table 1; kept are `down_proj` of explosion and decay layers."""
+    if "quantization" not in figures:
+        raise NothingAnalysable("nothing is published of it")
+    own = bool(figures.get("own", False))
+    usual = _OWN if own else _PUBLISHED
+    named = text if text is not None and text.given else usual
+    document = evaluate_quantization(
+        checkpoint,
+        rows=_TABLE,
+        alphas=(_OWN_ALPHA if own else _ALPHA,),
+        layers=sorted({*figures["explosion"], *figures["decay"]}),
+        text=replace(named, window=usual.window, limit=usual.limit, seed=None),
+        calibration=None if own else _CALIBRATION,
+        placement=placement,
+        progress=progress,
+    )
+    found = {row.row: row.perplexity for row in document.rows}
+    for name, wanted in zip(_TABLE, figures["quantization"], strict=True):
+        if name in found:
+            by = wanted * (_EXACT if name == "none" else _ROUNDED)
+            yield _near(f"perplexity, {name}", [wanted], [found[name]], by)
 
 
 def _same(what: str, wanted: list[int], found: tuple[int, ...]) -> ReplicatedFigure:
