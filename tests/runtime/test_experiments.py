@@ -327,6 +327,19 @@ def test_replication_of_smollm2(smollm2_gguf):
     assert passed["pairwise angle"]
 
 
+def test_the_plan_takes_back_what_rtn_costs_smollm2(smollm2):
+    """Two windows; the real table is in docs/quantization.md."""
+    names = ("none", "rtn", "rtn+planned", "per-token")
+    document = evaluate_quantization(
+        smollm2, rows=names, layers=(12, 28, 29, 30), text=Text(window=128, limit=256)
+    )
+    losses = {row.row: math.log(row.perplexity) for row in document.rows}
+    added = {name: losses[name] - losses["none"] for name in names}
+    assert added["rtn"] > 0.3
+    assert added["rtn+planned"] < added["rtn"] / 1.5
+    assert added["per-token"] < 0.1
+
+
 def test_table_1(planted, monkeypatch):
     """Each row with its tolerance; kept are the published layers' modules."""
     ids = [(7 * i) % 60 for i in range(32)]
