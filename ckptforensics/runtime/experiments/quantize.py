@@ -9,7 +9,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, get_args
@@ -114,15 +114,17 @@ def evaluate_quantization(
         raise UsageError(f"the model has layers 1 to {count}", hint="change --layers")
     linears = find_linears(runtime)
     windows, record = windows_of(runtime, as_text(text))
-    other = _calibration_text(runtime, as_text(text), windows, calibration)
-    chosen = tuple(layers) if layers is not None else None
-    choices = Choices(runtime.checkpoint, linears, chosen, progress)
-    facts = [windows, other.windows, alphas, layers, integer]
-    path = None if cache is None else cache.partial(_key(runtime, facts))
-    journal = Journal(path)
-    work = _Work(runtime, linears, windows, other.windows, tuple(alphas), choices, integer, journal)
+    other = None
+    if any("smoothquant" in row or "calibrated" in row for row in rows):
+        other = _calibration_text(runtime, as_text(text), windows, calibration)
+    others = [] if other is None else other.windows
+    choices = Choices(
+        runtime.checkpoint, linears, None if layers is None else tuple(layers), progress
+    )
+    facts = [windows, others, alphas, layers, integer]
+    journal = Journal(None if cache is None else cache.partial(_key(runtime, facts)))
+    work = _Work(runtime, linears, windows, others, tuple(alphas), choices, integer, journal)
     measured, skipped = work.measure(tuple(dict.fromkeys(rows)), progress)
-    needed = any(row.alpha is not None or "calibrated" in row.row for row in measured)
     document = QuantizationDocument(
         tool_version=__version__,
         model=model_record(runtime.checkpoint),
@@ -130,8 +132,8 @@ def evaluate_quantization(
         text=record,
         tokens=(len(windows[0]) - 1) * len(windows),
         window=len(windows[0]),
-        calibration=other.record if needed else None,
-        apart=needed and other.apart,
+        calibration=None if other is None else other.record,
+        apart=other is not None and other.apart,
         alphas=work.swept,
         planned=choices.source if any("planned" in row.row for row in measured) else None,
         integer=integer,
@@ -174,24 +176,20 @@ class _Unit:
         return self.row.removeprefix(self.base).removeprefix("+")
 
 
+@dataclass
 class _Work:
     """What rows share: calibration, smoothing, errors of modules; each found once, when needed."""
 
-    def __init__(
-        self,
-        runtime: Runtime,
-        linears: tuple[Linear, ...],
-        windows: list[list[int]],
-        other: list[list[int]],
-        alphas: tuple[float, ...],
-        choices: Choices,
-        integer: bool,
-        journal: Journal,
-    ) -> None:
-        self.runtime, self.linears, self.windows, self.other = runtime, linears, windows, other
-        self.alphas, self.choices, self.integer, self.journal = alphas, choices, integer, journal
-        self._errors: dict[str, Mapping[str, Errors]] = {}
-        self._step: Callable[[str], None] = lambda note: None
+    runtime: Runtime
+    linears: tuple[Linear, ...]
+    windows: list[list[int]]
+    other: list[list[int]]
+    alphas: tuple[float, ...]
+    choices: Choices
+    integer: bool
+    journal: Journal
+    _errors: dict[str, Mapping[str, Errors]] = field(default_factory=dict)
+    _step: Callable[[str], None] = lambda note: None
 
     def measure(
         self, rows: Sequence[RowName], progress: Progress | None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ckptforensics.errors import UsageError
 from ckptforensics.runtime import libraries
 
 FLOOR = 1e-5
@@ -52,8 +53,20 @@ def integer_product(x: Any, x_step: Any, weight: Any, weight_step: Any) -> Any:
     ----------
     x_step : without dimensions, or (tokens, 1)
     weight_step : without dimensions, or (out, 1)
+
+    Raises
+    ------
+    UsageError
+        if this torch, or the device, has no product of these shapes.
     """
     torch = libraries.torch()
     codes = [(a / s).round_().to(torch.int8) for a, s in ((x, x_step), (weight, weight_step))]
-    sums = torch._int_mm(codes[0], codes[1].t().contiguous())
-    return sums.to(x.dtype) * x_step * weight_step.reshape(1, -1)
+    try:
+        sums = torch._int_mm(codes[0], codes[1].t().contiguous())
+    except (AttributeError, RuntimeError) as problem:
+        raise UsageError(
+            f"torch cannot multiply 8-bit codes here: {str(problem).splitlines()[0]}",
+            hint="leave --integer out",
+        ) from None
+    exact = sums.to(torch.promote_types(x.dtype, torch.float32))
+    return (exact * x_step * weight_step.reshape(1, -1)).to(x.dtype)
