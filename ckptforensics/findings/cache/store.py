@@ -1,8 +1,9 @@
 """Signatures made before, in the user's cache directory.
 
 An entry is `KEY-DIGEST.safetensors`, what `Signature.save` writes, DIGEST the beginning of its own
-SHA-256; `KEY.partial` is a signing under way. Files appear whole or not at all, so any number of
-processes may use the directory at once; whatever one of them removes is only measured again.
+SHA-256; `KEY.partial` is a signing, or another long computation, under way. Files appear whole or
+not at all, so any number of processes may use the directory at once; whatever one of them removes
+is only measured again.
 """
 
 from __future__ import annotations

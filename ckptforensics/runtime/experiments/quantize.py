@@ -123,6 +123,8 @@ def evaluate_quantization(
     )
     facts = [windows, others, alphas, layers, integer]
     journal = Journal(None if cache is None else cache.partial(_key(runtime, facts)))
+    if cache is not None and journal.parts:
+        cache.tell(f"going on behind {len(journal.parts)} finished parts; --no-cache begins again")
     work = _Work(runtime, linears, windows, others, tuple(alphas), choices, integer, journal)
     measured, skipped = work.measure(tuple(dict.fromkeys(rows)), progress)
     document = QuantizationDocument(
