@@ -22,7 +22,7 @@ from ckptforensics.linear import Fit
 from ckptforensics.probes import start_tokens
 from ckptforensics.progress import Progress, running
 from ckptforensics.quantities import counted, number, percent
-from ckptforensics.quantization.names import gguf_name, head_name, module_name
+from ckptforensics.quantization.names import gguf_name, module_name
 from ckptforensics.quantization.predicted import LayerErrors, ModuleError, TokenPath, layer_errors
 from ckptforensics.results import LayersDocument
 from ckptforensics.results.quantization_plan import (
@@ -97,7 +97,6 @@ def plan_quantization(
         decay=layers.decay,
         chosen="evidence" if keep is None else "asked",
         conclusion=_conclusion(layers, clear, typical),
-        head=head_name(checkpoint),
         initial=tuple(initial),
         ordinary=tuple(ordinary),
         bytes_16=sum(m.bytes_16 for m in modules),
