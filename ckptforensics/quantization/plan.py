@@ -82,8 +82,10 @@ def plan_quantization(
     found = sorted(
         _predicted(checkpoint, initial, ordinary, progress), key=lambda module: -module.saves
     )
-    typical = float(np.median([module.saves for module in found]))
-    clear = [m for m in found if m.added >= CLEAR * typical]
+    # An expert's error where it is reached: few tokens reach each of many experts.
+    reached = [(m.saves / m.error.reaches[1]) for m in found if m.error.reaches[1]]
+    typical = float(np.median(reached)) if reached else 0.0
+    clear = [m for m in found if m.added > 0 and m.added >= CLEAR * typical]
     order = [*clear, *(m for m in found if m not in clear)]
     kept = len(clear) if keep is None else min(keep, len(order))
     modules = tuple(
