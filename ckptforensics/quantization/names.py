@@ -6,8 +6,6 @@ from ckptforensics.architectures import WeightRef
 from ckptforensics.architectures.schema import Layout, Role
 from ckptforensics.checkpoint import Checkpoint
 
-_HEADS = ("lm_head", "embed_out")
-
 
 def module_name(checkpoint: Checkpoint, tensor: str, layer: int, expert: int | None) -> str:
     """The module of a stored weight in transformers' tree.
@@ -39,12 +37,6 @@ def gguf_name(checkpoint: Checkpoint, tensor: str, layer: int, expert: int | Non
     if gguf is None:
         return None
     return _name_in(gguf, *_role(checkpoint, tensor, layer, expert), layer, numbered=False)
-
-
-def head_name(checkpoint: Checkpoint) -> str:
-    """The output head's module, which quantizers leave alone."""
-    after = checkpoint.architecture.family.hf.unused
-    return next((n for n in _HEADS if any(glob.startswith(n) for glob in after)), _HEADS[0])
 
 
 def _role(

@@ -22,7 +22,7 @@ from ckptforensics.linear import Fit
 from ckptforensics.probes import start_tokens
 from ckptforensics.progress import Progress, running
 from ckptforensics.quantities import counted, number, percent
-from ckptforensics.quantization.names import gguf_name, head_name, module_name
+from ckptforensics.quantization.names import gguf_name, module_name
 from ckptforensics.quantization.predicted import LayerErrors, ModuleError, TokenPath, layer_errors
 from ckptforensics.results import LayersDocument
 from ckptforensics.results.quantization_plan import (
@@ -82,8 +82,10 @@ def plan_quantization(
     found = sorted(
         _predicted(checkpoint, initial, ordinary, progress), key=lambda module: -module.saves
     )
-    typical = float(np.median([module.saves for module in found]))
-    clear = [m for m in found if m.added >= CLEAR * typical]
+    # An expert's error where it is reached: few tokens reach each of many experts.
+    reached = [(m.saves / m.error.reaches[1]) for m in found if m.error.reaches[1]]
+    typical = float(np.median(reached)) if reached else 0.0
+    clear = [m for m in found if m.added > 0 and m.added >= CLEAR * typical]
     order = [*clear, *(m for m in found if m not in clear)]
     kept = len(clear) if keep is None else min(keep, len(order))
     modules = tuple(
@@ -97,7 +99,6 @@ def plan_quantization(
         decay=layers.decay,
         chosen="evidence" if keep is None else "asked",
         conclusion=_conclusion(layers, clear, typical),
-        head=head_name(checkpoint),
         initial=tuple(initial),
         ordinary=tuple(ordinary),
         bytes_16=sum(m.bytes_16 for m in modules),

@@ -130,7 +130,7 @@ def layer_errors(
     for path in PATHS:
         watch.path = path
         after[path], added = _through(watched, x[path], with_attention=path == "initial")
-        length = _lengths(after[path])
+        length = np.maximum(_lengths(after[path]), np.finfo(np.float64).tiny)
         for branch, rows in added.items():
             sizes[branch].append(float(np.median(_lengths(rows) / length)))
     count = {path: len(x[path]) for path in PATHS}
@@ -146,7 +146,8 @@ def _ordinary(block: Block, x: Floats) -> Floats:
 
 
 def _lengths(rows: Floats) -> Doubles:
-    return np.maximum(np.linalg.norm(rows.astype(np.float64), axis=1), np.finfo(np.float64).tiny)
+    lengths: Doubles = np.linalg.norm(rows.astype(np.float64), axis=1)
+    return lengths
 
 
 def _through(

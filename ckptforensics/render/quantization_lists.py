@@ -10,6 +10,9 @@ from types import MappingProxyType
 from ckptforensics.errors import UsageError
 from ckptforensics.results.quantization_plan import QuantizationPlanDocument
 
+# The output head's module in transformers' causal models: a list that is given replaces the tools'
+# own, which has it.
+HEAD = "lm_head"
 # What stands before a module's name inside its block.
 _BEFORE_BLOCK = re.compile(r"^.*?\.?\d+\.")
 
@@ -39,7 +42,7 @@ def _json(value: object) -> str:
 
 def _llm_compressor(document: QuantizationPlanDocument) -> str:
     """A recipe: W8A8 of linear modules, but for the head and those that are kept."""
-    ignored = [document.head, *_names(document)]
+    ignored = [HEAD, *_names(document)]
     lines = [
         "quantization_stage:",
         "  quantization_modifiers:",
@@ -53,13 +56,12 @@ def _llm_compressor(document: QuantizationPlanDocument) -> str:
 
 
 def _bitsandbytes(document: QuantizationPlanDocument) -> str:
-    """A list given replaces the default one, which has the head."""
-    return _json({"llm_int8_skip_modules": [document.head, *_names(document)]})
+    return _json({"llm_int8_skip_modules": [HEAD, *_names(document)]})
 
 
 def _torchao(document: QuantizationPlanDocument) -> str:
     """A filter for `quantize_`, which sees every module with its full name."""
-    names = [document.head, *_names(document)]
+    names = [HEAD, *_names(document)]
     lines = [
         "import torch",
         "",

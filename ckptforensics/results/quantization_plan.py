@@ -53,8 +53,7 @@ class QuantizationPlanDocument(Document):
 
     `chosen` says whether the number kept is that of the evidence or was asked for; `initial` are
     the tokens that were rolled out alone at position 0, `ordinary` those rolled out without
-    attention. `bytes_16` and `bytes_8` are those of all modules, `head`
-    is the output head's name, which tools leave alone.
+    attention. `bytes_16` and `bytes_8` are those of all modules.
     """
 
     schema_version: Literal["1.0"] = "1.0"
@@ -65,7 +64,6 @@ class QuantizationPlanDocument(Document):
     decay: tuple[int, ...]
     chosen: Literal["evidence", "asked"]
     conclusion: str
-    head: str
     initial: tuple[int, ...]
     ordinary: tuple[int, ...]
     bytes_16: int

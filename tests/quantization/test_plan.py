@@ -99,6 +99,17 @@ def test_where_no_initial_token_stands_out_the_plan_is_empty_and_says_so(place):
         assert plan_list(found, tool) is not None
 
 
+def test_layers_that_add_nothing_have_nothing_to_keep(tmp_path):
+    model = tiny_llama(attention_bias=False, mlp_bias=False)
+    with torch.no_grad():
+        for block in model.model.layers:
+            block.self_attn.o_proj.weight.zero_()
+            block.mlp.down_proj.weight.zero_()
+    found = plan_quantization(save(model, tmp_path))
+    assert found.kept == ()
+    assert {m.saves for m in found.modules} == {0.0}
+
+
 def test_keep_overrides_the_evidence():
     found = plan_quantization(PLANTED, keep=3)
     assert [m.rank for m in found.kept] == [1, 2, 3]

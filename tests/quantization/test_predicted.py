@@ -12,6 +12,7 @@ import torch
 from ckptforensics import open_checkpoint
 from ckptforensics.forward import embed
 from ckptforensics.layers import load_block
+from ckptforensics.probes import advance
 from ckptforensics.quantization.predicted import STANDS_OUT, layer_errors, rounded
 from tests.support.models import blocks, save, tiny_gpt2, tiny_llama
 
@@ -86,7 +87,10 @@ def test_errors_are_those_of_transformers_modules(family, tmp_path):
     x = {"initial": embed(checkpoint, INITIAL), "ordinary": embed(checkpoint, ORDINARY)}
     block = load_block(checkpoint, 1)
     found = layer_errors(block, checkpoint.architecture.layers[0], checkpoint.store, x)
-    assert len(found.after["ordinary"]) == len(ORDINARY)  # none of them is a trigger here
+    assert np.array_equal(found.after["initial"], advance(block, x["initial"]))
+    # None of them is a trigger here.
+    after = advance(block, x["ordinary"], with_attention=False)
+    assert np.array_equal(found.after["ordinary"], after)
     alone, beside = (
         watched(model, t, attention=a) for t, a in ((INITIAL, True), (ORDINARY, False))
     )

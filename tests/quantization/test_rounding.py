@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from pathlib import Path
 
 import gguf.quants as quants
@@ -13,8 +14,9 @@ from ckptforensics.checkpoint import Checkpoint
 from ckptforensics.errors import UsageError
 from ckptforensics.findings.cache.key import signature_keys
 from ckptforensics.quantization.encoders import SCHEMES
-from ckptforensics.quantization.rounding import rounded
-from ckptforensics.tensors import matrix_shape
+from ckptforensics.quantization.rounding import RoundedReader, rounded
+from ckptforensics.tensors import TensorInfo, matrix_shape
+from ckptforensics.tensors.files import FileReader
 from tests.support.containers import assert_one_error, run
 from tests.support.models import tiny_gpt2
 
@@ -149,3 +151,30 @@ def test_nothing_to_round_is_an_error(tmp_path):
     tiny_gpt2(n_embd=36, n_head=4).save_pretrained(tmp_path)
     view = rounded(open_checkpoint(tmp_path), "int8")
     assert view.store.names
+
+
+@pytest.mark.parametrize("scheme", ["int8", "int8-channel", "int4-g128-asym", "q8_0"])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_some_rows_of_a_large_matrix_take_little_memory(scheme, transposed):
+    """Its largest entry is found, and its groups are rounded, a few rows at a time."""
+    held = np.random.default_rng(0).standard_normal((4096, 2048), dtype=np.float32)
+    info = TensorInfo("w", "F32", held.shape, Path("w"), 0, held.nbytes)
+
+    class Held(FileReader):
+        def __init__(self) -> None:
+            self.containers, self.tensors, self.metadata = (), {"w": info}, {}
+            self.watch = None  # type: ignore[assignment]
+
+        def read_rows(self, name: str, start: int, stop: int) -> np.ndarray:
+            return held[start:stop].copy()
+
+    class Linear:
+        layers, unused, embedding = (), {}, None
+
+    reader = RoundedReader(Held(), Linear(), scheme)  # type: ignore[arg-type]
+    reader.names = {"w": transposed}
+    tracemalloc.start()
+    reader.read_rows("w", 1000, 1300)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < held.nbytes
