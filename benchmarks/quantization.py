@@ -54,8 +54,9 @@ def table(document: QuantizationDocument) -> list[str]:
         lines.append(f"| {' | '.join(cells)} |")
     for row in document.rows:
         if row.row in ("rtn+planned", "rtn+calibrated"):
-            layers = ", ".join(str(int(n.split(".")[2]) + 1) for n in row.kept)
-            lines += ["", f"`{row.row}` keeps `down_proj` of layers {layers}."]
+            layers = sorted(int(n.split(".")[2]) + 1 for n in row.kept)
+            listed = ", ".join(map(str, layers))
+            lines += ["", f"`{row.row}` keeps `down_proj` of layers {listed}."]
     if document.alphas:
         tried = ", ".join(f"{a.alpha:g}: {number(a.perplexity)}" for a in document.alphas)
         lines += ["", f"Perplexity on the calibration text by alpha: {tried}."]

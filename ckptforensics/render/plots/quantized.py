@@ -123,6 +123,8 @@ def _caption(document: QuantizationDocument, rows: list[Summary], *, has_errors:
         )
         if planned is not None:
             text += f", {number(planned.perplexity)} with the planned modules kept in 16 bits"
+    if any("planned" in row.row for row in rows):
+        text += ". Blue: planned modules kept"
     if any("random" in row.row for row in rows):
         text += ". Hatched: as many modules at random, the mean and the range of the seeds"
     if has_errors:
