@@ -328,16 +328,16 @@ def test_replication_of_smollm2(smollm2_gguf):
     assert passed["pairwise angle"]
 
 
-def test_the_plan_takes_back_what_rtn_costs_smollm2(smollm2):
+def test_kept_modules_take_back_what_rtn_costs_smollm2(smollm2):
     """One window; the real table is in docs/quantization.md."""
     names: tuple[RowName, ...] = ("none", "rtn", "rtn+planned")
     document = evaluate_quantization(
-        smollm2, rows=names, layers=(12, 28, 29, 30), text=Text(window=64, limit=64)
+        smollm2, rows=names, layers=(2, 3, 10, 12, 29, 30), text=Text(window=128, limit=128)
     )
     losses = {row.row: math.log(row.perplexity) for row in document.rows}
     added = {name: losses[name] - losses["none"] for name in names}
     assert added["rtn"] > 0.3
-    assert added["rtn+planned"] < added["rtn"] / 1.5
+    assert added["rtn+planned"] < added["rtn"] / 2
 
 
 def test_table_1(planted, monkeypatch):
