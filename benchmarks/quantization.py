@@ -18,6 +18,7 @@ import time
 from pathlib import Path
 
 import click
+from scipy.stats import spearmanr
 
 from benchmarks.common import machine, processor
 from ckptforensics import SignatureCache, Text, evaluate_quantization, load_result
@@ -75,19 +76,23 @@ def predicted(document: QuantizationDocument) -> list[str]:
     """Errors of the planned modules on ordinary tokens, and how far off all predictions are."""
     kept = {name for row in document.rows if row.row == "rtn+planned" for name in row.kept}
     lines = ["", "| module | predicted on ordinary tokens | measured |", "|---|---|---|"]
-    factors: dict[str, list[float]] = {"initial": [], "ordinary": []}
+    pairs: dict[str, list[tuple[float, float]]] = {"initial": [], "ordinary": []}
     for p in document.predictions:
         ordinary = (p.predicted[1], p.measured[1])
         if p.module in kept and None not in ordinary:
             shown = (percent(value) for value in ordinary if value is not None)
             lines.append(f"| `{p.module}` | {' | '.join(shown)} |")
-        for name, said, found in zip(factors, p.predicted, p.measured, strict=True):
+        for name, said, found in zip(pairs, p.predicted, p.measured, strict=True):
             if said and found:
-                factors[name].append(said / found)
+                pairs[name].append((said, found))
     lines += ["", f"Predicted over measured, all {len(document.predictions)} modules:"]
-    for name, values in factors.items():
-        low, middle, high = statistics.quantiles(values, n=10)[::4]
-        lines.append(f"{name} tokens {middle:.2f} in the median, 80% in {low:.2f} to {high:.2f};")
+    for name, values in pairs.items():
+        low, middle, high = statistics.quantiles([a / b for a, b in values], n=10)[::4]
+        order = spearmanr(values).statistic
+        lines.append(
+            f"{name} tokens {middle:.2f} in the median, 80% in {low:.2f} to {high:.2f}, "
+            f"rank correlation {order:.2f};"
+        )
     lines[-1] = lines[-1].removesuffix(";") + "."
     return lines
 
