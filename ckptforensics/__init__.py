@@ -30,11 +30,15 @@ if TYPE_CHECKING:
     from ckptforensics.findings.sign import sign
     from ckptforensics.lineage.compare import compare
     from ckptforensics.linear import Calibration, Fit
+    from ckptforensics.quantization.diff import diff_quantized
+    from ckptforensics.quantization.plan import plan_quantization
+    from ckptforensics.quantization.rounding import rounded
     from ckptforensics.render import picture
     from ckptforensics.results import Signature, load_result
     from ckptforensics.runtime.experiments.ablate import ablate
     from ckptforensics.runtime.experiments.empirical import empirical
     from ckptforensics.runtime.experiments.paths import paths
+    from ckptforensics.runtime.experiments.quantize import evaluate_quantization
     from ckptforensics.runtime.experiments.sinks import sinks
     from ckptforensics.runtime.experiments.trace import trace
     from ckptforensics.runtime.model import start
@@ -57,7 +61,9 @@ __all__ = [
     "ablate",
     "accumulate",
     "compare",
+    "diff_quantized",
     "empirical",
+    "evaluate_quantization",
     "find_layers",
     "fingerprint_distance",
     "inspect",
@@ -65,7 +71,9 @@ __all__ = [
     "open_checkpoint",
     "paths",
     "picture",
+    "plan_quantization",
     "rollout",
+    "rounded",
     "sign",
     "sinks",
     "start",
@@ -81,6 +89,7 @@ _HOMES = {
     "paths": "ckptforensics.runtime.experiments.paths",
     "empirical": "ckptforensics.runtime.experiments.empirical",
     "ablate": "ckptforensics.runtime.experiments.ablate",
+    "evaluate_quantization": "ckptforensics.runtime.experiments.quantize",
     "Accumulated": "ckptforensics.findings",
     "Calibration": "ckptforensics.linear",
     "Checkpoint": "ckptforensics.checkpoint",
@@ -98,6 +107,9 @@ _HOMES = {
     "load_result": "ckptforensics.results",
     "open_checkpoint": "ckptforensics.checkpoint",
     "picture": "ckptforensics.render",
+    "diff_quantized": "ckptforensics.quantization.diff",
+    "rounded": "ckptforensics.quantization.rounding",
+    "plan_quantization": "ckptforensics.quantization.plan",
     "rollout": "ckptforensics.findings",
     "sign": "ckptforensics.findings",
 }

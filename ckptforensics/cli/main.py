@@ -24,6 +24,7 @@ _SECTIONS = MappingProxyType(
             "norms": "Roll single tokens through the network and show their norms.",
             "report": "Put what the weights and the running model show onto one page.",
             "inspect": "Show family, shapes and files; what is read and what is not.",
+            "quant": "Plan, evaluate and compare quantization.",
         },
         "Running the model (needs torch and transformers)": {
             "trace": "Run a text and show the norm of every token after every layer.",

@@ -71,6 +71,16 @@ _RENDERERS: Mapping[tuple[str, str], str] = MappingProxyType(
         ("report", "table"): "tables.report:report_table",
         ("report", "json"): "document_json:document_json",
         ("report", "html"): "html.result:report_html",
+        ("quantization", "table"): "tables.quantized:quantization_table",
+        ("quantization", "json"): "document_json:document_json",
+        ("quantization", "csv"): "running_csv:quantization_csv",
+        ("quantization", "html"): "html.result:result_html",
+        ("quantization-plan", "table"): "tables.quantization:plan_table",
+        ("quantization-plan", "json"): "document_json:document_json",
+        ("quantization-plan", "csv"): "quantization_csv:plan_csv",
+        ("quantization-diff", "table"): "tables.quantization:diff_table",
+        ("quantization-diff", "json"): "document_json:document_json",
+        ("quantization-diff", "csv"): "quantization_csv:diff_csv",
     }
 )
 # All that any kind has.

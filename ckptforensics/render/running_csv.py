@@ -9,6 +9,7 @@ from ckptforensics.render.view import View
 from ckptforensics.results.ablation import AblationDocument
 from ckptforensics.results.empirical import EmpiricalDocument
 from ckptforensics.results.paths import PathsDocument
+from ckptforensics.results.quantization import QuantizationDocument
 from ckptforensics.results.replication import ReplicationDocument
 from ckptforensics.results.sinks import SinksDocument
 from ckptforensics.results.trace import TraceDocument
@@ -21,6 +22,10 @@ SINKS_COLUMNS = (
 )
 ABLATION_COLUMNS = ("what", "of", "layers", "detail", "perplexity", "tokens", "layer", "norm")
 REPLICATION_COLUMNS = ("name", "figure", "published", "measured", "tolerance", "passed")
+QUANTIZATION_COLUMNS = (
+    *("row", "seed", "alpha", "kept", "kept_share", "perplexity", "tokens", "bytes"),
+    *("module", "initial", "ordinary"),
+)
 PATHS_COLUMNS = ("path", "layer", "minimum", "median", "maximum")
 
 
@@ -92,6 +97,23 @@ def replication_csv(document: ReplicationDocument, view: View) -> str:
         for row in document.figures
     )
     return csv_text(REPLICATION_COLUMNS, rows)
+
+
+def quantization_csv(document: QuantizationDocument, view: View) -> str:
+    """A row for each row of the document and module with the columns `QUANTIZATION_COLUMNS`.
+
+    A row without errors of modules is one, with the last columns empty.
+    """
+    rows: Iterator[tuple[object, ...]] = (
+        (
+            *(row.row, row.seed, row.alpha, " ".join(row.kept), row.kept_share),
+            *(row.perplexity, row.tokens, row.bytes),
+            *((None, None, None) if e is None else (e.module, e.initial, e.ordinary)),
+        )
+        for row in document.rows
+        for e in row.module_error or (None,)
+    )
+    return csv_text(QUANTIZATION_COLUMNS, rows)
 
 
 def _trace(document: TraceDocument) -> Iterator[tuple[object, ...]]:

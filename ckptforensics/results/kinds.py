@@ -50,5 +50,8 @@ DOCUMENTS = Registry(
         "paths": ("paths", "PathsDocument"),
         "replication": ("replication", "ReplicationDocument"),
         "report": ("report", "ReportDocument"),
+        "quantization": ("quantization", "QuantizationDocument"),
+        "quantization-plan": ("quantization_plan", "QuantizationPlanDocument"),
+        "quantization-diff": ("quantization_diff", "QuantizationDiffDocument"),
     }
 )

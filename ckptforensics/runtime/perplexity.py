@@ -17,6 +17,8 @@ def perplexity(
     runtime: Runtime,
     windows: Sequence[Sequence[int]],
     on_batch: Callable[[int], None] | None = None,
+    *,
+    at_once: int | None = None,
 ) -> tuple[float, int]:
     """exp of the mean over windows of their mean loss, windows weighing equally.
 
@@ -24,6 +26,7 @@ def perplexity(
     ----------
     windows : of equal length, at least two tokens; each predicts all of its tokens but the first
     on_batch : told of the number of windows that are done
+    at_once : windows that run together, by default as many as are short
 
     Returns
     -------
@@ -45,7 +48,7 @@ def perplexity(
             f"{type(runtime.model).__name__} has no head over the vocabulary: it predicts nothing",
             path=runtime.checkpoint.source.path,
         )
-    at_once = max(1, _TOKENS_AT_ONCE // length)
+    at_once = at_once or max(1, _TOKENS_AT_ONCE // length)
     losses: list[float] = []
     for i in range(0, len(windows), at_once):
         batch = [list(window) for window in windows[i : i + at_once]]

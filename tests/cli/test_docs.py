@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 TEXT = (ROOT / "docs" / "command-line.md").read_text()
 COMMON = "Options of every command"
 # Commands whose options have one more section in common.
-RUN = ("trace", "empirical", "paths", "ablate", "sinks", "replicate", "report")
+RUN = ("trace", "empirical", "paths", "ablate", "sinks", "replicate", "report", "quant")
 RUNNING = "Running the model"
 
 
@@ -34,8 +34,13 @@ def commands() -> dict[str, click.Command]:
 
 
 def options(command: click.Command) -> list[click.Option]:
+    """Of the command, and of the commands below it."""
     context = click.Context(command)
-    return [p for p in command.get_params(context) if isinstance(p, click.Option)]
+    found = [p for p in command.get_params(context) if isinstance(p, click.Option)]
+    if isinstance(command, click.Group) and command is not cli:
+        below = [command.get_command(context, name) for name in command.list_commands(context)]
+        found += [option for one in below if one is not None for option in options(one)]
+    return found
 
 
 def section(title: str) -> str:

@@ -31,6 +31,7 @@ EXTREMES = {
     "many plateaus": running.empirical(80, tuple((i, i + 2) for i in range(1, 78, 4))),
     "one text": running.sinks(80, other=False, values=False),
     "one row": running.ablation(names=()),
+    "no plan": running.quantization(planned=False),
     "no trigger": running.paths(1, triggered=False),
 }
 
@@ -64,6 +65,7 @@ TITLES = {
     "empirical": "tokens of high norm in running text",
     "sinks": "attention heads that attend to token 1",
     "ablation": "norm and perplexity with one thing taken away",
+    "quantization": "perplexity with linear modules rounded",
     "paths": "paths of single tokens, and what triggers",
 }
 

@@ -23,9 +23,12 @@ EXPECTED = {
     **dict.fromkeys(("layers", "norms"), ("table", "json", "csv", "html")),
     "comparison": ("table", "json", "csv", "html"),
     **dict.fromkeys(
-        ("trace", "empirical", "sinks", "ablation", "paths"), ("table", "json", "csv", "html")
+        ("trace", "empirical", "sinks", "ablation", "paths", "quantization"),
+        ("table", "json", "csv", "html"),
     ),
     "replication": ("table", "json", "csv", "html"),
+    "quantization-plan": ("table", "json", "csv"),
+    "quantization-diff": ("table", "json", "csv"),
     "report": ("table", "json", "html"),
 }
 

@@ -38,6 +38,9 @@ COMMANDS = {
     "paths": ["paths", PLANTED, "--second", "9"],
     "replication": ["replicate", PLANTED, *TOKENS, "--as", "LLaMA2-13B", "--numbers-only"],
     "report": ["report", PLANTED, *TOKENS],
+    "quantization": ["quant", "eval", PLANTED, *TOKENS, "--no-cache", "--alpha", "0.4,0.6"],
+    "quantization-plan": ["quant", "plan", PLANTED, "--keep", "2"],
+    "quantization-diff": ["quant", "diff", PLANTED, PLANTED],
 }
 
 

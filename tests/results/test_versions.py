@@ -90,7 +90,7 @@ def written(folder: Path, fields: dict) -> Path:
 def test_what_a_release_wrote_is_read(name):
     document = load_result(OLD / name)
     assert isinstance(document, Document)
-    kind, version = name.removesuffix(".json").split("-")
+    kind, version = name.removesuffix(".json").rsplit("-", 1)
     fields = json.loads((OLD / name).read_text())
     assert (fields["kind"], fields["schema_version"]) == (kind, version)
     again = json.loads(document.model_dump_json())

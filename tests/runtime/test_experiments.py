@@ -17,10 +17,13 @@ from ckptforensics.errors import NothingAnalysable, UsageError
 from ckptforensics.layers import load_block
 from ckptforensics.linear import Fit, block_map
 from ckptforensics.results import Empirical, load_result
+from ckptforensics.results.quantization import RowName
+from ckptforensics.runtime.experiments import replicate as replicate_module
 from ckptforensics.runtime.experiments.ablate import ablate
 from ckptforensics.runtime.experiments.empirical import empirical
 from ckptforensics.runtime.experiments.paths import paths
 from ckptforensics.runtime.experiments.populations import find_plateaus, populations
+from ckptforensics.runtime.experiments.quantize import evaluate_quantization
 from ckptforensics.runtime.experiments.replicate import replicate
 from ckptforensics.runtime.experiments.sinks import sinks
 from ckptforensics.runtime.interventions import (
@@ -367,6 +370,43 @@ def test_replication_of_smollm2(smollm2_gguf):
     assert passed["decay layers"]
     assert passed["super weights"]
     assert passed["pairwise angle"]
+
+
+def test_kept_modules_take_back_what_rtn_costs_smollm2(smollm2):
+    """One window; the real table is in docs/quantization.md."""
+    names: tuple[RowName, ...] = ("none", "rtn", "rtn+planned")
+    document = evaluate_quantization(
+        smollm2, rows=names, layers=(2, 3, 10, 12, 29, 30), text=Text(window=128, limit=128)
+    )
+    losses = {row.row: math.log(row.perplexity) for row in document.rows}
+    added = {name: losses[name] - losses["none"] for name in names}
+    assert added["rtn"] > 0.3
+    assert added["rtn+planned"] < added["rtn"] / 2
+
+
+def test_table_1(planted, monkeypatch):
+    """Each row with its tolerance; kept are the published layers' modules."""
+    ids = [(7 * i) % 60 for i in range(32)]
+    text = Text(token_ids=ids)
+    rows = evaluate_quantization(
+        planted,
+        rows=("none", "rtn", "rtn+planned", "smoothquant", "smoothquant+planned"),
+        layers=(3, 7),
+        alphas=(0.85,),
+        text=Text(token_ids=ids, window=2048, limit=None),
+        calibration=text,
+    ).rows
+    wanted = [row.perplexity for row in rows]
+    wanted[1] *= 2
+    figures = {"explosion": [3], "decay": [7], "quantization": wanted}
+    monkeypatch.setattr(replicate_module, "published", lambda: {"x": figures})
+    monkeypatch.setattr(replicate_module, "_CALIBRATION", text)
+    document = replicate(planted, name="x", text=text, quantized=True)
+    found = [row for row in document.figures if row.what.startswith("perplexity")]
+    assert [row.what.split()[1] for row in found] == [row.row for row in rows]
+    assert [row.passed for row in found] == [True, False, True, True, True]
+    assert found[0].tolerance == pytest.approx(0.02 * wanted[0])
+    assert found[1].tolerance == pytest.approx(0.1 * wanted[1])
 
 
 def test_figures_of_another_model_fail(planted):

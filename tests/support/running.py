@@ -32,6 +32,12 @@ from ckptforensics.results.paths import (
     PathsDocument,
     TokenNorm,
 )
+from ckptforensics.results.quantization import (
+    ModuleErrorRecord,
+    PredictionRecord,
+    QuantizationDocument,
+    QuantizationRow,
+)
 from ckptforensics.results.replication import ReplicatedFigure, ReplicationDocument
 from ckptforensics.results.report import ReportDocument
 from ckptforensics.results.running import RunningRecord, TextRecord, TokenText
@@ -282,6 +288,53 @@ def paths(count: int = 4, *, triggered: bool = True) -> PathsDocument:
     )
 
 
+def quantization(count: int = 4, *, planned: bool = True) -> QuantizationDocument:
+    names = tuple(f"model.layers.{i}.mlp.down_proj" for i in range(count))
+
+    def row(name: Any, perplexity: float, kept: int = 0, **more: Any) -> QuantizationRow:
+        return QuantizationRow(
+            row=name,
+            kept=names[:kept],
+            kept_share=kept / 10,
+            perplexity=perplexity,
+            tokens=14,
+            bytes=1000,
+            module_error=tuple(
+                ModuleErrorRecord(module=n, initial=0.0, ordinary=None) for n in names
+            ),
+            **more,
+        )
+
+    rows = [row("none", 20.0), row("rtn", 45.0), row("smoothquant", 40.0, alpha=0.5)]
+    if planned:
+        rows += [row("rtn+planned", 25.0, kept=2)]
+        rows += [row("rtn+random", 30.0 + 3 * seed, kept=2, seed=seed) for seed in range(5)]
+    return QuantizationDocument(
+        tool_version=VERSION,
+        model=model("a/<i>model", layers=count),
+        running=RUNNING,
+        text=TEXT,
+        tokens=14,
+        window=8,
+        calibration=TEXT,
+        apart=True,
+        planned="the weights" if planned else None,
+        integer=False,
+        rows=tuple(rows),
+        predictions=tuple(
+            PredictionRecord(
+                module=name,
+                layer=layer,
+                predicted=(0.05, 0.4 / layer),
+                measured=(0.0, None if layer == 1 else 0.3 / layer),
+            )
+            for layer, name in enumerate(names, 1)
+        )
+        if planned
+        else (),
+    )
+
+
 def signature(count: int = 4) -> SignatureDocument:
     return SignatureDocument(
         tool_version=VERSION,
@@ -352,4 +405,5 @@ DOCUMENTS: dict[str, Document] = {
     "sinks": sinks(),
     "ablation": ablation(),
     "paths": paths(),
+    "quantization": quantization(),
 }

@@ -30,6 +30,7 @@ class FigureOptions:
     name: str | None
     every: bool
     numbers_only: bool
+    quantized: bool
     pages: Path | None
 
 
@@ -47,6 +48,11 @@ figure_options = as_object(
         "--numbers-only",
         is_flag=True,
         help="Only what is published as a number: no trace, paths and ablations.",
+    ),
+    click.option(
+        "--quantized",
+        is_flag=True,
+        help="Table 1, too: perplexity with modules rounded. Takes long.",
     ),
     click.option(
         "--pages",
@@ -90,6 +96,7 @@ def command(
             name=name,
             text=text if text.given else None,
             pictures=not which.numbers_only,
+            quantized=which.quantized,
             placement=where.placement(),
             progress=out.progress(checkpoint),
         )

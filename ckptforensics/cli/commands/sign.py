@@ -30,6 +30,13 @@ if TYPE_CHECKING:
     from ckptforensics.jobs.processes import Job
 
 
+# Those of `quantization.encoders`, which need not be imported for them.
+ROUNDINGS = (
+    *("int8", "int8-channel", "w8a8", "int4-g128", "int4-g128-asym", "q4_0", "q4_1", "q5_0"),
+    *("q5_1", "q8_0", "mxfp4", "fp8", "fp8-channel", "fp8-e5m2"),
+)
+
+
 @dataclass(frozen=True)
 class SignOptions:
     """What is signed of a model, with what means."""
@@ -40,6 +47,7 @@ class SignOptions:
     jobs: int | None
     digest: bool
     no_cache: bool
+    rounded_as: str | None
 
     def scope(self) -> Scope:
         """What is measured; UsageError if the layers or the relative's signature cannot be read."""
@@ -67,6 +75,12 @@ sign_options = as_object(
     click.option("--digest", is_flag=True, help="Also compute the SHA-256 of whole files."),
     click.option(
         "--no-cache", is_flag=True, help="Neither take it from the cache nor keep it there."
+    ),
+    click.option(
+        "--as",
+        "rounded_as",
+        type=click.Choice(ROUNDINGS),
+        help="Sign what a quantizer would leave of the weights, which are rounded when read.",
     ),
 )
 
@@ -118,6 +132,10 @@ def _sign_one(
 
     scope = how.scope()
     checkpoint = opening.open(model, output)
+    if how.rounded_as is not None:
+        from ckptforensics.quantization.rounding import rounded
+
+        checkpoint = rounded(checkpoint, how.rounded_as)
     fit = fitting.fit(checkpoint.architecture.sizes.hidden_size)
     cache = None if how.no_cache else SignatureCache.of_user(out.hint)
     progress = out.progress(checkpoint)

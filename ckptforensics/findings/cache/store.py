@@ -1,8 +1,9 @@
 """Signatures made before, in the user's cache directory.
 
 An entry is `KEY-DIGEST.safetensors`, what `Signature.save` writes, DIGEST the beginning of its own
-SHA-256; `KEY.partial` is a signing under way. Files appear whole or not at all, so any number of
-processes may use the directory at once; whatever one of them removes is only measured again.
+SHA-256; `KEY.partial` is a signing, or another long computation, under way. Files appear whole or
+not at all, so any number of processes may use the directory at once; whatever one of them removes
+is only measured again.
 """
 
 from __future__ import annotations
@@ -131,10 +132,17 @@ class SignatureCache:
 
     def journal(self, key: str, layers: int) -> JournalFile:
         """The journal of a signing of so many layers."""
+        return JournalFile(self.partial(key), layers, self.tell)
+
+    def partial(self, key: str) -> Path:
+        """The file in which unfinished work is kept under a key, its folder made where it can be.
+
+        It is removed as the cache's other files are.
+        """
         with contextlib.suppress(OutputError):  # told when the signature is put
             self._make_folder()
         self._prune()
-        return JournalFile(self.folder / f"{key}.partial", layers, self.tell)
+        return self.folder / f"{key}.partial"
 
     def files(self) -> list[CachedFile]:
         """The cache's files, the one used last first."""

@@ -33,6 +33,7 @@ _TITLES = MappingProxyType(
         "ablation": "One thing taken away at a time",
         "paths": "Paths of single tokens and random vectors",
         "replication": "Published beside measured",
+        "quantization": "Linear modules rounded in several ways",
     }
 )
 _NO_DRAWINGS = ("signature", "replication")

@@ -33,6 +33,7 @@ _DRAWINGS: Mapping[str, str] = MappingProxyType(
         "sinks": "sinks:draw_sinks",
         "ablation": "ablation:draw_ablation",
         "paths": "paths:draw_paths",
+        "quantization": "quantized:draw_quantization",
     }
 )
 

@@ -32,7 +32,7 @@ def trace_table(document: TraceDocument, view: View) -> str:
     """A row a layer: the first token's norm, its prediction, and the norms of the next tokens."""
     console = make_console(view)
     heading(console, document.model)
-    _ran(console, document.running, document.text)
+    ran(console, document.running, document.text)
     count = len(document.token_ids)
     shown = count if view.verbose else min(count, _TOKENS_SHOWN)
     names = [
@@ -59,7 +59,7 @@ def empirical_table(document: EmpiricalDocument, view: View) -> str:
     """Each plateau of layers and its tokens; every layer's populations where verbose."""
     console = make_console(view)
     heading(console, document.model)
-    _ran(console, document.running, document.text)
+    ran(console, document.running, document.text)
     given = "the gap between two populations of norms, layer by layer"
     fact(
         console,
@@ -124,7 +124,7 @@ def sinks_table(document: SinksDocument, view: View) -> str:
     """A row a layer: share of heads with a sink, and norms of the first token and the others."""
     console = make_console(view)
     heading(console, document.model)
-    _ran(console, document.running, document.text)
+    ran(console, document.running, document.text)
     fact(
         console,
         "sinks",
@@ -155,7 +155,7 @@ def ablation_table(document: AblationDocument, view: View) -> str:
     """A row for the model as it is, one for each thing taken away, and one for its control."""
     console = make_console(view)
     heading(console, document.model)
-    _ran(console, document.running, document.text)
+    ran(console, document.running, document.text)
     table = make_table("row", "layers", "perplexity", "highest norm", "last norm", "detail:")
     for row in document.rows:
         name = row.what if row.of is None else f"{row.what} of {row.of}"
@@ -233,7 +233,7 @@ def token_name(token: int | None, text: str | None) -> str:
     return f"token {token}" if text is None else f"'{one_line(text)}'"
 
 
-def _ran(console: Console, running: RunningRecord, text: TextRecord) -> None:
+def ran(console: Console, running: RunningRecord, text: TextRecord) -> None:
     """Print what ran, and on what."""
     fact(
         console,

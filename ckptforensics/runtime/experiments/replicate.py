@@ -5,23 +5,26 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from functools import cache, partial
 from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
 
 from ckptforensics.checkpoint import Checkpoint
-from ckptforensics.errors import CkptError, UsageError
+from ckptforensics.errors import CkptError, NothingAnalysable, UsageError
 from ckptforensics.findings import find_layers
 from ckptforensics.findings.model import model_record, opened
 from ckptforensics.forward import vocabulary_size
 from ckptforensics.progress import Progress
 from ckptforensics.results import Empirical, LayersDocument, Skipped
+from ckptforensics.results.quantization import RowName
 from ckptforensics.results.replication import ReplicatedFigure, ReplicationDocument
 from ckptforensics.results.sinks import SinksDocument
 from ckptforensics.runtime.experiments.ablate import ablate
 from ckptforensics.runtime.experiments.empirical import empirical
 from ckptforensics.runtime.experiments.paths import paths
+from ckptforensics.runtime.experiments.quantize import evaluate_quantization
 from ckptforensics.runtime.experiments.sinks import ATTENTION, WINDOW, sinks
 from ckptforensics.runtime.experiments.trace import trace
 from ckptforensics.runtime.model import Runtime, start
@@ -33,6 +36,14 @@ from ckptforensics.version import __version__
 _PATHS = 2000
 # Degrees, for angles on another text than the published one; and for a share of heads.
 _DEGREES, _SHARE = 2.0, 0.05
+# Rows of Table 1, and the share by which perplexity may differ: as it is, and rounded.
+_TABLE: tuple[RowName, ...] = ("none", "rtn", "rtn+planned", "smoothquant", "smoothquant+planned")
+_EXACT, _ROUNDED = 0.02, 0.1
+# Of the published rows: tokens of a window over the whole text, and the alpha of smoothquant's
+# README; it calibrates on another text. Of recorded ones: what a test can afford.
+_PUBLISHED, _ALPHA = Text(dataset="wikitext", window=2048, limit=None), 0.85
+_CALIBRATION = Text(window=512, limit=16_384)
+_OWN, _OWN_ALPHA = Text(window=256, limit=1024), 0.5
 
 _Result = TypeVar("_Result")
 
@@ -48,6 +59,7 @@ def replicate(
     name: str | None = None,
     text: Text | None = None,
     pictures: bool = True,
+    quantized: bool = False,
     placement: Placement | None = None,
     progress: Progress | None = None,
 ) -> ReplicationDocument:
@@ -59,6 +71,8 @@ def replicate(
     name : whose figures, of `published()`; by default told from the model's name and shape
     text : by default Python's help topics; the published figures are of WikiText-2
     pictures : also what the paper's pictures show and no number says: trace, paths, ablations
+    quantized : Table 1 as well, perplexity with rounded modules, where it is known of the model; it
+        is of all of WikiText-2's test split, or of the whole of a text that is named
     placement : device and element type
     progress : told of each step
 
@@ -81,6 +95,13 @@ def replicate(
 
     running = _tried("running model", skipped, lambda: start(checkpoint, placement))
     seen = tried("empirical", lambda r: empirical(r, text=text, progress=progress))
+    table: tuple[ReplicatedFigure, ...] | None = None
+    if quantized:
+        table = _tried(
+            "Table 1",
+            skipped,
+            lambda: tuple(_table(checkpoint, figures, text, placement, progress)),
+        )
     layers = find_layers(checkpoint, empirical=seen, progress=progress)
     traced, walked, ablated, sunk = None, None, None, None
     if pictures:
@@ -104,7 +125,10 @@ def replicate(
         own=bool(figures.get("own", False)),
         running=None if seen is None else seen.document.running,
         text=None if seen is None else seen.document.text,
-        figures=tuple(_figures(figures, layers, seen, None if sunk is None else sunk.share)),
+        figures=(
+            *_figures(figures, layers, seen, None if sunk is None else sunk.share),
+            *(table or ()),
+        ),
         trace=traced,
         layers=layers,
         empirical=None if seen is None else seen.document,
@@ -154,6 +178,36 @@ def _figures(
             yield _among("massive coordinates", [(c,) for c in wanted["massive"]], massive)
     if share is not None and "sinks" in wanted:
         yield _near("share of heads with a sink", [wanted["sinks"]], [share], _SHARE)
+
+
+def _table(
+    checkpoint: Checkpoint,
+    figures: Mapping[str, Any],
+    text: Text | None,
+    placement: Placement | None,
+    progress: Progress | None,
+) -> Iterator[ReplicatedFigure]:
+    """Perplexity of each row of Table 1; kept are `down_proj` of explosion and decay layers."""
+    if "quantization" not in figures:
+        raise NothingAnalysable("nothing is published of it")
+    own = bool(figures.get("own", False))
+    usual = _OWN if own else _PUBLISHED
+    named = text if text is not None and text.given else usual
+    document = evaluate_quantization(
+        checkpoint,
+        rows=_TABLE,
+        alphas=(_OWN_ALPHA if own else _ALPHA,),
+        layers=sorted({*figures["explosion"], *figures["decay"]}),
+        text=replace(named, window=usual.window, limit=usual.limit, seed=None),
+        calibration=None if own else _CALIBRATION,
+        placement=placement,
+        progress=progress,
+    )
+    found = {row.row: row.perplexity for row in document.rows}
+    for name, wanted in zip(_TABLE, figures["quantization"], strict=True):
+        if name in found:
+            by = wanted * (_EXACT if name == "none" else _ROUNDED)
+            yield _near(f"perplexity, {name}", [wanted], [found[name]], by)
 
 
 def _same(what: str, wanted: list[int], found: tuple[int, ...]) -> ReplicatedFigure:

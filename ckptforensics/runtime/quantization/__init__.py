@@ -1,0 +1,1 @@
+"""Rounding a running model's linear modules, as published quantizers do, by hooks."""
