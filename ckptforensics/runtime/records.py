@@ -12,12 +12,12 @@ from ckptforensics.runtime.model import Runtime
 
 def running_record(runtime: Runtime) -> RunningRecord:
     """What runs the model."""
-    parameter = next(runtime.model.parameters())
+    parameter, device = next(runtime.model.parameters()), runtime.model.device
     return RunningRecord(
         model_class=type(runtime.model).__name__,
         transformers=libraries.transformers().__version__,
         torch=libraries.torch().__version__,
-        device=str(runtime.model.device),
+        device=str(device) if device.type != "meta" else "cpu, offloaded",
         dtype=str(parameter.dtype).removeprefix("torch."),
     )
 

@@ -29,9 +29,10 @@ def shared_parts(pair: Pair, tests: Sequence[CriterionRecord]) -> tuple[str, ...
     Empty where the models correspond as a whole. `initialisation` is what is left where the order
     of units or coordinates is shared and no weights or functions are.
     """
-    changes = [c for c in pair.once(measure_changes) if c.tensors.matrix]
+    every = pair.once(measure_changes)
+    changes = [c for c in every if c.tensors.matrix or c.tensors.error is not None]
     layers = [c for c in changes if c.tensors.part == "layer"]
-    foreign = sum(c.cosine < _FOREIGN for c in layers)
+    foreign = sum(map(_is_foreign, layers))
     if layers and foreign < _LEAST_FOREIGN * len(layers):
         return () if _functions_agree(tests) or not _unlike(layers) else (_INITIALISATION,)
     alike = [*_named(pair, changes), *_equal(pair), *_seen(pair, tests)]
@@ -67,6 +68,13 @@ def _equal(pair: Pair) -> tuple[EqualTensor, ...]:
         return pair.once(equal_parts).whole
     except NotApplicable:
         return ()
+
+
+def _is_foreign(change: Change) -> bool:
+    """Whether two matrices have nothing in common; of independent ones |B - A| exceeds |A|."""
+    if change.tensors.error is not None:
+        return change.tensors.error >= 1
+    return change.cosine < _FOREIGN
 
 
 def _functions_agree(tests: Sequence[CriterionRecord]) -> bool:

@@ -84,8 +84,10 @@ def _highest(document: TraceDocument, highest: list[float]) -> str:
     place = max(range(len(highest)), key=highest.__getitem__)
     layer = document.norms[place].index(highest[place])
     name = token_label(document.token_ids[place], document.tokens[place])
+    if document.tokens[place] is None:
+        name = f"token {name}"
     where = "before layer 1" if layer == 0 else f"after layer {layer}"
-    return f"number {place + 1}, {name}: {number(highest[place])} {where}"
+    return f"{name} at place {place + 1}, with {number(highest[place])} {where}"
 
 
 def _names(document: TraceDocument, shown: list[int]) -> list[str]:
@@ -119,6 +121,7 @@ def _bars(figure: FigureBase, document: TraceDocument, shown: list[int]) -> None
         color=colors,
     )
     bars.set_rasterized(True)
+    axes.set_ylim(-0.6 * step, layers - 1 + 0.6 * step)
     every = max(1, -(-len(shown) // _MOST_NAMES))
     names = _names(document, shown)
     axes.set_xticks(

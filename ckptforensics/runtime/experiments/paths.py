@@ -241,8 +241,13 @@ def _second_inputs(
     class _Enough(Exception):
         """The layers behind need not run."""
 
-    def on_middle(number: int, state: Any) -> None:
-        if number == layer:
+    # Both branches of a parallel block read what the layer before left.
+    parallel = runtime.checkpoint.architecture.residual == "parallel"
+    watching = runtime.watching if parallel else runtime.watching_middles
+    wanted = layer - 1 if parallel else layer
+
+    def on_state(number: int, state: Any) -> None:
+        if number == wanted:
             kept.append(state[:, 1].float().cpu().numpy())
             raise _Enough
 
@@ -250,7 +255,7 @@ def _second_inputs(
     with running(progress, "second position", len(batches)) as step:
         for batch in batches:
             try:
-                with runtime.watching_middles(on_middle):
+                with watching(on_state):
                     runtime.forward([[front, token] for token in batch])
             except _Enough:
                 pass

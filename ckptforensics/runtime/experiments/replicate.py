@@ -20,12 +20,11 @@ from ckptforensics.progress import Progress
 from ckptforensics.results import Empirical, LayersDocument, Skipped
 from ckptforensics.results.quantization import RowName
 from ckptforensics.results.replication import ReplicatedFigure, ReplicationDocument
-from ckptforensics.results.sinks import SinksDocument
 from ckptforensics.runtime.experiments.ablate import ablate
 from ckptforensics.runtime.experiments.empirical import empirical
 from ckptforensics.runtime.experiments.paths import paths
 from ckptforensics.runtime.experiments.quantize import evaluate_quantization
-from ckptforensics.runtime.experiments.sinks import ATTENTION, WINDOW, sinks
+from ckptforensics.runtime.experiments.sinks import WINDOW, sinks
 from ckptforensics.runtime.experiments.trace import trace
 from ckptforensics.runtime.model import Runtime, start
 from ckptforensics.runtime.texts import Text
@@ -112,12 +111,8 @@ def replicate(
             "paths", skipped, lambda: paths(which, vocabulary=_PATHS, progress=progress)
         )
     if pictures or "sinks" in figures:
-
-        def with_weights(plain: Runtime) -> SinksDocument:
-            eager = start(plain.checkpoint, placement, ATTENTION)
-            return sinks(eager, text=text or Text(window=WINDOW), progress=progress)
-
-        sunk = tried("sinks", with_weights)
+        words = text or Text(window=WINDOW)
+        sunk = tried("sinks", lambda r: sinks(r, text=words, progress=progress))
     return ReplicationDocument(
         tool_version=__version__,
         model=model_record(checkpoint),

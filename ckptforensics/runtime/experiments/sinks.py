@@ -58,8 +58,7 @@ def sinks(
 
     Parameters
     ----------
-    model : an opened checkpoint, what `open_checkpoint` takes, or a model that was start with the
-        attention implementation `ATTENTION`
+    model : a running model, an opened checkpoint or what `open_checkpoint` takes
     text, other : by default Python's help topics in windows of 64 tokens; a second text of another
         domain shows which heads are active on one of them only
     k : token that is the sink, from 1
@@ -75,10 +74,12 @@ def sinks(
         as `open_checkpoint`, `runtime.model.start` and `runtime.texts.windows_of`.
     """
     runtime = start(model, placement, ATTENTION)
-    record, layers, skipped = _measured(runtime, text, k, threshold, progress)
     found: dict[str, Any] = {}
+    with _returning_weights(runtime):
+        record, layers, skipped = _measured(runtime, text, k, threshold, progress)
+        if other is not None:
+            other_record, other_layers, _ = _measured(runtime, other, k, threshold, progress)
     if other is not None:
-        other_record, other_layers, _ = _measured(runtime, other, k, threshold, progress)
         found = {
             "other": other_record,
             "other_share": _share(other_layers),
@@ -107,9 +108,10 @@ def _measured(
     progress: Progress | None,
 ) -> tuple[TextRecord, tuple[SinkLayer, ...], tuple[Skipped, ...]]:
     windows, record = windows_of(runtime, as_text(text, WINDOW))
-    if not 1 <= k <= len(windows[0]):
+    if not 1 <= k < len(windows[0]):
         raise UsageError(
-            f"a window of {len(windows[0])} tokens has no token {k}", hint="change --k"
+            f"in a window of {len(windows[0])} tokens none is behind token {k}",
+            hint="change --k or --window, or give more text",
         )
     count = len(runtime.blocks)
     sums = _Sums(count)
@@ -135,6 +137,20 @@ def _measured(
                 runtime.forward(batch)
             sums.windows += len(batch)
     return record, _layers(runtime, sums), _skipped(sums)
+
+
+@contextmanager
+def _returning_weights(runtime: Runtime) -> Iterator[None]:
+    """Let a model that runs use the attention that returns its weights, and then its own again."""
+    own = runtime.model.config._attn_implementation
+    if own == ATTENTION:
+        yield
+        return
+    runtime.model.set_attn_implementation(ATTENTION)
+    try:
+        yield
+    finally:
+        runtime.model.set_attn_implementation(own)
 
 
 @contextmanager
