@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -156,7 +157,7 @@ def compare(
         steps = 1 + sum(level in test.levels for test in CRITERIA)
         with running(progress, "criteria", steps * len(chosen)) as done:
             for a, b in chosen:
-                pair = Pair(a, b, level, progress)
+                pair = Pair(a, b, level, progress, seed_of(a, b))
                 record = compare_pair(pair)
                 a.forget()
                 b.forget()
@@ -183,6 +184,15 @@ def compare(
         tree=tree_of(pairs, lengths),
         left_out=(*_left_out(level), *left),
     )
+
+
+def seed_of(a: Model, b: Model) -> int:
+    """The seed of every sample of a pair, from what both models weigh, in either order.
+
+    Nobody can then prepare one model for what will be looked at of it beside another.
+    """
+    prints = sorted(model.signature.document.fingerprint for model in (a, b))
+    return int.from_bytes(hashlib.sha256("".join(prints).encode()).digest()[:7])
 
 
 def compare_pair(pair: Pair) -> PairRecord:

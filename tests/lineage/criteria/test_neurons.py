@@ -19,8 +19,6 @@ from ckptforensics.lineage.correspondence.neurons import (
     token_states,
 )
 from ckptforensics.lineage.criteria import neurons
-from ckptforensics.lineage.criteria.criterion import Outcome, skip
-from ckptforensics.lineage.criteria.neurons import agreement
 from ckptforensics.lineage.effort import EFFORTS
 from ckptforensics.lineage.models import Model
 from ckptforensics.lineage.numeric import unit_rows
@@ -283,12 +281,6 @@ def test_experts_in_another_order_are_found(tmp_path):
 
 
 # What is reported
-
-
-def test_the_test_with_the_larger_share_is_told():
-    found = [(TOKENS.name, Outcome(0.2)), (DIRECTIONS.name, Outcome(0.7)), ("p", Outcome(1.0))]
-    assert agreement(found) == (0.7, DIRECTIONS.name)
-    assert agreement([(TOKENS.name, skip("why")), ("p", Outcome(1.0))]) == (None, "")
 
 
 def test_a_run_gives_the_same_twice(tmp_path):

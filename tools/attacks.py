@@ -1,0 +1,110 @@
+"""Copies made by somebody who has read how `ckpt compare` decides: as good as what they copy.
+
+Each changes the function little or not at all, and hides the copy from one matching or another.
+`python -m benchmarks.lineage_attacks` measures what each costs and what is said of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from tools import launder
+from tools.transforms import EMBEDDING, HEAD, Model, Tensors, is_layer_matrix, weight
+
+Attack = Callable[[Model, np.random.Generator], Model]
+_FFN = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
+
+
+def decoys(model: Model, generator: np.random.Generator, share: float = 0.5) -> Model:
+    """Neurons with the gate of one and the up row of another, which write nothing.
+
+    The true gates and up rows move by half a per cent, so that none is the nearest to itself.
+    """
+    tensors: Tensors = {}
+    for layer in range(model.layers):
+        gate, up, down = (model.tensors[weight(layer, part)] for part in _FFN)
+        more = int(share * len(gate))
+        order = generator.permutation(len(gate))
+        first, second = order[:more], order[-more:]
+        rows = []
+        for matrix, chosen in ((gate, first), (up, second)):
+            size = np.linalg.norm(matrix, axis=1, keepdims=True) / np.sqrt(matrix.shape[1])
+            moved = matrix + 0.005 * size * generator.standard_normal(matrix.shape)
+            rows.append(np.concatenate([moved, matrix[chosen]]))
+        nothing = np.zeros((len(down), more), np.float32)
+        written = np.concatenate([down, nothing], axis=1)
+        tensors |= dict(zip((weight(layer, p) for p in _FFN), (*rows, written), strict=True))
+    return _wider(model, tensors)
+
+
+def copies(model: Model, generator: np.random.Generator, count: int = 8) -> Model:
+    """Every neuron `count` times; the copies share what it writes."""
+    tensors: Tensors = {}
+    for layer in range(model.layers):
+        gate, up, down = (model.tensors[weight(layer, part)] for part in _FFN)
+        order = generator.permutation(count * len(gate))
+        tensors[weight(layer, _FFN[0])] = np.tile(gate, (count, 1))[order]
+        tensors[weight(layer, _FFN[1])] = np.tile(up, (count, 1))[order]
+        tensors[weight(layer, _FFN[2])] = np.tile(down / count, (1, count))[:, order]
+    return _wider(model, tensors)
+
+
+def taken(source: Model, into: Model, parts: Sequence[str], layers: Sequence[int] = ()) -> Model:
+    """Another model with some of a model's tensors in place of its own.
+
+    Parameters
+    ----------
+    parts : words of which a tensor's name holds one
+    layers : from 0, none for all
+    """
+    begins = tuple(f"model.layers.{layer}." for layer in layers)
+    chosen = {
+        name: tensor
+        for name, tensor in source.tensors.items()
+        if any(part in name for part in parts) and (not begins or name.startswith(begins))
+    }
+    return into.change(chosen)
+
+
+def planted(model: Model, generator: np.random.Generator) -> Model:
+    """One more neuron a layer, with a large direction of its own that no token triggers."""
+    tensors: Tensors = {}
+    width = model.config["hidden_size"]
+    for layer in range(model.layers):
+        gate, up, down = (model.tensors[weight(layer, part)] for part in _FFN)
+        row, column = generator.standard_normal((2, width))
+        scale = 1e-3 * np.linalg.norm(gate, axis=1).mean() / np.sqrt(width)
+        size = 1e4 * np.linalg.norm(down, axis=0).mean() / np.sqrt(width)
+        tensors[weight(layer, _FFN[0])] = np.concatenate([gate, scale * row[None]])
+        tensors[weight(layer, _FFN[1])] = np.concatenate([up, scale * row[None]])
+        tensors[weight(layer, _FFN[2])] = np.concatenate([down, size * column[:, None]], axis=1)
+    return _wider(model, tensors)
+
+
+def hidden(attack: Attack) -> Attack:
+    """An attack, and every exact laundering on top of it."""
+
+    def both(model: Model, generator: np.random.Generator) -> Model:
+        return launder.everything(attack(model, generator), generator)
+
+    return both
+
+
+def moved(model: Model, generator: np.random.Generator, share: float = 0.02) -> Model:
+    """Noise of a share of each matrix' own standard deviation."""
+    return model.change(
+        {
+            name: tensor + share * tensor.std() * generator.standard_normal(tensor.shape)
+            for name, tensor in model.tensors.items()
+            if is_layer_matrix(name, tensor) or name in (EMBEDDING, HEAD)
+        }
+    )
+
+
+def _wider(model: Model, tensors: Tensors) -> Model:
+    width = len(tensors[weight(0, _FFN[0])])
+    return model.change(
+        {name: np.asarray(t, np.float32) for name, t in tensors.items()}, intermediate_size=width
+    )
