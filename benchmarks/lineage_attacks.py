@@ -2,7 +2,7 @@
 
     python -m benchmarks.lineage_attacks [--smollm2] [--write]
 
-Every attack of tools/attacks.py on the zoo's seed0 (with `--smollm2` also on SmolLM2, minutes each):
+Every attack of tools/attacks.py on the zoo's seed0 (`--smollm2`: also on SmolLM2, minutes each):
 perplexity before and after on help topics of Python, the verdict, and the channels that show it.
 """
 

@@ -191,7 +191,7 @@ def seed_of(a: Model, b: Model) -> int:
 
     Nobody can then prepare one model for what will be looked at of it beside another.
     """
-    prints = sorted(model.signature.document.fingerprint for model in (a, b))
+    prints = sorted(model.signature.document.fingerprint or "" for model in (a, b))
     return int.from_bytes(hashlib.sha256("".join(prints).encode()).digest()[:7])
 
 

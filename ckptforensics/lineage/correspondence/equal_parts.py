@@ -180,8 +180,8 @@ def _hashed(model: Model, name: str) -> tuple[_Side, _Side]:
         values = store.read_rows(name, start, min(rows, start + step)) + np.float32(0)  # -0 is 0
         bits = np.ascontiguousarray(values).view(np.uint32).astype(np.uint64)
         return (
-            bits @ factors[:columns],
-            factors[start : start + len(bits)] @ bits,
+            np.einsum("ij,j->i", bits, factors[:columns]),
+            np.einsum("ij,i->j", bits, factors[start : start + len(bits)]),
             *(values.min(axis=1), values.max(axis=1)),
             *(values.min(axis=0), values.max(axis=0)),
         )

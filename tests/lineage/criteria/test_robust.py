@@ -1,4 +1,4 @@
-"""Channels that no matching enters: what a hidden copy leaves in them, and what only looks alike."""
+"""Channels that no matching enters: what a hidden copy leaves, and what only looks alike."""
 
 from __future__ import annotations
 
