@@ -113,7 +113,8 @@ def _same(evidence: Evidence, reasons: list[str]) -> Decision:
     if evidence.map_found:
         words.insert(0, "undone: " + "; ".join(evidence.map_found))
     otherwise = ("a change of the weights beyond rounding would make it 'derived'",)
-    return Decision("re-parameterised", None, "unknown", tuple(words), otherwise)
+    why = "what was only rounded or rewritten may have been written the other way round as well"
+    return Decision("re-parameterised", None, "unknown", tuple(words), otherwise, why)
 
 
 def _relatives(evidence: Evidence, reasons: list[str]) -> Decision:

@@ -18,6 +18,8 @@ _ISOTROPIC, _NEAR_MEAN = 0.35, 0.5
 _DRAWN_ANEW = 0.2
 # Rows that are looked at.
 _ROWS = 512
+# Rows before the new ones that are looked at at least.
+_LEAST_LAST = 64
 
 
 def only_outside(changed: Sequence[Change]) -> Finding:
@@ -63,12 +65,20 @@ def appended_rows(changes: Sequence[Change]) -> Finding | None:
         new = read(min(rows), min(max(rows), min(rows) + _ROWS))
         old = np.concatenate([read(i, i + 1) for i in sample_rows(min(rows), _ROWS)])
         how = _initialised(new, old)
-        arrow: Arrow = "unknown" if how is None else "a->b" if longer else "b->a"
+        # Tokens that are hardly ever met stand at the end: those before the cut are then like them.
+        last = read(max(0, min(rows) - max(len(new), _LEAST_LAST)), min(rows))
+        before = _initialised(last, old)
+        alike = how is not None and before is not None and how[:3] == before[:3]
+        arrow: Arrow = "unknown" if how is None or alike else "a->b" if longer else "b->a"
         reason = (
             f"{'B' if longer else 'A'} has {max(rows) - min(rows):,} more rows in "
             f"{change.tensors.tensor}" + (f", {how}" if how else ", not as initialised ones are")
         )
-        return Finding(None, arrow, reason, 70, "vocabulary")
+        doubt = ""
+        if alike:
+            doubt = "the rows before them are alike, so that they may have been cut off as well"
+            reason += f"; {doubt}"
+        return Finding(None, arrow, reason, 70, "vocabulary", doubt)
     return None
 
 

@@ -23,6 +23,9 @@ from ckptforensics.results.comparison import Arrow, ChangeRecord
 # A change must be seen in this share of the changed entries of layers to be the kind of the
 # relation: what is equal on both sides says nothing of it.
 _MOST = 0.5
+# Mean square of digits that rounding took, relative to digits drawn uniformly: powers of two, whose
+# lower side is rounded more finely, make it a little less.
+_UNIFORM = (0.85, 1.15)
 # A copy that was only quantized is explained whole, but for a few odd matrices.
 _NEARLY_ALL = 0.9
 # Cosine of matrices in one basis below which they have nothing in common: of independent ones it is
@@ -244,6 +247,14 @@ def _cast(changes: Sequence[Change], changed: Sequence[Change]) -> Finding | Non
                 f"{second} is {first} rounded to {later}, entry by entry, in {len(changed)} of "
                 f"{len(changes)} tensors; the others are equal"
             )
+            digits = float(np.median([change.digits for change in changed]))
+            lowest, highest = _UNIFORM
+            if not lowest < digits < highest:
+                doubt = (
+                    f"the digits that {first} has more have {digits:.2g} times the mean square of "
+                    "digits that rounding takes, as where digits that round away were added"
+                )
+                return Finding(None, "unknown", f"{reason}; {doubt}", 80, "rounding", doubt)
             return Finding(None, arrow, reason, 80, "rounding")
     return None
 
@@ -352,6 +363,14 @@ def _pruned(layers: Sequence[Change], later: int) -> Finding | None:
     if kept < _UNCHANGED or both:
         reason += f", {_THIRD}"
         return Finding("pruned", "unknown", reason, 35)
+    # On a quantizer's grid there are gaps anyway.
+    gaps = [mask.gap for c, mask in masked if not _on_grid(c.lattices[1 - later])]
+    if gaps and 2 * sum(gaps) > len(gaps):
+        doubt = (
+            f"what {first} has where {second} has 0 is not what pruning removes: its sizes leave a "
+            f"gap below the others, as where zeros of {second} were filled in with small numbers"
+        )
+        return Finding("pruned", "unknown", f"{reason}; {doubt}", 35, doubt=doubt)
     return Finding("pruned", arrow, reason, 35)
 
 
@@ -383,7 +402,10 @@ def _rounded_last(low: Sequence[Change]) -> tuple[Arrow, str]:
     if entries >= _LEAST_ENTRIES:
         as_b = sum(order.as_b for order in orders) / entries
         as_a = sum(order.as_a for order in orders) / entries
-        fits = [lowest < value < highest for value in (as_b, as_a)]
+        fits = [
+            lowest < value < highest and _one_sum([getattr(order, side) for order in orders])
+            for value, side in ((as_b, "finer_b"), (as_a, "finer_a"))
+        ]
         if fits[0] != fits[1]:
             first, second, arrow = _names(int(fits[0]))
             return arrow, (
@@ -395,6 +417,12 @@ def _rounded_last(low: Sequence[Change]) -> tuple[Arrow, str]:
         "unknown",
         "seen from both sides the same, so a third relative would have to say who came first",
     )
+
+
+def _one_sum(finer: Sequence[tuple[int, float]]) -> bool:
+    """Whether entries whose unit is finer in the rounded sum show no rounding of the other."""
+    entries = sum(count for count, _ in finer)
+    return entries == 0 or sum(ratio for _, ratio in finer) < 2 * entries
 
 
 def _finetune(layers: Sequence[Change], moved: Sequence[Change]) -> Finding:
