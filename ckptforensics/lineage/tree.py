@@ -100,7 +100,8 @@ def tree_of(
         return lengths.get((pair.a, pair.b), np.inf) * (_EXPLAINED if explained else 1.0)
 
     edges = []
-    for pair in sorted(related, key=weight):
+    # Of edges of one length a directed one goes first: copies are as near as what they copy.
+    for pair in sorted(related, key=lambda p: (weight(p), p.direction.arrow == "unknown")):
         one, other = root(pair.a), root(pair.b)
         if one == other:
             continue

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -9,6 +10,7 @@ import numpy as np
 from ckptforensics.arrays import Floats
 from ckptforensics.lineage.changes.changes import Change, sample_rows
 from ckptforensics.lineage.changes.finding import Finding
+from ckptforensics.lineage.changes.tensor_pairs import Reader
 from ckptforensics.results.comparison import Arrow
 
 # Rows that are new and nothing but initialised: their columns' sizes vary less than this around
@@ -18,16 +20,35 @@ _ISOTROPIC, _NEAR_MEAN = 0.35, 0.5
 _DRAWN_ANEW = 0.2
 # Rows that are looked at.
 _ROWS = 512
+# Relative change from which on rows may have been put in another order.
+_REORDERED = 0.5
 # Rows before the new ones that are looked at at least.
 _LEAST_LAST = 64
 
 
 def only_outside(changed: Sequence[Change]) -> Finding:
     """Nothing but tensors outside the layers changed: embeddings, head or the last norm."""
+    for change in changed:
+        if change.tensors.part == "embedding" and change.relative > _REORDERED:
+            rows = [_row_hashes(read, change.tensors.rows[0]) for read in change.tensors.read]
+            if change.tensors.rows[0] == change.tensors.rows[1] and rows[0] == rows[1]:
+                words = f"{change.tensors.tensor} has the same rows in another order"
+                doubt = "either order may be the first"
+                told = f"{words}: tokens were renumbered"
+                return Finding(None, "unknown", told, 50, doubt=doubt)
     names = ", ".join(change.tensors.tensor for change in changed)
     most = max(change.relative for change in changed)
     reason = f"only {names} changed, by {most:.2g} of its norm"
     return Finding("finetune", "unknown", reason, 50)
+
+
+def _row_hashes(read: Reader, rows: int) -> list[bytes]:
+    """Digests of all rows, sorted."""
+    return sorted(
+        hashlib.blake2b(row.tobytes(), digest_size=8).digest()
+        for start in range(0, rows, _ROWS)
+        for row in read(start, min(start + _ROWS, rows))
+    )
 
 
 def drawn_anew(changed: Sequence[Change]) -> Finding | None:

@@ -96,6 +96,11 @@ class Change:
         return self.equal == 1 or self.cast is not None
 
     @property
+    def beyond_projection(self) -> float:
+        """What is left of the change, relative to A, beside entries that one model has as 0."""
+        return max(0.0, self.relative**2 - (1 - self.cosine**2)) ** 0.5
+
+    @property
     def record(self) -> ChangeRecord:
         """As it stands in the document."""
         return ChangeRecord(

@@ -15,7 +15,8 @@ from ckptforensics.lineage.changes.beyond_layers import appended_rows, drawn_ane
 from ckptforensics.lineage.changes.changes import NEAR, ROUNDED, Change, measure_changes
 from ckptforensics.lineage.changes.finding import Finding
 from ckptforensics.lineage.changes.masks import Mask
-from ckptforensics.lineage.changes.structure import find_structure
+from ckptforensics.lineage.changes.own_basis import own_findings
+from ckptforensics.lineage.changes.structure import find_structure, reordered
 from ckptforensics.lineage.changes.tensor_pairs import is_sampled
 from ckptforensics.lineage.pair import Pair
 from ckptforensics.results.comparison import Arrow, ChangeRecord
@@ -31,6 +32,7 @@ _NEARLY_ALL = 0.9
 # Cosine of matrices in one basis below which they have nothing in common: of independent ones it is
 # about 1 / sqrt(entries).
 _ALIKE = 0.05
+_ALIKE_MATCHED = 0.3
 # Share of zeros that one model has more than the other, to be called pruned.
 _PRUNED = 0.1
 # Share of the entries that pruning left which must be equal to say what was pruned.
@@ -127,9 +129,7 @@ def find_relation(pair: Pair) -> tuple[Finding, ...]:
     """
     if not pair.reads_weights:
         return ()
-    changes = [
-        c for c in pair.once(measure_changes) if c.cosine >= _ALIKE or c.tensors.part != "layer"
-    ]
+    changes = [c for c in pair.once(measure_changes) if not _foreign(c)]
     layers = [c for c in changes if c.tensors.part == "layer" and c.tensors.matrix]
     alike = 2 * len(layers) >= sum(
         c.tensors.part == "layer" and c.tensors.matrix for c in pair.once(measure_changes)
@@ -137,7 +137,7 @@ def find_relation(pair: Pair) -> tuple[Finding, ...]:
     found = [f for f in find_structure(pair) if alike or f.relation != "depth-changed"]
     if layers and alike:
         found += _of_values(pair, changes, layers)
-        found += _replaced(pair.once(measure_changes))
+        found += _replaced(pair)
     return tuple(sorted(_agreed(found, bool(layers)), key=lambda finding: finding.order))
 
 
@@ -186,6 +186,9 @@ def _of_values(pair: Pair, changes: list[Change], layers: list[Change]) -> Itera
         return
     matrices = [change for change in layers if any(change is one for one in moved)]
     found = [*_both_ways(_quantized, matrices), *_both_ways(_pruned, matrices)]
+    if any(change.tensors.mapped for change in matrices):
+        own = list(own_findings(pair, matrices))
+        found = own or found
     if any(finding.relation == "pruned" for finding in found):
         found = [finding for finding in found if finding.relation != "finetune"]
     kinds = {finding.relation for finding in found} - {None}
@@ -202,16 +205,25 @@ def _of_values(pair: Pair, changes: list[Change], layers: list[Change]) -> Itera
     yield from found
 
 
-def _replaced(changes: Sequence[Change]) -> list[Finding]:
+def _replaced(pair: Pair) -> list[Finding]:
     """Tensors of one name that have nothing in common: no part of what the others say."""
-    foreign = [c for c in changes if c.cosine < _ALIKE and c.tensors.part == "layer"]
+    changes = pair.once(measure_changes)
+    foreign = [c for c in changes if _foreign(c)]
     if not foreign:
         return []
+    if moved := reordered(pair):
+        return [moved]
     reason = (
         f"{len(foreign)} of {len(changes)} tensors of one name and shape have nothing in common, "
         f"such as {foreign[0].tensors.tensor}: they were replaced, or only one model has them"
     )
     return [Finding(None, "unknown", reason, 60)]
+
+
+def _foreign(change: Change) -> bool:
+    """Whether tensors of layers have nothing in common: matched units are a little alike anyway."""
+    least = _ALIKE_MATCHED if change.tensors.mapped else _ALIKE
+    return change.cosine < least and change.tensors.part == "layer"
 
 
 def _told_with(adapter: Finding, finding: Finding) -> Finding:

@@ -131,6 +131,18 @@ def _depth(pair: Pair) -> Iterator[Finding]:
         yield Finding("depth-changed", "unknown", reason, 10)
 
 
+def reordered(pair: Pair) -> Finding | None:
+    """Layers of B that are layers of A with another number, in models of one depth."""
+    if not pair.same_depth:
+        return None
+    partners = [(a, b) for a, b, s in free_partners(pair) if a is not None and s >= PARTNER]
+    moved = [(a, b) for a, b in partners if pair.a.layers.index(a) != pair.b.layers.index(b)]
+    if not moved:
+        return None
+    words = ", ".join(f"{a} as {b}" for a, b in moved)
+    return Finding(None, "unknown", f"B has layers of A in another order: {words}", 12)
+
+
 def _adds_nothing(model: Model, layer: int) -> bool:
     """Whether output and down projections are 0: a layer that was added to be trained."""
     block = model.block(layer)
@@ -178,13 +190,13 @@ def _experts(pair: Pair) -> Iterator[Finding]:
         apart.append([_apart(expert, one[0]) for expert in experts])
     if not shares:
         return
-    if any(_one_alone(distances) for distances in apart):
+    every = np.median([min(layer) for layer in shares])
+    best = np.median([max(layer) for layer in shares])
+    if every >= _AGREE and any(_one_alone(distances) for distances in apart):
         doubt = f"one expert of {moe} is the FFN of {dense} and the others are not"
         reason = f"{doubt}: it may have been taken out of {moe}, or {moe} made of copies of it"
         yield Finding("upcycled", "unknown", reason, 5, doubt=doubt)
         return
-    every = np.median([min(layer) for layer in shares])
-    best = np.median([max(layer) for layer in shares])
     counted = f"median over {len(shares)} layers"
     if every >= _AGREE:
         least = min(min(layer) for layer in shares)
