@@ -95,10 +95,14 @@ class Change:
         """Whether nothing changed but, at most, the type that the values are rounded to."""
         return self.equal == 1 or self.cast is not None
 
-    @property
-    def beyond_projection(self) -> float:
-        """What is left of the change, relative to A, beside entries that one model has as 0."""
-        return max(0.0, self.relative**2 - (1 - self.cosine**2)) ** 0.5
+    def beyond_zeros(self, later: int) -> float:
+        """What is left of the change beside entries that were set to 0 in A (0) or B (1).
+
+        A model with some entries at 0 is orthogonal to the rest. Relative to the other model.
+        """
+        square = self.relative**2
+        removed = square if later else square / (1 + square)
+        return max(0.0, abs(removed - (1 - self.cosine**2))) ** 0.5
 
     @property
     def record(self) -> ChangeRecord:

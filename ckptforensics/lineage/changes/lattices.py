@@ -29,8 +29,9 @@ _FEW_ENTRIES = 1 << 11
 # Levels of 4 bits, looked for where a group has enough entries other than 0 to have more.
 _LEVELS = 16
 _LEAST_NONZERO = 24
-# Largest number, bits behind the point and least exponent of FP8's types E4M3 and E5M2.
-_FLOAT8 = ((448.0, 3, -6.0), (57344.0, 2, -14.0))
+# Largest number, bits behind the point and least exponent of FP8's types E5M2 and E4M3; the one of
+# fewer bits goes first.
+_FLOAT8 = ((57344.0, 2, -14.0), (448.0, 3, -6.0))
 # Relative rounding error of the types: half a unit in the last place.
 _EPS = {"BF16": 2.0**-8, "F16": 2.0**-11, "F32": 2.0**-24}
 

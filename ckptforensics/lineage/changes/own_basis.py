@@ -21,6 +21,8 @@ from ckptforensics.tensors import matrix_shape
 
 # Layers that are looked at, rows of each matrix, and the share of matrices that must show it.
 _LAYERS, _ROWS, _MOST = 4, 32, 0.5
+# Rows read at once where the largest entry is looked for.
+_BLOCK = 1024
 # Share of zeros of a pruned matrix, and of one that is not.
 _PRUNED, _NONE = 0.1, 0.01
 # How much farther from the other model than rounding brings it a copy that was only quantized is,
@@ -66,7 +68,7 @@ def own_findings(pair: Pair, matrices: Sequence[Change]) -> Iterator[Finding]:
             return
         zeros = own.share_of_zeros()
         if zeros >= _PRUNED and other.share_of_zeros() < _NONE:
-            left = float(np.median([c.beyond_projection for c in matrices])) if matrices else 1.0
+            left = float(np.median([c.beyond_zeros(later) for c in matrices])) if matrices else 1.0
             yield _told(
                 "pruned",
                 arrow if left <= _LEFT else "unknown",
@@ -93,8 +95,12 @@ def _look(model: Model) -> _Stored:
             rows = matrix_shape(info)[1]
             start = max(0, (rows - _ROWS) // 2)
             sample = store.read_rows(name, start, min(rows, start + _ROWS))
-            model.bytes_read += info.nbytes * len(sample) // rows
-            grid = find_lattice(sample, float(np.abs(sample).max(initial=0.0)))
+            model.bytes_read += info.nbytes
+            largest = max(
+                float(np.abs(store.read_rows(name, i, min(i + _BLOCK, rows))).max())
+                for i in range(0, rows, _BLOCK)
+            )
+            grid = find_lattice(sample, largest)
             size = float(np.sqrt(np.mean(sample.astype(np.float64) ** 2)))
             found.grids.append(None if grid is None else grid.name)
             found.zeros.append(float(np.mean(sample == 0)))
