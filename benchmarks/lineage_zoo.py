@@ -60,7 +60,7 @@ def agrees(expected: Relation, found: PairRecord) -> bool:
         return False
     if expected.kind is not None and found.relation != expected.kind:
         return False
-    return expected.direction in ("unknown", found.direction)
+    return expected.direction in ("unknown", found.direction.arrow)
 
 
 def statistic(record: PairRecord, name: str) -> float | None:
@@ -86,7 +86,7 @@ def row(expected: Relation, found: PairRecord, seconds: float) -> str:
         expected.a,
         expected.b,
         said(expected.verdict, expected.kind, expected.direction),
-        said(found.verdict, found.relation, found.direction),
+        said(found.verdict, found.relation, found.direction.arrow),
         "yes" if agrees(expected, found) else "**no**",
         "-" if f is None else f"{f:.3f}",
         "-" if p is None else f"{p:.1f}",

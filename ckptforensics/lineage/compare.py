@@ -53,7 +53,7 @@ from ckptforensics.results import (
     holds_signature,
     load_result,
 )
-from ckptforensics.results.comparison import RELATIVES, Level
+from ckptforensics.results.comparison import RELATIVES, Arrow, DirectionRecord, Level
 from ckptforensics.sources import IsAdapter, is_hub_id
 from ckptforensics.version import __version__
 
@@ -330,7 +330,7 @@ def _record(
         b=pair.b.name,
         verdict=decision.verdict,
         relation=decision.relation,
-        direction=decision.direction,
+        direction=DirectionRecord.of_weights(decision.direction, decision.why),
         distance_deg=None if nearest is None else nearest[0],
         layer=None if nearest is None else nearest[1],
         angles_deg=angles,
@@ -420,17 +420,27 @@ def _with_merges(pairs: Sequence[PairRecord], found: Sequence[MergeRecord]) -> l
                 for weight, parent in zip(merge.weights, merge.parents, strict=True)
             )
             reason = f"{merge.model} is a mixture ({merge.method}) of {words}"
-            pair = pair.model_copy(
-                update={
+            if not merge.only:
+                reason += f", but {merges.EXTRAPOLATION}"
+            changed: dict[str, Any] = {"reasons": (*pair.reasons, reason)}
+            if merge.only or pair.relation != "adapter":
+                changed |= {
                     "verdict": "derived",
                     "relation": "merge",
-                    "direction": "b->a" if merge.model == pair.a else "a->b",
-                    "reasons": (*pair.reasons, reason),
+                    "direction": _of_mixture(merge, pair),
                     "otherwise": (),
                 }
-            )
+            pair = pair.model_copy(update=changed)
         told.append(pair)
     return told
+
+
+def _of_mixture(merge: MergeRecord, pair: PairRecord) -> DirectionRecord:
+    """Parents come first, unless one of them may be the mixture."""
+    if not merge.only:
+        return DirectionRecord.of_weights("unknown", merges.EXTRAPOLATION)
+    arrow: Arrow = "b->a" if merge.model == pair.a else "a->b"
+    return DirectionRecord.of_weights(arrow, merges.FORGED)
 
 
 def _entries_left_out(pair: Pair, record: PairRecord) -> list[str]:

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 import numpy as np
 
 from ckptforensics.results import PairRecord, TreeEdge
-from ckptforensics.results.comparison import RELATIVES
+from ckptforensics.results.comparison import RELATIVES, DirectionRecord
 
 # Models of other widths have no angle between their directions.
 _FARTHEST = 90.0
@@ -96,21 +96,22 @@ def tree_of(
         return name
 
     def weight(pair: PairRecord) -> float:
-        explained = pair.direction != "unknown" and pair.relation is not None
+        explained = pair.direction.arrow != "unknown" and pair.relation is not None
         return lengths.get((pair.a, pair.b), np.inf) * (_EXPLAINED if explained else 1.0)
 
     edges = []
-    for pair in sorted(related, key=weight):
+    # Of edges of one length a directed one goes first: copies are as near as what they copy.
+    for pair in sorted(related, key=lambda p: (weight(p), p.direction.arrow == "unknown")):
         one, other = root(pair.a), root(pair.b)
         if one == other:
             continue
         group[one] = other
-        a, b = (pair.b, pair.a) if pair.direction == "b->a" else (pair.a, pair.b)
+        a, b = (pair.b, pair.a) if pair.direction.arrow == "b->a" else (pair.a, pair.b)
         edges.append(
             TreeEdge(
                 a=a,
                 b=b,
-                directed=pair.direction != "unknown",
+                directed=pair.direction.arrow != "unknown",
                 relation=pair.relation,
                 length=pair.distance_deg,
             )
@@ -143,7 +144,7 @@ def through_others(
         changed = {
             "verdict": "related",
             "relation": None,
-            "direction": "unknown",
+            "direction": DirectionRecord.of_weights("unknown", reason),
             "reasons": (*pair.reasons, reason),
             "otherwise": (f"without {third}, one would be taken for derived from the other",),
         }
@@ -175,11 +176,11 @@ def _between(
         joined = [(known[model], end) for model, end in zip(models, ends, strict=True)]
         if any(_led(edge, end, name) for edge, end in joined):
             continue
-        if pair.direction == "unknown" or all(_led(edge, name, end) for edge, end in joined):
+        if pair.direction.arrow == "unknown" or all(_led(edge, name, end) for edge, end in joined):
             found.append((first + second, name))
     return min(found)[1] if found else None
 
 
 def _led(pair: PairRecord, first: str, second: str) -> bool:
     """Whether the weights show that the first model led to the second."""
-    return pair.direction == ("a->b" if (pair.a, pair.b) == (first, second) else "b->a")
+    return pair.direction.arrow == ("a->b" if (pair.a, pair.b) == (first, second) else "b->a")

@@ -72,6 +72,8 @@ class Decision:
     direction: Arrow
     reasons: tuple[str, ...]
     otherwise: tuple[str, ...] = ()
+    # What shows the direction and what would forge it, or why there is none.
+    why: str = "nothing in the weights shows who came first"
 
 
 def decide(evidence: Evidence) -> Decision:
@@ -79,7 +81,8 @@ def decide(evidence: Evidence) -> Decision:
     if evidence.identical:
         reason = "every tensor has the same name, type, shape and bytes"
         settings = [f"but the configurations differ: {words}" for words in evidence.settings]
-        return Decision("identical", None, "unknown", (reason, *settings))
+        equal = "equal files show nothing of who came first"
+        return Decision("identical", None, "unknown", (reason, *settings), why=equal)
     reasons = _positive(evidence)
     if evidence.equivalence.same:
         return _same(evidence, reasons)
@@ -115,7 +118,8 @@ def _same(evidence: Evidence, reasons: list[str]) -> Decision:
     if evidence.map_found:
         words.insert(0, "undone: " + "; ".join(evidence.map_found))
     otherwise = ("a change of the weights beyond rounding would make it 'derived'",)
-    return Decision("re-parameterised", None, "unknown", tuple(words), otherwise)
+    why = "what was only rounded or rewritten may have been written the other way round as well"
+    return Decision("re-parameterised", None, "unknown", tuple(words), otherwise, why)
 
 
 def _relatives(evidence: Evidence, reasons: list[str]) -> Decision:
@@ -145,7 +149,8 @@ def _relatives(evidence: Evidence, reasons: list[str]) -> Decision:
         otherwise.append(
             "a third relative may show who came first, or that both come from another model"
         )
-    return Decision("derived", first.relation, first.direction, tuple(reasons), tuple(otherwise))
+    told = (first.relation, first.direction, tuple(reasons), tuple(otherwise))
+    return Decision("derived", *told, first.why)
 
 
 def _negative(evidence: Evidence) -> Decision:

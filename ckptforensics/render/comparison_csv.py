@@ -7,7 +7,7 @@ from ckptforensics.render.view import View
 from ckptforensics.results import ComparisonDocument, CriterionRecord, PairRecord
 
 COLUMNS = (
-    *("a", "b", "verdict", "relation", "direction", "distance_deg", "layer"),
+    *("a", "b", "verdict", "relation", "direction", "strength", "distance_deg", "layer"),
     *("group", "test", "statistic", "log10_p", "floor", "invariant_to", "null"),
     *("seconds", "bytes_read", "skipped", "note"),
 )
@@ -25,7 +25,8 @@ def comparison_csv(document: ComparisonDocument, view: View) -> str:
 
 def _pair(pair: PairRecord) -> tuple[object, ...]:
     return (
-        *(pair.a, pair.b, pair.verdict, pair.relation, pair.direction),
+        *(pair.a, pair.b, pair.verdict, pair.relation),
+        *(pair.direction.arrow, pair.direction.strength),
         *(pair.distance_deg, pair.layer),
     )
 

@@ -118,11 +118,24 @@ def run_lines(document: ComparisonDocument) -> list[str]:
     return [one_line(text) for text in (run.date, run.command, versions, machine)]
 
 
+def relation_text(relation: str) -> str:
+    """A relation in words; which parts are shared it says itself."""
+    return RELATIONS.get(relation, relation)
+
+
+def direction_line(pair: PairRecord) -> str:
+    """Who came first as far as the weights are consistent with it, and what would forge that."""
+    if pair.direction.arrow == "unknown":
+        return f"unknown: {pair.direction.why}"
+    first = "B" if pair.direction.arrow == "b->a" else "A"
+    return f"consistent with {first} first ({pair.direction.strength}): {pair.direction.why}"
+
+
 def verdict_line(pair: PairRecord) -> str:
     """The verdict as a neutral sentence about A and B."""
-    kind = "" if pair.relation is None else f": {RELATIONS[pair.relation]}"
-    first, second = ("B", "A") if pair.direction == "b->a" else ("A", "B")
-    known = pair.direction != "unknown"
+    kind = "" if pair.relation is None else f": {relation_text(pair.relation)}"
+    first, second = ("B", "A") if pair.direction.arrow == "b->a" else ("A", "B")
+    known = pair.direction.arrow != "unknown"
     match pair.verdict:
         case "identical":
             return "A and B are identical"
@@ -279,7 +292,7 @@ def edge_line(edge: TreeEdge, called: Mapping[str, str]) -> str:
     """An edge of the tree: '->' from the older model, '--' where that is unknown."""
     arrow = "->" if edge.directed else "--"
     text = f"{label(edge.a, called)} {arrow} {label(edge.b, called)}"
-    more = [] if edge.relation is None else [RELATIONS[edge.relation]]
+    more = [] if edge.relation is None else [relation_text(edge.relation)]
     if edge.length is not None:
         more.append(f"{angle(edge.length)} degrees")
     return f"{text}  {', '.join(more)}".rstrip()

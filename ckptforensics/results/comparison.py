@@ -6,7 +6,7 @@ import math
 from itertools import combinations
 from typing import Annotated, Literal
 
-from pydantic import StringConstraints, model_validator
+from pydantic import Field, model_validator
 
 from ckptforensics.results.records import Document, Finite, Frozen, ModelRecord, Name
 
@@ -32,8 +32,9 @@ Relation = Literal[
     "upcycled",
 ]
 # Which parts are shared where the rest has nothing in common.
-Shares = Annotated[str, StringConstraints(pattern="^shares: ")]
+Shares = Annotated[str, Field(pattern="^shares: ")]
 Arrow = Literal["a->b", "b->a", "unknown"]
+Strength = Literal["cryptographic", "forgeable", "none"]
 AlignmentKind = Literal["identity", "signed-permutation", "rotation", "none"]
 Level = Literal["fast", "default", "thorough"]
 Group = Literal["exact", "agreement", "correspondence", "change"]
@@ -83,6 +84,32 @@ class AlignmentRecord(Frozen):
     found: tuple[str, ...] = ()
 
 
+class DirectionRecord(Frozen):
+    """Which of two models the weights are consistent with having come first.
+
+    `strength` says what it takes to forge that: `cryptographic` needs an external timestamp, a
+    signature or a one-way construction, which weights alone never are; what weights show is
+    `forgeable`, and where they show nothing it is `none`. `why` is one sentence: what shows it and
+    what would forge it.
+    """
+
+    arrow: Arrow
+    strength: Strength
+    why: str
+
+    @model_validator(mode="after")
+    def _known(self) -> DirectionRecord:
+        if (self.arrow == "unknown") != (self.strength == "none"):
+            raise ValueError("a direction that is unknown has the strength none, another has one")
+        return self
+
+    @classmethod
+    def of_weights(cls, arrow: Arrow, why: str) -> DirectionRecord:
+        """What weights alone are consistent with."""
+        strength: Strength = "none" if arrow == "unknown" else "forgeable"
+        return cls(arrow=arrow, strength=strength, why=why)
+
+
 class ChangeRecord(Frozen):
     """How one tensor of B differs from A's, in the same basis or after the map was undone.
 
@@ -105,16 +132,17 @@ class PairRecord(Frozen):
 
     `distance_deg` is the paper's: the smallest acute angle between u1 of corresponding layers, at
     `layer` of A; `angles_deg` are all of them, null where a layer has no partner. They are null
-    where the widths differ. `reasons` carried the verdict, `otherwise` says what would have changed
-    it. `compared` and `not_compared` say what of relatives' weights and settings the verdict rests
-    on, and what was not looked at or could not be, with its reason.
+    where the widths differ. `relation` may also be `shares: ` and the parts that are shared without
+    one model being made from the other. `reasons` carried the verdict, `otherwise` says what would
+    have changed it. `compared` and `not_compared` say what of relatives' weights and settings the
+    verdict rests on, and what was not looked at or could not be, with its reason.
     """
 
     a: Name
     b: Name
     verdict: Verdict
     relation: Relation | Shares | None
-    direction: Arrow
+    direction: DirectionRecord
     distance_deg: Finite | None
     layer: int | None
     angles_deg: tuple[Finite | None, ...]
@@ -169,7 +197,8 @@ class MergeRecord(Frozen):
 
     `weights` has one entry a parent, `interval` their 95 % bootstrap intervals, `by_layer` the
     weights of each layer, `gain` the share of the distance to the best single parent that the
-    mixture takes away, `method` what the residual looks like.
+    mixture takes away, `method` what the residual looks like. `only` is false where one of the
+    parents may as well be the mixture of the others, with weights outside 0 to 1.
     """
 
     model: Name
@@ -179,6 +208,7 @@ class MergeRecord(Frozen):
     by_layer: tuple[tuple[Finite, ...], ...]
     gain: Finite
     method: Literal["average", "ties", "dare", "unknown"]
+    only: bool = True
 
 
 class TreeEdge(Frozen):
@@ -227,7 +257,7 @@ class ComparisonDocument(Document):
     made; null where it was made from Python.
     """
 
-    schema_version: Literal["2.2"] = "2.2"
+    schema_version: Literal["3.0"] = "3.0"
     kind: Literal["comparison"] = "comparison"
     level: Level
     models: tuple[ModelRecord, ...]

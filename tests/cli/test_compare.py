@@ -51,7 +51,7 @@ def test_the_document_is_what_the_schema_says(related):
     (pair,) = related["pairs"]
     assert (pair["a"], pair["b"]) == (SEED0, TUNED)
     assert (pair["verdict"], pair["relation"]) == ("derived", "finetune")
-    assert pair["direction"] == "unknown"
+    assert (pair["direction"]["arrow"], pair["direction"]["strength"]) == ("unknown", "none")
     assert pair["distance_deg"] == min(pair["angles_deg"])
     assert pair["alignment"]["kind"] == "identity"
     assert related["clusters"] == [[SEED0, TUNED]]

@@ -23,7 +23,7 @@ def compared(*checkpoints):
 
 
 def kind(record):
-    return record.verdict, record.relation, record.direction
+    return record.verdict, record.relation, record.direction.arrow
 
 
 @pytest.fixture(scope="module", params=ENCODINGS)

@@ -17,6 +17,7 @@ from ckptforensics.lineage.tree import (
     tree_of,
 )
 from ckptforensics.results import AlignmentRecord, PairRecord
+from ckptforensics.results.comparison import DirectionRecord
 from tests.support.comparisons import a_test
 
 NAMES = ["base", "tuned", "tuned-more", "other", "other-tuned"]
@@ -28,7 +29,7 @@ def pair(a, b, verdict, distance=None, direction="unknown", relation=None):
         b=b,
         verdict=verdict,
         relation=relation,
-        direction=direction,
+        direction=DirectionRecord.of_weights(direction, "zeros"),
         distance_deg=distance,
         layer=None if distance is None else 1,
         angles_deg=(distance,),
@@ -155,7 +156,7 @@ def triple(direction="unknown", lengths=(0.3, 0.2, 0.12)):
 
 def test_a_third_model_between_two_makes_them_related():
     first, *others = through_others(*triple())
-    assert (first.verdict, first.relation, first.direction) == ("related", None, "unknown")
+    assert (first.verdict, first.relation, first.direction.arrow) == ("related", None, "unknown")
     assert "base lies between" in first.reasons[-1]
     assert [other.verdict for other in others] == ["derived", "derived"]
 

@@ -35,12 +35,12 @@ def found(expected, models):
 
 def check(expected, models):
     record = found(expected, models)
-    told = (record.verdict, record.relation, record.direction, record.reasons)
+    told = (record.verdict, record.relation, record.direction.arrow, record.reasons)
     assert record.verdict == expected.verdict, told
     if expected.kind is not None:
         assert record.relation == expected.kind, told
     if expected.direction != "unknown":
-        assert record.direction == expected.direction, told
+        assert record.direction.arrow == expected.direction, told
 
 
 # Relatives of which neither is the older; docs/lineage-measurements.md lists those that are taken
@@ -94,7 +94,7 @@ def test_models_of_other_seeds_are_independent(expected, models):
     record = found(expected, models)
     assert record.verdict == "independent", record.reasons
     assert record.relation is None
-    assert record.direction == "unknown"
+    assert record.direction.arrow == "unknown"
 
 
 def test_a_family_makes_one_cluster_and_a_tree_through_its_base(models):

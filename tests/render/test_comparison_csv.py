@@ -12,7 +12,7 @@ from ckptforensics.render.comparison_csv import COLUMNS
 from tests.support.comparisons import ODD_NAMES, TESTS, empty, several, two
 
 HEADER = (
-    "a,b,verdict,relation,direction,distance_deg,layer,group,test,statistic,log10_p,floor,"
+    "a,b,verdict,relation,direction,strength,distance_deg,layer,group,test,statistic,log10_p,floor,"
     "invariant_to,null,seconds,bytes_read,skipped,note\r\n"
 )
 
@@ -30,6 +30,8 @@ def test_one_row_a_pair_and_test_with_the_values_of_the_document():
         assert tuple(row) == COLUMNS
         assert (row["a"], row["b"], row["verdict"]) == (pair.a, pair.b, pair.verdict)
         assert row["relation"] == (pair.relation or "")
+        assert row["direction"] == pair.direction.arrow
+        assert row["strength"] == pair.direction.strength
         assert (row["group"], row["test"]) == (test.group, test.name)
         for name, value in (
             ("distance_deg", pair.distance_deg),

@@ -21,7 +21,7 @@ from ckptforensics.results import (
     TreeEdge,
     save_document,
 )
-from ckptforensics.results.comparison import random_angle_deg
+from ckptforensics.results.comparison import DirectionRecord, random_angle_deg
 from tests.support.comparisons import ODD_NAMES, a_pair, a_test, empty, model, several, two
 from tests.support.containers import run
 
@@ -87,7 +87,8 @@ def test_every_verdict_is_a_sentence_with_its_reasons(verdict):
 def test_kind_and_direction_are_said_as_far_as_they_are_known(
     verdict, relation, direction, sentence
 ):
-    pair = a_pair("a", "b", verdict, relation=relation, direction=direction)
+    told = DirectionRecord.of_weights(direction, "zeros")
+    pair = a_pair("a", "b", verdict, relation=relation, direction=told)
     assert wording.verdict_line(pair) == sentence
 
 

@@ -19,6 +19,7 @@ from ckptforensics.results import (
     PairRecord,
     TreeEdge,
 )
+from ckptforensics.results.comparison import DirectionRecord
 
 INITIALISED = "both models were initialised independently and their coordinates are exchangeable"
 ORDER = ("order of neurons", "factors between up and down")
@@ -73,10 +74,15 @@ CHANGES = tuple(
 )
 
 
+def direction(arrow: str) -> DirectionRecord:
+    """A direction of weights alone."""
+    return DirectionRecord.of_weights(arrow, "rounding loses digits")
+
+
 def a_pair(a: str, b: str, verdict: str = "derived", **more: Any) -> PairRecord:
     fields: dict[str, Any] = {
         "relation": "quantized" if verdict == "derived" else None,
-        "direction": "a->b" if verdict == "derived" else "unknown",
+        "direction": direction("a->b" if verdict == "derived" else "unknown"),
         "distance_deg": 0.3125,
         "layer": 3,
         "angles_deg": (1.5, None, 0.3125, 88.0),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -9,6 +10,7 @@ import numpy as np
 from ckptforensics.arrays import Floats
 from ckptforensics.lineage.changes.changes import Change, sample_rows
 from ckptforensics.lineage.changes.finding import Finding
+from ckptforensics.lineage.changes.tensor_pairs import Reader
 from ckptforensics.results.comparison import Arrow
 
 # Rows that are new and nothing but initialised: their columns' sizes vary less than this around
@@ -18,14 +20,35 @@ _ISOTROPIC, _NEAR_MEAN = 0.35, 0.5
 _DRAWN_ANEW = 0.2
 # Rows that are looked at.
 _ROWS = 512
+# Relative change from which on rows may have been put in another order.
+_REORDERED = 0.5
+# Rows before the new ones that are looked at at least.
+_LEAST_LAST = 64
 
 
 def only_outside(changed: Sequence[Change]) -> Finding:
     """Nothing but tensors outside the layers changed: embeddings, head or the last norm."""
+    for change in changed:
+        if change.tensors.part == "embedding" and change.relative > _REORDERED:
+            rows = [_row_hashes(read, change.tensors.rows[0]) for read in change.tensors.read]
+            if change.tensors.rows[0] == change.tensors.rows[1] and rows[0] == rows[1]:
+                words = f"{change.tensors.tensor} has the same rows in another order"
+                doubt = "either order may be the first"
+                told = f"{words}: tokens were renumbered"
+                return Finding(None, "unknown", told, 50, doubt=doubt)
     names = ", ".join(change.tensors.tensor for change in changed)
     most = max(change.relative for change in changed)
     reason = f"only {names} changed, by {most:.2g} of its norm"
     return Finding("finetune", "unknown", reason, 50)
+
+
+def _row_hashes(read: Reader, rows: int) -> list[bytes]:
+    """Digests of all rows, sorted."""
+    return sorted(
+        hashlib.blake2b(row.tobytes(), digest_size=8).digest()
+        for start in range(0, rows, _ROWS)
+        for row in read(start, min(start + _ROWS, rows))
+    )
 
 
 def drawn_anew(changed: Sequence[Change]) -> Finding | None:
@@ -63,12 +86,20 @@ def appended_rows(changes: Sequence[Change]) -> Finding | None:
         new = read(min(rows), min(max(rows), min(rows) + _ROWS))
         old = np.concatenate([read(i, i + 1) for i in sample_rows(min(rows), _ROWS)])
         how = _initialised(new, old)
-        arrow: Arrow = "unknown" if how is None else "a->b" if longer else "b->a"
+        # Tokens that are hardly ever met stand at the end: those before the cut are then like them.
+        last = read(max(0, min(rows) - max(len(new), _LEAST_LAST)), min(rows))
+        before = _initialised(last, old)
+        alike = how is not None and before is not None and how[:3] == before[:3]
+        arrow: Arrow = "unknown" if how is None or alike else "a->b" if longer else "b->a"
         reason = (
             f"{'B' if longer else 'A'} has {max(rows) - min(rows):,} more rows in "
             f"{change.tensors.tensor}" + (f", {how}" if how else ", not as initialised ones are")
         )
-        return Finding(None, arrow, reason, 70, "vocabulary")
+        doubt = ""
+        if alike:
+            doubt = "the rows before them are alike, so that they may have been cut off as well"
+            reason += f"; {doubt}"
+        return Finding(None, arrow, reason, 70, "vocabulary", doubt)
     return None
 
 

@@ -6,6 +6,7 @@ Tensors are read in blocks of rows, both models' at once, and nothing larger is 
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -19,6 +20,7 @@ from ckptforensics.lineage.changes.lattices import (
     grid,
     is_rounding,
     round_to,
+    spacing,
 )
 from ckptforensics.lineage.changes.low_rank import RoundedSum, look_for_rank
 from ckptforensics.lineage.changes.masks import LEAST_MASK, Mask, find_mask, square
@@ -38,6 +40,9 @@ _NARROW = ("BF16", "F16")
 _QUANTIZER_ERROR = {8: 0.05, 7: 0.05, 6: 0.06, 5: 0.1, 4: 0.2, 3: 0.35, 2: 0.6, 1: 0.8}
 # Share of entries that must be within half a step of the other model's, to be its rounding.
 ROUNDED = 0.9
+# Entries of a block, and of a tensor at the least, whose lost digits are looked at.
+_DIGITS, _LEAST_DIGITS = 1 << 14, 500
+_COUNTING = threading.Lock()
 # See `is_rounding`.
 Rounded = tuple[float, float]
 _NOT: Rounded = (0.0, 0.0)
@@ -63,6 +68,7 @@ class Change:
     lattices : quantizer's grid found in A's and in B's values
     rounded : share of entries of A, and of B, within half a step of the other model's, and their
         distance relative to what rounding gives; 0 without a lattice
+    digits : mean square distance of entries that a cast changed, relative to what rounding leaves
     cast : `a->b` where B is A rounded to B's type, entry by entry, `b->a` the other way round
     looked : whether a low rank of the difference was looked for
     rank : of the difference, None where it is full or was not looked for
@@ -79,6 +85,7 @@ class Change:
     lattices: tuple[str | None, str | None]
     rounded: tuple[Rounded, Rounded]
     cast: Arrow | None
+    digits: float = 1.0
     looked: bool = False
     rank: int | None = None
     order: RoundedSum | None = None
@@ -87,6 +94,15 @@ class Change:
     def respelled(self) -> bool:
         """Whether nothing changed but, at most, the type that the values are rounded to."""
         return self.equal == 1 or self.cast is not None
+
+    def beyond_zeros(self, later: int) -> float:
+        """What is left of the change beside entries that were set to 0 in A (0) or B (1).
+
+        A model with some entries at 0 is orthogonal to the rest. Relative to the other model.
+        """
+        square = self.relative**2
+        removed = square if later else square / (1 + square)
+        return max(0.0, abs(removed - (1 - self.cosine**2))) ** 0.5
 
     @property
     def record(self) -> ChangeRecord:
@@ -200,6 +216,7 @@ def _measure(tensors: TensorPair, sampled: bool) -> Change:
         lattices=lattices,
         rounded=rounded,
         cast=casts.arrow,
+        digits=casts.digits,
     )
 
 
@@ -208,6 +225,7 @@ class _Casts:
 
     def __init__(self, dtypes: tuple[str, str]) -> None:
         self.arrows: dict[Arrow, str] = {}
+        self.lost = (0.0, 0)
         for arrow, kind, other in (("a->b", dtypes[1], dtypes[0]), ("b->a", *dtypes)):
             if kind in _NARROW and other != kind:
                 self.arrows[arrow] = kind  # type: ignore[index]
@@ -217,6 +235,20 @@ class _Casts:
             wide, narrow = (a, b) if arrow == "a->b" else (b, a)
             if not np.array_equal(round_to(wide, kind), narrow):
                 self.arrows.pop(arrow, None)
+                continue
+            moved = np.flatnonzero(wide != narrow)
+            moved = moved[:: max(1, moved.size // _DIGITS)]
+            units = spacing(narrow.reshape(-1)[moved], kind)
+            gone = (wide.reshape(-1)[moved] - narrow.reshape(-1)[moved]) / units
+            with _COUNTING:
+                squares, count = self.lost
+                self.lost = squares + 12 * float(np.sum(gone**2)), count + moved.size
+
+    @property
+    def digits(self) -> float:
+        """Mean square of the digits that were lost, relative to that of digits drawn uniformly."""
+        squares, count = self.lost
+        return squares / count if count >= _LEAST_DIGITS else 1.0
 
     @property
     def arrow(self) -> Arrow | None:

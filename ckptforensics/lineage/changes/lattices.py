@@ -29,6 +29,9 @@ _FEW_ENTRIES = 1 << 11
 # Levels of 4 bits, looked for where a group has enough entries other than 0 to have more.
 _LEVELS = 16
 _LEAST_NONZERO = 24
+# Largest number, bits behind the point and least exponent of FP8's types E5M2 and E4M3; the one of
+# fewer bits goes first.
+_FLOAT8 = ((57344.0, 2, -14.0), (448.0, 3, -6.0))
 # Relative rounding error of the types: half a unit in the last place.
 _EPS = {"BF16": 2.0**-8, "F16": 2.0**-11, "F32": 2.0**-24}
 
@@ -90,8 +93,15 @@ def find_lattice(sample: Floats, largest: float) -> Lattice | None:
     if by_tensor is not None:
         bits, steps = by_tensor
         return Lattice(f"{bits} bits, one scale", np.broadcast_to(steps, x.shape))
+    float8 = _of_float8(x, np.full((len(x), 1), largest), eps)
+    if float8 is not None:
+        return Lattice("FP8, one scale", float8)
     for size in (columns, *(g for g in _GROUPS if columns % g == 0 and g < columns)):
         groups = x.reshape(-1, size)
+        float8 = _of_float8(groups, np.abs(groups).max(axis=1, keepdims=True), eps)
+        if float8 is not None:
+            name = "FP8, a scale a row" if size == columns else f"FP8, groups of {size}"
+            return Lattice(name, float8.reshape(x.shape))
         found = _of_largest(groups, eps) or _of_levels(groups)
         if found is not None:
             bits, steps = found
@@ -136,6 +146,25 @@ def _is_whole(groups: Doubles, steps: Doubles, eps: float, count: int, least: in
     whole = 1 - np.count_nonzero(off & asked) / number
     between = np.count_nonzero((size > 0.01) & (size <= 0.25))
     return bool(whole >= _ON_LATTICE and between <= (1 - _ON_LATTICE) * size.size)
+
+
+def _of_float8(groups: Doubles, largest: Doubles, eps: float) -> Doubles | None:
+    """Steps of each entry where values times a scale are those of an FP8 type, else None.
+
+    The scale is 1, or makes the largest entry the largest number of the type.
+    """
+    for most, bits, least in _FLOAT8:
+        for scale in (np.ones_like(largest), largest / most):
+            values = np.divide(groups, scale, out=np.zeros_like(groups), where=scale > 0)
+            exponent = np.maximum(np.frexp(values)[1] - 1.0, least)
+            steps = np.exp2(exponent - bits)
+            k = np.abs(values) / steps
+            asked = k > 0.25
+            off = np.abs(k - np.rint(k)) > 2 * eps * k + 1e-3
+            number = np.count_nonzero(asked)
+            if number >= _LEAST_ENTRIES and np.mean(off[asked]) <= 1 - _ON_LATTICE:
+                return np.asarray(steps * scale, np.float64)
+    return None
 
 
 def _of_levels(groups: Doubles) -> tuple[int, Doubles] | None:

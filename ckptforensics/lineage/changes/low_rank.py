@@ -36,11 +36,15 @@ class RoundedSum:
     entries : how many
     as_b, as_a : sum of squared errors over what rounding to B's, to A's units gives on average;
         where the model is the rounded sum it is about `entries`
+    finer_b, finer_a : entries whose unit is the smaller one in B, in A, and the same sum over them
+        alone for that model: where both are rounded sums it is five times their number
     """
 
     entries: int
     as_b: float
     as_a: float
+    finer_b: tuple[int, float]
+    finer_a: tuple[int, float]
 
 
 def look_for_rank(tensors: TensorPair, *, rows: int) -> tuple[int | None, RoundedSum | None]:
@@ -117,8 +121,12 @@ def _rounding(
         return None
     left = (1 - rank / rows) ** 2 * (1 - rank / columns) ** 2  # of an entry's own error
     square = error[chosen] ** 2
-    as_b, as_a = (
-        float(np.sum(square / (unit[chosen] ** 2 / 12 * left + fit**2)))
-        for unit in (unit_b, unit_a)
+    ratios = [square / (unit[chosen] ** 2 / 12 * left + fit**2) for unit in (unit_b, unit_a)]
+    finer = [unit_b[chosen] < unit_a[chosen], unit_a[chosen] < unit_b[chosen]]
+    return RoundedSum(
+        entries,
+        float(ratios[0].sum()),
+        float(ratios[1].sum()),
+        (int(finer[0].sum()), float(ratios[0][finer[0]].sum())),
+        (int(finer[1].sum()), float(ratios[1][finer[1]].sum())),
     )
-    return RoundedSum(entries, as_b, as_a)

@@ -58,6 +58,17 @@ _EXPLAINED = 0.95
 # Share of the entries that both methods leave as they are in the base, and that they change.
 _UNTOUCHED = 0.05
 
+# Share of the moved entries that are a mixture of the others' rounded, where a model is one.
+_IS_ROUNDED = 0.995
+FORGED = (
+    "one model is the rounded mixture of the others; to forge it, a parent is extrapolated from "
+    "the mixture and the errors of rounding are drawn anew"
+)
+EXTRAPOLATION = (
+    "the models lie on one line or plane, and any of them may be the mixture of the others, with "
+    "weights outside 0 to 1"
+)
+
 
 @dataclass(frozen=True)
 class _Block:
@@ -99,7 +110,10 @@ def find_merge(
     if chosen is not None:
         found = _mixture(grams, layers, chosen)
         if found is not None:
-            return _record(model, candidates, chosen, found, "average")
+            record = _record(model, candidates, chosen, found, "average")
+            members = [model, *(candidates[i] for i in chosen)]
+            only = _rounded_last(members, found.weights, effort)
+            return record.model_copy(update={"only": only})
     return _sparse_merge(model, candidates, grams, layers, effort)
 
 
@@ -214,6 +228,30 @@ def _fit(grams: Doubles, layers: Sequence[int | None]) -> _Mixture:
         by_layer=np.asarray(by_layer),
         gain=1 - (left / best) ** 0.5 if best > 0 else 0.0,
     )
+
+
+def _rounded_last(members: Sequence[Model], weights: Doubles, effort: Effort) -> bool:
+    """Whether rounding shows that the first member is the mixture, and that no other one is.
+
+    With m = sum of w p, each p is a mixture of the rest too, if with weights outside 0 to 1. Only
+    the one that was made last is that to half a unit in its last place.
+    """
+    values = np.concatenate(
+        [b.values[:, :: max(1, b.values.shape[1] // 512)] for b in _blocks(members, effort, None)],
+        axis=1,
+    )
+    values = values[:, np.ptp(values, axis=0) > 0].astype(np.float64)
+    units = [spacing(x, grid(x)) for x in values.astype(np.float32)]
+    rounded = np.zeros(len(members), bool)
+    for nearly in (weights, np.round(weights, 2), np.round(12 * weights) / 12):
+        factors = np.array([-1.0, *nearly])
+        if (factors == 0).any() or abs(factors.sum()) > 1e-6:
+            continue
+        left = np.abs(factors @ values)
+        for i, unit in enumerate(units):
+            within_half = left <= abs(factors[i]) * 0.501 * unit
+            rounded[i] |= bool(np.mean(within_half) >= _IS_ROUNDED)
+    return bool(rounded[0] and not rounded[1:].any())
 
 
 def _record(

@@ -15,7 +15,8 @@ from ckptforensics.lineage.changes.beyond_layers import appended_rows, drawn_ane
 from ckptforensics.lineage.changes.changes import NEAR, ROUNDED, Change, measure_changes
 from ckptforensics.lineage.changes.finding import Finding
 from ckptforensics.lineage.changes.masks import Mask
-from ckptforensics.lineage.changes.structure import find_structure
+from ckptforensics.lineage.changes.own_basis import own_findings
+from ckptforensics.lineage.changes.structure import find_structure, reordered
 from ckptforensics.lineage.changes.tensor_pairs import is_sampled
 from ckptforensics.lineage.pair import Pair
 from ckptforensics.results.comparison import Arrow, ChangeRecord
@@ -23,11 +24,15 @@ from ckptforensics.results.comparison import Arrow, ChangeRecord
 # A change must be seen in this share of the changed entries of layers to be the kind of the
 # relation: what is equal on both sides says nothing of it.
 _MOST = 0.5
+# Mean square of digits that rounding took, relative to digits drawn uniformly: powers of two, whose
+# lower side is rounded more finely, make it a little less.
+_UNIFORM = (0.85, 1.15)
 # A copy that was only quantized is explained whole, but for a few odd matrices.
 _NEARLY_ALL = 0.9
 # Cosine of matrices in one basis below which they have nothing in common: of independent ones it is
 # about 1 / sqrt(entries).
 _ALIKE = 0.05
+_ALIKE_MATCHED = 0.3
 # Share of zeros that one model has more than the other, to be called pruned.
 _PRUNED = 0.1
 # Share of the entries that pruning left which must be equal to say what was pruned.
@@ -124,9 +129,7 @@ def find_relation(pair: Pair) -> tuple[Finding, ...]:
     """
     if not pair.reads_weights:
         return ()
-    changes = [
-        c for c in pair.once(measure_changes) if c.cosine >= _ALIKE or c.tensors.part != "layer"
-    ]
+    changes = [c for c in pair.once(measure_changes) if not _foreign(c)]
     layers = [c for c in changes if c.tensors.part == "layer" and c.tensors.matrix]
     alike = 2 * len(layers) >= sum(
         c.tensors.part == "layer" and c.tensors.matrix for c in pair.once(measure_changes)
@@ -134,7 +137,7 @@ def find_relation(pair: Pair) -> tuple[Finding, ...]:
     found = [f for f in find_structure(pair) if alike or f.relation != "depth-changed"]
     if layers and alike:
         found += _of_values(pair, changes, layers)
-        found += _replaced(pair.once(measure_changes))
+        found += _replaced(pair)
     return tuple(sorted(_agreed(found, bool(layers)), key=lambda finding: finding.order))
 
 
@@ -183,6 +186,9 @@ def _of_values(pair: Pair, changes: list[Change], layers: list[Change]) -> Itera
         return
     matrices = [change for change in layers if any(change is one for one in moved)]
     found = [*_both_ways(_quantized, matrices), *_both_ways(_pruned, matrices)]
+    if any(change.tensors.mapped for change in matrices):
+        own = list(own_findings(pair, matrices))
+        found = own or found
     if any(finding.relation == "pruned" for finding in found):
         found = [finding for finding in found if finding.relation != "finetune"]
     kinds = {finding.relation for finding in found} - {None}
@@ -199,16 +205,25 @@ def _of_values(pair: Pair, changes: list[Change], layers: list[Change]) -> Itera
     yield from found
 
 
-def _replaced(changes: Sequence[Change]) -> list[Finding]:
+def _replaced(pair: Pair) -> list[Finding]:
     """Tensors of one name that have nothing in common: no part of what the others say."""
-    foreign = [c for c in changes if c.cosine < _ALIKE and c.tensors.part == "layer"]
+    changes = pair.once(measure_changes)
+    foreign = [c for c in changes if _foreign(c)]
     if not foreign:
         return []
+    if moved := reordered(pair):
+        return [moved]
     reason = (
         f"{len(foreign)} of {len(changes)} tensors of one name and shape have nothing in common, "
         f"such as {foreign[0].tensors.tensor}: they were replaced, or only one model has them"
     )
     return [Finding(None, "unknown", reason, 60)]
+
+
+def _foreign(change: Change) -> bool:
+    """Whether tensors of layers have nothing in common: matched units are a little alike anyway."""
+    least = _ALIKE_MATCHED if change.tensors.mapped else _ALIKE
+    return change.cosine < least and change.tensors.part == "layer"
 
 
 def _told_with(adapter: Finding, finding: Finding) -> Finding:
@@ -244,6 +259,14 @@ def _cast(changes: Sequence[Change], changed: Sequence[Change]) -> Finding | Non
                 f"{second} is {first} rounded to {later}, entry by entry, in {len(changed)} of "
                 f"{len(changes)} tensors; the others are equal"
             )
+            digits = float(np.median([change.digits for change in changed]))
+            lowest, highest = _UNIFORM
+            if not lowest < digits < highest:
+                doubt = (
+                    f"the digits that {first} has more have {digits:.2g} times the mean square of "
+                    "digits that rounding takes, as where digits that round away were added"
+                )
+                return Finding(None, "unknown", f"{reason}; {doubt}", 80, "rounding", doubt)
             return Finding(None, arrow, reason, 80, "rounding")
     return None
 
@@ -352,6 +375,14 @@ def _pruned(layers: Sequence[Change], later: int) -> Finding | None:
     if kept < _UNCHANGED or both:
         reason += f", {_THIRD}"
         return Finding("pruned", "unknown", reason, 35)
+    # On a quantizer's grid there are gaps anyway.
+    gaps = [mask.gap for c, mask in masked if not _on_grid(c.lattices[1 - later])]
+    if gaps and 2 * sum(gaps) > len(gaps):
+        doubt = (
+            f"what {first} has where {second} has 0 is not what pruning removes: its sizes leave a "
+            f"gap below the others, as where zeros of {second} were filled in with small numbers"
+        )
+        return Finding("pruned", "unknown", f"{reason}; {doubt}", 35, doubt=doubt)
     return Finding("pruned", arrow, reason, 35)
 
 
@@ -383,7 +414,10 @@ def _rounded_last(low: Sequence[Change]) -> tuple[Arrow, str]:
     if entries >= _LEAST_ENTRIES:
         as_b = sum(order.as_b for order in orders) / entries
         as_a = sum(order.as_a for order in orders) / entries
-        fits = [lowest < value < highest for value in (as_b, as_a)]
+        fits = [
+            lowest < value < highest and _one_sum([getattr(order, side) for order in orders])
+            for value, side in ((as_b, "finer_b"), (as_a, "finer_a"))
+        ]
         if fits[0] != fits[1]:
             first, second, arrow = _names(int(fits[0]))
             return arrow, (
@@ -395,6 +429,12 @@ def _rounded_last(low: Sequence[Change]) -> tuple[Arrow, str]:
         "unknown",
         "seen from both sides the same, so a third relative would have to say who came first",
     )
+
+
+def _one_sum(finer: Sequence[tuple[int, float]]) -> bool:
+    """Whether entries whose unit is finer in the rounded sum show no rounding of the other."""
+    entries = sum(count for count, _ in finer)
+    return entries == 0 or sum(ratio for _, ratio in finer) < 2 * entries
 
 
 def _finetune(layers: Sequence[Change], moved: Sequence[Change]) -> Finding:

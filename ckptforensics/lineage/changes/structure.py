@@ -14,13 +14,16 @@ import numpy as np
 
 from ckptforensics.arrays import Floats, Ints
 from ckptforensics.compute.products import multiply
+from ckptforensics.errors import NotApplicable
 from ckptforensics.findings.skipped import runs
 from ckptforensics.layers import Attention, Ffn
 from ckptforensics.lineage.changes.finding import Finding
+from ckptforensics.lineage.changes.lost import doubt_of_layer, doubt_of_units, picked
 from ckptforensics.lineage.correspondence.alignment import find_alignment
 from ckptforensics.lineage.correspondence.layer_map import PARTNER, map_layers, matched_layers
 from ckptforensics.lineage.correspondence.partners import free_partners
 from ckptforensics.lineage.models import Model, Units
+from ckptforensics.lineage.numeric import relative_error, unit_rows
 from ckptforensics.lineage.pair import Pair, spread
 from ckptforensics.lineage.randomness import Stream
 from ckptforensics.results.comparison import Arrow
@@ -33,6 +36,10 @@ _AGREE = 0.5
 _COPY = 0.999
 # Norm of what a part adds, relative to that of others, below which it adds nothing.
 _NOTHING = 1e-3
+# Cosine with the nearest unit below which a unit is no other model's, and layers looked at beside.
+_OTHER, _COMPARED = 0.8, 4
+# A distance to one expert, relative to the next one, that says it is that expert.
+_NEARER = 0.2
 
 
 @dataclass(frozen=True)
@@ -109,6 +116,12 @@ def _depth(pair: Pair) -> Iterator[Finding]:
         reason = (
             f"layers {runs(extra)} of {deep} are missing in {few}, and unlike all of its layers"
         )
+        doubt = _doubt_of_layers(seen.b, extra)
+        if doubt is not None:
+            doubt = f"layers {runs(extra)} of {deep} {doubt}"
+            reason = f"layers {runs(extra)} of {deep} are missing in {few}; {doubt}"
+            yield Finding("depth-changed", "unknown", reason, 10, doubt=doubt)
+            return
         yield Finding("depth-changed", shrunk, reason, 10)
     else:
         reason = (
@@ -116,6 +129,18 @@ def _depth(pair: Pair) -> Iterator[Finding]:
             f"{runs(repeated)} repeat others"
         )
         yield Finding("depth-changed", "unknown", reason, 10)
+
+
+def reordered(pair: Pair) -> Finding | None:
+    """Layers of B that are layers of A with another number, in models of one depth."""
+    if not pair.same_depth:
+        return None
+    partners = [(a, b) for a, b, s in free_partners(pair) if a is not None and s >= PARTNER]
+    moved = [(a, b) for a, b in partners if pair.a.layers.index(a) != pair.b.layers.index(b)]
+    if not moved:
+        return None
+    words = ", ".join(f"{a} as {b}" for a, b in moved)
+    return Finding(None, "unknown", f"B has layers of A in another order: {words}", 12)
 
 
 def _adds_nothing(model: Model, layer: int) -> bool:
@@ -127,6 +152,16 @@ def _adds_nothing(model: Model, layer: int) -> bool:
     if isinstance(block.attention, Attention):
         parts.append((block.attention.output.weight, block.attention.value.weight))
     return bool(parts) and all(_norm(out) <= _NOTHING * _norm(into) for out, into in parts)
+
+
+def _doubt_of_layers(model: Model, extra: list[int]) -> str | None:
+    """Why layers that one model has more may have been added; None where they look trained."""
+    try:
+        others = [model.units(n) for n in model.layers if n not in extra][:_COMPARED]
+        doubts = [doubt_of_layer(model.units(n), others) for n in extra]
+    except NotApplicable:
+        return None
+    return doubts[0] if others and all(doubts) else None
 
 
 # Experts
@@ -143,6 +178,7 @@ def _experts(pair: Pair) -> Iterator[Finding]:
     dense, moe = ("A", "B") if routing[1] else ("B", "A")
     arrow: Arrow = "a->b" if routing[1] else "b->a"
     shares: list[list[float]] = []
+    apart: list[list[float]] = []
     for layer_a, layer_b in _layers(pair):
         units = [[_in_b(pair, u) for u in pair.a.ffns(layer_a)], [*pair.b.ffns(layer_b)]]
         if len(units[0]) == len(units[1]):
@@ -151,10 +187,16 @@ def _experts(pair: Pair) -> Iterator[Finding]:
         at = np.linspace(0, len(experts) - 1, min(_EXPERTS, len(experts))).round().astype(int)
         generator = pair.generator(Stream.EXPERT_UNITS, layer_a)
         shares.append([_either(experts[i], one[0], generator).share for i in at])
+        apart.append([_apart(expert, one[0]) for expert in experts])
     if not shares:
         return
     every = np.median([min(layer) for layer in shares])
     best = np.median([max(layer) for layer in shares])
+    if every >= _AGREE and any(_one_alone(distances) for distances in apart):
+        doubt = f"one expert of {moe} is the FFN of {dense} and the others are not"
+        reason = f"{doubt}: it may have been taken out of {moe}, or {moe} made of copies of it"
+        yield Finding("upcycled", "unknown", reason, 5, doubt=doubt)
+        return
     counted = f"median over {len(shares)} layers"
     if every >= _AGREE:
         least = min(min(layer) for layer in shares)
@@ -169,6 +211,17 @@ def _experts(pair: Pair) -> Iterator[Finding]:
             f"{counted}), others have not"
         )
         yield Finding("width-changed", "unknown", reason, 20)
+
+
+def _apart(one: Units, other: Units) -> float:
+    """Relative difference of the input maps of two FFNs, 1 where their widths differ."""
+    return relative_error(one.up, other.up) if one.up.shape == other.up.shape else 1.0
+
+
+def _one_alone(distances: list[float]) -> bool:
+    """Whether one expert is far nearer than the others, which no copying to all experts does."""
+    first, *others = sorted(distances)
+    return bool(others) and first < _NEARER * others[0]
 
 
 def _either(few: Units, many: Units, generator: np.random.Generator) -> Agreement:
@@ -201,19 +254,31 @@ def _width(pair: Pair) -> Iterator[Finding]:
         return
     if not pair.same_width and pair.once(find_alignment).kind != "signed-permutation":
         return
-    shares, made = [], []
+    shares, made, doubts = [], [], []
     for layer_a, layer_b in layers or _layers(pair):
         a, b = _in_b(pair, pair.a.units(layer_a)), _restricted(pair, pair.b.units(layer_b))
         few, many = (a, b) if len(a.up) <= len(b.up) else (b, a)
         match = agreement(few, many, pair.generator(Stream.NARROW_UNITS, layer_a))
         shares.append(match.share)
         made.append(len(few.up) < len(many.up) and _made_from_others(pair, match, few, many))
+        if len(few.up) < len(many.up):
+            doubts.append(_doubt_of_units(pair, few, many))
     share = float(np.median(shares)) if shares else 0.0
     if share >= _AGREE:
-        yield _narrowed(pair, share, all(made))
+        doubt = doubts[0] if doubts and all(doubts) else None
+        yield _narrowed(pair, share, all(made), doubt)
 
 
-def _narrowed(pair: Pair, share: float, made: bool) -> Finding:
+def _doubt_of_units(pair: Pair, few: Units, many: Units) -> str | None:
+    """Why the units that the wider FFN has more may have been added to it."""
+    some = np.sort(pair.generator(Stream.ADDED_UNITS).permutation(len(many.up))[: 2 * _UNITS])
+    rows, own = unit_rows(many.rows[some]), unit_rows(few.rows)
+    nearest = np.abs(multiply(rows, np.ascontiguousarray(own.T))).max(axis=1)
+    extra, kept = some[nearest < _OTHER], some[nearest >= _OTHER]
+    return doubt_of_units(picked(many, extra), picked(many, kept))
+
+
+def _narrowed(pair: Pair, share: float, made: bool, doubt: str | None) -> Finding:
     """The finding, in words."""
     layer_a, layer_b = matched_layers(pair)[len(matched_layers(pair)) // 2]
     units = pair.a.width(layer_a), pair.b.width(layer_b)
@@ -234,6 +299,9 @@ def _narrowed(pair: Pair, share: float, made: bool) -> Finding:
         how = f"{share:.0%} of the units of {narrow} are units of {wide}"
     reason = f"{wide} and {narrow} have {' and '.join(numbers)}; {how}"
     direction: Arrow = "unknown" if opposed else grown if made else shrunk
+    if doubt is not None and not made:
+        doubt = f"the units that {wide} has more {doubt}"
+        return Finding("width-changed", "unknown", f"{reason}; {doubt}", 20, doubt=doubt)
     return Finding("width-changed", direction, reason, 20)
 
 

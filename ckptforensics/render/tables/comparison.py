@@ -21,6 +21,7 @@ from ckptforensics.render.wording import (
     change_row,
     cluster_lines,
     cost,
+    direction_line,
     distance_line,
     distance_text,
     edge_lines,
@@ -113,6 +114,8 @@ def _pair(console: Console, pair: PairRecord, verbose: bool) -> None:
 def _verdict(console: Console, pair: PairRecord, most: int | None = None) -> None:
     style = "bold yellow" if pair.verdict in ABSTENTIONS else "bold"
     _fact(console, "verdict", verdict_line(pair), style)
+    if pair.verdict in ("derived", "related"):
+        _fact(console, "direction", direction_line(pair))
     _list(console, "because", pair.reasons[:most])
 
 
