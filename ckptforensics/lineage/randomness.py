@@ -43,6 +43,7 @@ class Stream(IntEnum):
     GATE_FUNCTIONS = 2_301
     TOKEN_SPACE = 2_302
     EQUAL_PARTS = 2_303
+    LAYOUT = 2_304
 
 
 def generator(seed: int, stream: Stream, *key: int) -> np.random.Generator:
