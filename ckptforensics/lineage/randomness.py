@@ -44,6 +44,7 @@ class Stream(IntEnum):
     TOKEN_SPACE = 2_302
     EQUAL_PARTS = 2_303
     LAYOUT = 2_304
+    OWN_NEURONS = 2_305
 
 
 def generator(seed: int, stream: Stream, *key: int) -> np.random.Generator:
