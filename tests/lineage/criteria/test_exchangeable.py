@@ -9,8 +9,8 @@ from scipy.linalg import toeplitz
 from ckptforensics.lineage.correspondence.neurons import Named, agreeing
 from ckptforensics.lineage.criteria.directions import among, random_orders
 from ckptforensics.lineage.criteria.exchangeable import (
-    _along_diagonals,
     _alike_across,
+    _along_diagonals,
     at_own_index,
     neighbours_alike,
     without_own_index,
