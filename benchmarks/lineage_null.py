@@ -1,6 +1,7 @@
 """Whether the exact criteria of lineage are calibrated: p-values of models that share nothing.
 
     python -m benchmarks.lineage_null [DIR ...] [--random 30] [--level default] [--orders 999]
+        [--write]
 
 Compares all pairs of models of one configuration in each folder DIR, such as
 `tools/make_independent.py` trains (those named `-half` are left out: they are relatives), or pairs
@@ -24,10 +25,11 @@ import click
 import numpy as np
 from scipy import stats
 
+from benchmarks.lineage_zoo import fill
 from ckptforensics.checkpoint import open_checkpoint
 from ckptforensics.compute.threads import all_cores
 from ckptforensics.errors import NotApplicable
-from ckptforensics.lineage.criteria import assignments, directions
+from ckptforensics.lineage.criteria import assignments, directions, neurons, robust
 from ckptforensics.lineage.criteria.criterion import Outcome
 from ckptforensics.lineage.effort import EFFORTS
 from ckptforensics.lineage.models import Model
@@ -35,6 +37,7 @@ from ckptforensics.lineage.pair import Level, Pair
 from tests.support.models import save, tiny_llama
 
 TESTS = (*directions.CRITERIA, *assignments.CRITERIA)
+CHANNELS = (*neurons.CRITERIA, *robust.CRITERIA)
 LOW = 1e-3
 
 
@@ -74,6 +77,35 @@ def outcomes(
     return found
 
 
+def channels(models: Sequence[Model], level: Level) -> dict[str, list[float | None]]:
+    """The statistic of every channel on every pair, None where it was not measured."""
+    found: dict[str, list[float | None]] = defaultdict(list)
+    for seed, (a, b) in enumerate(combinations(models, 2)):
+        pair = Pair(a, b, level, seed=seed)
+        for test in CHANNELS:
+            try:
+                found[test.name].append(test.run(pair).statistic)
+            except NotApplicable:
+                found[test.name].append(None)
+    return found
+
+
+def channel_table(found: dict[str, list[float | None]]) -> list[str]:
+    """The largest statistic of each channel, and the limits that it decides by."""
+    limits = {test.name: test.limits for test in CHANNELS}
+    rows = [
+        "| channel | pairs | not measured | 99 % | largest | limits |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, values in found.items():
+        known = np.array([value for value in values if value is not None])
+        low, high = limits[name] or (0.0, 0.0)
+        told = f"{np.quantile(known, 0.99):.3f} | {known.max():.3f}" if known.size else "- | -"
+        missing = len(values) - known.size
+        rows.append(f"| {name} | {len(values)} | {missing} | {told} | {low:g}, {high:g} |")
+    return rows
+
+
 def row(name: str, found: Sequence[tuple[Outcome, int]]) -> str:
     p = np.array([10 ** (outcome.log10_p or 0) for outcome, _ in found])
     low = int((p <= LOW).sum())
@@ -97,7 +129,10 @@ def row(name: str, found: Sequence[tuple[Outcome, int]]) -> str:
 @click.option("--level", type=click.Choice(["fast", "default", "thorough"]), default="default")
 @click.option("--orders", default=999, help="random orders of a test, 4,999 in a comparison")
 @click.option("--pattern", default="*", help="of the models' names in the folders")
-def main(folders: tuple[Path, ...], count: int, level: Level, orders: int, pattern: str) -> None:
+@click.option("--write", is_flag=True, help="also into docs/lineage-measurements.md")
+def main(
+    folders: tuple[Path, ...], count: int, level: Level, orders: int, pattern: str, write: bool
+) -> None:
     """Print the table."""
     with tempfile.TemporaryDirectory() as temporary, all_cores():
         models = [
@@ -107,13 +142,22 @@ def main(folders: tuple[Path, ...], count: int, level: Level, orders: int, patte
             if (path / "config.json").exists() and not path.name.endswith("-half")
         ] or random_models(Path(temporary), count)
         found = outcomes(models, level, orders)
-    click.echo(
-        f"{len(models)} models, level {level}\n\n"
-        "| criterion | pairs | uniform (KS p) | fixed points: mean, variance | "
-        "p <= 0.001 (chance) | share p <= 0.05 | smallest p |\n|---|---|---|---|---|---|---|"
+        statistics = channels(models, level)
+    text = "\n".join(
+        [
+            f"{len(models)} models, level {level}.",
+            "",
+            "| criterion | pairs | uniform (KS p) | fixed points: mean, variance | "
+            "p <= 0.001 (chance) | share p <= 0.05 | smallest p |",
+            "|---|---|---|---|---|---|---|",
+            *(row(name, values) for name, values in found.items()),
+            "",
+            *channel_table(statistics),
+        ]
     )
-    for name, values in found.items():
-        click.echo(row(name, values))
+    click.echo(text)
+    if write:
+        fill("null", text)
 
 
 if __name__ == "__main__":

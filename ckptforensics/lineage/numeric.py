@@ -6,9 +6,12 @@ import math
 
 import numpy as np
 
-from ckptforensics.arrays import Array, Floats, Ints
+from ckptforensics.arrays import Array, Bools, Floats, Ints
+from ckptforensics.compute.products import multiply
 
 _TINY = 1e-30
+# Cosine of copies, and the mean one of vectors below which their signs are tosses of their own.
+_COPIES, _SHARED_MEAN = 1 - 1e-5, 0.1
 
 
 def unit_rows(rows: Floats) -> Floats:
@@ -50,26 +53,60 @@ def assign(score: Floats, generator: np.random.Generator) -> Ints:
     return order
 
 
-def log10_fixed_points(count: int, expected: float = 1.0) -> float:
-    """log10 of expected^count / count!, a bound on P(at least so many fixed points).
+def told_apart(units: Floats) -> Bools:
+    """Which units have any values and are, but for their size, no copy of one before: (units,)."""
+    rows = unit_rows(units)
+    cosines = np.abs(multiply(rows, np.ascontiguousarray(rows.T)))
+    copies = np.triu(cosines >= _COPIES, 1).any(axis=0)
+    return np.logical_and(rows.any(axis=1), ~copies)
 
-    `expected` is their number under the null: one for each independent assignment. 0 where the
-    bound exceeds 1.
+
+def effective(vectors: Floats) -> float:
+    """How many independent tosses the signs of vectors are, (vectors, features).
+
+    Vectors that are one but for their size are one toss, and those that share a mean count as
+    often as a mean of so many correlated values does (Kish's design effect).
+    """
+    rows = unit_rows(vectors[told_apart(vectors)])
+    count = len(rows)
+    if count < 2:
+        return float(count)
+    total = rows.sum(axis=0, dtype=np.float64)
+    mean = (float(total @ total) - count) / (count * (count - 1))
+    return float(count) if mean < _SHARED_MEAN else count / (1 + (count - 1) * mean)
+
+
+def log10_fixed_points(count: int, expected: float = 1.0) -> float:
+    """log10 of a bound on P(at least so many fixed points); 0 where it exceeds 1.
+
+    `expected` is their number under the null: one for each independent assignment. The number of
+    sets of j fixed points has a mean of at most expected^j / j!, and is C(count, j) at least where
+    there are `count`; so P is at most expected^j / (j! C(count, j)) for every j. The bounds fall
+    with j as long as j < count - expected, and the smallest is returned.
     """
     if count <= expected:
         return 0.0
-    return min(0.0, (count * math.log(expected) - math.lgamma(count + 1)) / math.log(10))
+    left = math.floor(expected)
+    found = (count - left) * math.log(expected) + math.lgamma(left + 1) - math.lgamma(count + 1)
+    return min(0.0, found / math.log(10))
 
 
-def log10_binomial(positive: int, count: int) -> float:
-    """log10 of P(at least so many heads in `count` tosses of a fair coin).
+def log10_binomial(positive: int, count: int, heads: float = 0.5) -> float:
+    """log10 of P(at least so many heads in `count` tosses of a coin).
 
-    scipy's `binom.logsf` is -inf below the smallest float.
+    `heads` is the probability of one. scipy's `binom.logsf` is -inf below the smallest float.
     """
-    heads = range(positive, count + 1)
+    if heads >= 1:
+        return 0.0
+    yes, no = math.log(heads), math.log1p(-heads)
     terms = [
-        math.lgamma(count + 1) - math.lgamma(k + 1) - math.lgamma(count - k + 1) for k in heads
+        math.lgamma(count + 1)
+        - math.lgamma(k + 1)
+        - math.lgamma(count - k + 1)
+        + k * yes
+        + (count - k) * no
+        for k in range(positive, count + 1)
     ]
     largest = max(terms)
-    total = largest + math.log(sum(math.exp(t - largest) for t in terms)) - count * math.log(2)
+    total = largest + math.log(sum(math.exp(t - largest) for t in terms))
     return min(0.0, total / math.log(10))

@@ -44,6 +44,8 @@ class Stream(IntEnum):
     GATE_FUNCTIONS = 2_301
     TOKEN_SPACE = 2_302
     EQUAL_PARTS = 2_303
+    LAYOUT = 2_304
+    OWN_NEURONS = 2_305
 
 
 def generator(seed: int, stream: Stream, *key: int) -> np.random.Generator:

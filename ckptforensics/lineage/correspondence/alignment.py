@@ -290,6 +290,14 @@ def _scaled(found: Alignment, tokens: _Tokens) -> Alignment:
 def column_signs(pair: Pair) -> Floats:
     """Signs with which embedding columns of corresponding coordinates go together, zeros left out.
 
+    Errors as `signed_columns`.
+    """
+    return signed_columns(pair)[0]
+
+
+def signed_columns(pair: Pair) -> tuple[Floats, tuple[Floats, Floats]]:
+    """Signs as `column_signs`, and the columns of A and of B that have them: (columns, tokens).
+
     Raises
     ------
     NotApplicable
@@ -304,7 +312,8 @@ def column_signs(pair: Pair) -> Floats:
     if order is not None:
         a, b = a[:, order[order >= 0]], b[:, order >= 0]
     signs = np.sign(np.einsum("ij,ij->j", a, b))
-    return signs[signs != 0]
+    there = signs != 0
+    return signs[there], (a[:, there].T.copy(), b[:, there].T.copy())
 
 
 def _unit_columns(x: Floats) -> Floats:

@@ -128,7 +128,8 @@ def _sample(pair: Pair, layer: int, states: Floats) -> _Sampled | None:
         able = np.flatnonzero((writes > _WRITES * usual) & opens) if usual else np.empty(0, int)
         for i in generator.permutation(able)[: pair.effort.function_neurons]:
             members = np.flatnonzero(responses.gate @ responses.gate[i] >= 1 - ONE_GATE)
-            if members.size <= _MOST_BEHIND:
+            # One gate that most neurons share is not told from any other.
+            if members.size <= min(_MOST_BEHIND, len(responses.gate) // 4):
                 gates.append(responses.gate[i])
                 behind.append(responses.behind(members))
     return _Sampled(layer, np.stack(gates), tuple(behind)) if gates else None
@@ -192,4 +193,4 @@ def _spectra(attention: Attention) -> Doubles:
         if sizes[0] > 0:
             logs = np.log(np.maximum(sizes, _SMALLEST * sizes[0]))
             rows.append(logs - logs.mean())
-    return np.array(rows).reshape(len(rows), -1)
+    return np.array(rows).reshape(len(rows), width)

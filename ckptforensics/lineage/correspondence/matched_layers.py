@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -18,7 +19,7 @@ from ckptforensics.layers import Norm
 from ckptforensics.lineage.correspondence.alignment import Alignment, find_alignment
 from ckptforensics.lineage.correspondence.layer_map import matched_layers
 from ckptforensics.lineage.correspondence.matching import LayerMatch, match_layer
-from ckptforensics.lineage.numeric import relative_error, unit_rows
+from ckptforensics.lineage.numeric import effective, relative_error, unit_rows
 from ckptforensics.lineage.pair import Pair, spread
 from ckptforensics.lineage.randomness import Stream
 
@@ -28,6 +29,8 @@ _UNITS = 256
 _MOVED = 1e-2
 # Relative difference of units or heads that are not the same at all: no order is told of them.
 _UNRELATED = 0.9
+# Standard errors (of 0.5 / sqrt(units) twice) from which on signs are not those of a fair coin.
+_BIASED = 2.0
 # What was undone, in words; after some of it the stored numbers are products, rounded once more.
 _ORDER, HEADS = "neurons in another order", "heads in another order"
 _SCALED, GAINS = "up and down scaled against each other", "gains moved into the maps"
@@ -48,6 +51,9 @@ class LayerFacts:
     agreeing : share of the sampled units whose nearest unit is the same by gate, up and down
     ups, positive : sampled units with a nearest unit of their own, and those of them whose input
         rows have a positive inner product; 0 of 0 without a gate
+    tosses : how many independent tosses their signs are
+    expected : probability with which a sign is positive of independent models, 0.5 unless a unit's
+        gate and input row mostly go together (or against each other) in both models
     errors : relative errors |B - A| / |B| of the rows that name the units, of the input rows and of
         what the units write, after the map is undone
     head_error : the largest of a head's product W_O W_V; None where heads are not compared
@@ -67,6 +73,8 @@ class LayerFacts:
     agreeing: float
     ups: int
     positive: int
+    tosses: float
+    expected: float
     errors: tuple[float, float, float]
     head_error: float | None
     whole: bool
@@ -161,8 +169,10 @@ def _facts(pair: Pair, layer_a: int, layer_b: int) -> LayerFacts:
         of=width_a,
         fixed=int(np.sum(match.order[nearest] == chosen)),
         agreeing=float(agree.mean()),
-        ups=signs.size,
-        positive=int((signs > 0).sum()),
+        ups=signs.signs.size,
+        positive=int((signs.signs > 0).sum()),
+        tosses=signs.tosses,
+        expected=signs.expected,
         errors=errors,
         head_error=head_error,
         whole=bool(there.all()) and width_a == there.size and _same_heads(pair, match),
@@ -175,16 +185,37 @@ def _facts(pair: Pair, layer_a: int, layer_b: int) -> LayerFacts:
     )
 
 
-def _up_signs(match: LayerMatch, chosen: Ints, nearest: Ints) -> Floats:
+class _Signs(NamedTuple):
+    """See `LayerFacts`."""
+
+    signs: Floats
+    tosses: float
+    expected: float
+
+
+def _up_signs(match: LayerMatch, chosen: Ints, nearest: Ints) -> _Signs:
     """Signs of up_a . up_b as stored, of sampled units whose nearest unit is no other's too."""
-    if match.units_b.gate is None:
-        return np.zeros(0, np.float32)
+    a, b = match.units_a, match.units_b
+    if a.gate is None or b.gate is None:
+        return _Signs(np.zeros(0, np.float32), 0.0, 0.5)
     _, first, counts = np.unique(nearest, return_index=True, return_counts=True)
     alone = first[counts == 1]
-    at = nearest[alone]
-    inner = np.einsum("ij,ij->i", match.units_a.up[at], match.units_b.up[chosen[alone]])
+    at, of = nearest[alone], chosen[alone]
+    inner = np.einsum("ij,ij->i", a.up[at], b.up[of])
     signs: Floats = np.sign(inner * match.scales[at])
-    return signs[signs != 0]
+    there = signs != 0
+    one = _together(a.gate[at], a.up[at] * match.scales[at][:, None])
+    other = _together(b.gate[of], b.up[of])
+    tosses = min(effective(a.up[at[there]]), effective(b.up[of[there]]))
+    return _Signs(signs[there], tosses, max(0.5, one * other + (1 - one) * (1 - other)))
+
+
+def _together(gate: Floats, up: Floats) -> float:
+    """Share of units whose gate and input row have a positive product, 0.5 if about half have."""
+    signs = np.sign(np.einsum("ij,ij->i", gate, up))
+    count = int(np.count_nonzero(signs))
+    share = float(np.mean(signs[signs != 0] > 0)) if count else 0.5
+    return share if abs(share - 0.5) > _BIASED / np.sqrt(max(count, 1)) else 0.5
 
 
 def _words(pair: Pair, match: LayerMatch, error: float) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ckptforensics.arrays import Floats
+from ckptforensics.arrays import Bools, Floats, Ints
 from ckptforensics.compute.products import multiply
 from ckptforensics.errors import NotApplicable
 from ckptforensics.forward import finish_embedding, fold_norm, normalise
@@ -25,6 +25,12 @@ from ckptforensics.lineage.randomness import Stream
 # Neurons below which chance makes more than one in a million independent models agree as relatives
 # do: k of them agree with probability 1/k! at most, and half of 24 are 12.
 LEAST_UNITS = 24
+# Neurons with these cosines by both kinds of features are copies of each other.
+_COPIES = 0.999
+# Neurons of the wider FFN that are looked at for copies.
+_SAMPLED = 512
+# Cosine of a row with a token's state from which on it is that token's embedding.
+_EMBEDDED = 0.8
 
 
 @dataclass(frozen=True)
@@ -41,6 +47,23 @@ class Named:
     first: Floats
     second: Floats
     signed: bool
+
+    def at(self, chosen: Ints | Bools) -> Named:
+        """Some of the neurons."""
+        return Named(self.first[chosen], self.second[chosen], self.signed)
+
+    def distinct(self) -> Named:
+        """Neurons that answer something in both ways, one of each that are copies."""
+        answers = self.first.any(axis=1) & self.second.any(axis=1)
+        alike = (multiply(self.first, self.first.T.copy()) > _COPIES) & (
+            np.abs(multiply(self.second, self.second.T.copy())) > _COPIES
+        )
+        return self.at(np.logical_and(answers, ~np.triu(alike, 1).any(axis=0)))
+
+    def copies(self, one: Ints, other: Ints) -> Bools:
+        """Whether neurons are the same or copies of each other, by their numbers."""
+        first, second = (np.einsum("ij,ij->i", x[one], x[other]) for x in (self.first, self.second))
+        return (one == other) | ((first > _COPIES) & (np.abs(second) > _COPIES))
 
 
 def agreeing(a: Named, b: Named, generator: np.random.Generator) -> float:
@@ -60,8 +83,59 @@ def agreeing(a: Named, b: Named, generator: np.random.Generator) -> float:
     other = assign((similar if a.signed else np.abs(similar)).T, generator)
     one = assign(b.first @ a.first.T, generator)
     neurons = len(one)
-    chance = neurons / len(b.first)
-    return float((np.count_nonzero(one == other) - chance) / max(neurons - chance, 1.0))
+    agree, chance = b.copies(one, other), neurons / len(b.first)
+    if (agree & (one != other)).any():
+        random = b.copies(one, generator.permutation(other))
+        chance = max(chance, float(np.count_nonzero(random)))
+    return float((np.count_nonzero(agree) - chance) / max(neurons - chance, 1.0))
+
+
+def own_agreement(
+    model: Model, layer: int, states: Floats, generator: np.random.Generator
+) -> float:
+    """Agreement of half of a layer's neurons with the other half: of strangers, in one model.
+
+    About 0 where a neuron's two kinds of features know nothing of each other. Where one follows
+    from the other, as of an up that is the gate or a down that is the input row, both find the same
+    partners in any model; such agreement is no evidence.
+    """
+    width = unit_width(model, layer)
+    count = min(width, _SAMPLED)
+    start = int(generator.integers(width - count + 1))
+    units = named_units(model, layer, states, run=slice(start, start + count)).distinct()
+    if len(units.first) < LEAST_UNITS:
+        return 0.0
+    order = generator.permutation(len(units.first))
+    half = len(order) // 2
+    return agreeing(units.at(order[:half]), units.at(order[half:]), generator)
+
+
+def embedded_share(model: Model, layer: int, states: Floats) -> float:
+    """Share of neurons whose rows of both kinds are embeddings of tokens, about.
+
+    Keys and values that are embeddings of tokens are the same in any two models that chose the same
+    tokens. Of the tokens only those of `states` are known: the share is scaled to all.
+    """
+    width = min(unit_width(model, layer), _SAMPLED)
+    run = slice(0, width)
+    if has_gate(model, layer) and expert_count(model, layer) == 1:
+        both = model.rows(layer, run.start, run.stop)
+    elif expert_count(model, layer) == 1:
+        units = model.units(layer)
+        both = units.up[run], units.down.T[run]
+    else:
+        return 0.0
+    tokens = np.ascontiguousarray(unit_rows(states).T)
+    shares = [
+        float(
+            np.mean(
+                np.abs(multiply(unit_rows(np.ascontiguousarray(rows)), tokens)).max(axis=1)
+                > _EMBEDDED
+            )
+        )
+        for rows in both
+    ]
+    return min(1.0, min(shares) * model.vocabulary_size / len(states))
 
 
 def token_states(pair: Pair, count: int) -> tuple[tuple[Floats, Floats], bool]:
@@ -169,7 +243,7 @@ def layer_agreement(
     Raises
     ------
     NotApplicable
-        if only one of the FFNs has gates, or one is too narrow.
+        if only one of the FFNs has gates, one is too narrow, or the neurons of one are alike.
     """
     table = expert_agreement(pair, layers, states, units=units)
     return float(table.max())
@@ -200,15 +274,29 @@ def expert_agreement(
     swapped = keys[1] < keys[0]
     if swapped:
         few, many = many, few
-    samples = sample_units(pair, *few, units)
+    samples = [
+        (number, sample)
+        for number, sample in sample_units(pair, *few, units)
+        if len(sample.distinct().first) >= LEAST_UNITS
+    ]
+    if not samples:
+        raise NotApplicable(_ALIKE.format(few[0].name, few[1]))
     generator = pair.generator(Stream.NEURON_TIES, *layers)
     table = np.zeros((expert_count(*few[:2]), expert_count(*many[:2])), np.float32)
     model, layer, at = many
     for other in range(table.shape[1]):
         whole = named_units(model, layer, at, expert=other)
+        some = generator.permutation(len(whole.first))[:_SAMPLED]
+        if len(whole.at(some).distinct().first) < LEAST_UNITS:
+            if table.shape[1] == 1:
+                raise NotApplicable(_ALIKE.format(model.name, layer))
+            continue
         for one, sample in samples:
             table[one, other] = agreeing(sample, whole, generator)
     return table.T if swapped else table
+
+
+_ALIKE = "the neurons of {}'s layer {} answer nothing, or are copies of each other, but for a few"
 
 
 def sample_units(

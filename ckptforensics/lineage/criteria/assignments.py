@@ -4,7 +4,8 @@ Units of A are matched with units of B by the Hungarian method, and the units th
 the one of the same index, the fixed points, are counted. If the units of one model are exchangeable
 and independent of the other model, the assignment is a uniformly random permutation whatever the
 weights look like: its fixed points K have E[K (K - 1) ... (K - k + 1)] <= 1, so P(K >= k) <= 1/k!,
-and for the sum over L layers, whose units are ordered independently, L^k/k! (docs/lineage.md).
+and for the sum over L layers, whose units are ordered independently, L^j / (j! C(k, j)) for every j
+(docs/lineage.md). Units that are laid out are not exchangeable (`exchangeable`).
 """
 
 from __future__ import annotations
@@ -30,8 +31,18 @@ from ckptforensics.lineage.criteria.directions import (
     OF_L,
     UNFOLDED,
 )
+from ckptforensics.lineage.criteria.exchangeable import (
+    NEIGHBOURS,
+    OWN_INDEX,
+    at_own_index,
+    need_free_coordinates,
+    need_free_order,
+    need_free_rows,
+    neighbours_alike,
+    without_own_index,
+)
 from ckptforensics.lineage.models import Model
-from ckptforensics.lineage.numeric import assign, log10_fixed_points, unit_rows
+from ckptforensics.lineage.numeric import assign, log10_fixed_points, told_apart, unit_rows
 from ckptforensics.lineage.pair import Pair, spread
 from ckptforensics.lineage.randomness import Stream
 
@@ -42,6 +53,8 @@ NEURON_NULL = (
 
 # Tokens over which columns of embeddings are compared.
 _TOKENS = 2_048
+# Fewer units than this that are told apart are not assigned.
+_LEAST_APART = 8
 # Of a feature over layers.
 _QUANTILES = np.linspace(0, 1, 9)
 
@@ -77,6 +90,7 @@ def _gate_rows(pair: Pair) -> Outcome:
     dense = [(a, b) for a, b in layers if _dense(pair.a, a) and _dense(pair.b, b)]
     if not dense:
         raise NotApplicable("no corresponding layers have an FFN without experts")
+    own_index = need_free_rows(pair)
     found, units = {}, 0
     for a, b in spread(dense, pair.effort.gate_row_layers):
         generator = pair.generator(Stream.GATE_ROWS, a)
@@ -86,13 +100,32 @@ def _gate_rows(pair: Pair) -> Outcome:
         # the beginning are the least shifted.
         start = int(generator.integers(widths[0] - count + 1)) if widths[0] == widths[1] else 0
         rows = [
-            unit_rows(model.rows(layer, start, start + count)[0])
+            model.rows(layer, start, start + count)[0]
             for model, layer in ((pair.a, a), (pair.b, b))
         ]
-        found[a] = fixed_points(np.abs(multiply(rows[0], rows[1].T)), generator)
-        units += count
+        if not own_index:
+            at = np.arange(start, start + count)
+            rows = [without_own_index(r, at, of) for r, of in zip(rows, widths, strict=True)]
+        one, other = _measured(rows)
+        if len(one) < _LEAST_APART:
+            continue
+        found[a] = fixed_points(np.abs(multiply(one, other.T)), generator)
+        units += len(one)
+    if not found:
+        raise NotApplicable("too few neurons have a row that is not 0 or a copy of another's")
     profile = tuple(found.get(layer) for layer in pair.a.layers)
-    return _outcome(sum(found.values()), units, len(found), profile)
+    note = None if own_index else "without the entries at a neuron's own index"
+    return _outcome(sum(found.values()), units, len(found), profile, note)
+
+
+def _measured(vectors: Sequence[Floats]) -> tuple[Floats, Floats]:
+    """Unit vectors of both models at the indices where neither is 0; none if most are copies."""
+    one, other = (unit_rows(v) for v in vectors)
+    there = one.any(axis=1) & other.any(axis=1)
+    one, other = one[there], other[there]
+    if min(int(told_apart(v).sum()) for v in (one, other)) < _LEAST_APART:
+        one, other = one[:0], other[:0]
+    return one, other
 
 
 def _dense(model: Model, layer: int) -> bool:
@@ -108,16 +141,37 @@ def _embedding_columns(pair: Pair) -> Outcome:
         raise NotApplicable(f"the embeddings have {a.shape[1]:,} and {b.shape[1]:,} coordinates")
     generator = pair.generator(Stream.EMBEDDING_COLUMNS)
     at = _coordinates(pair, a.shape[1], generator)
-    columns = [unit_rows((e[:, at] - e[:, at].mean(axis=0)).T) for e in (a, b)]
-    similarity = np.abs(multiply(columns[0], columns[1].T))
+    columns = [np.ascontiguousarray((e[:, at] - e[:, at].mean(axis=0)).T) for e in (a, b)]
+    ids = [tokens.a[some], tokens.b[some]]
+    need_free_order(
+        [_columns_layout(pair, of, columns[of], (a, b)[of], ids[of]) for of in (0, 1)],
+        "residual coordinates",
+    )
+    one, other = _measured(columns)
+    if len(one) < _LEAST_APART:
+        raise NotApplicable("too few columns of the embeddings are not constant or copies")
     note = None if tokens.by_string else "tokens are taken to be the same by their ids"
-    return _outcome(fixed_points(similarity, generator), at.size, 1, note=note)
+    similarity = np.abs(multiply(one, other.T))
+    return _outcome(fixed_points(similarity, generator), len(one), 1, note=note)
+
+
+def _columns_layout(
+    pair: Pair, of: int, columns: Floats, embeddings: Floats, ids: Ints
+) -> str | None:
+    """What ties a model's embedding columns to their index: sinusoids, bands, the identity."""
+    if at_own_index(embeddings, ids, pair.models[of].vocabulary_size):
+        return OWN_INDEX
+    generator = pair.generator(Stream.LAYOUT, 2 + of)
+    return NEIGHBOURS if neighbours_alike(columns, generator) else None
 
 
 def _coordinate_features(pair: Pair) -> Outcome:
     """Sizes of a coordinate in directions, triggers and weights, by their normal scores."""
     pair.need_same_width()
     a, b = _features(pair)
+    if not (a.any() and b.any()):
+        raise NotApplicable("the coordinates of a model are all alike")
+    need_free_coordinates(pair, (a.T, b.T))
     generator = pair.generator(Stream.COORDINATE_FEATURES)
     at = _coordinates(pair, pair.a.hidden_size, generator)
     similarity = multiply(a[:, at].T, b[:, at])

@@ -10,14 +10,15 @@ training is exact.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
 
 from ckptforensics.arrays import Doubles, Floats
 from ckptforensics.lineage.correspondence.alignment import (
-    column_signs,
     find_alignment,
+    signed_columns,
     token_stream,
 )
 from ckptforensics.lineage.correspondence.layer_map import matched_layers
@@ -25,8 +26,9 @@ from ckptforensics.lineage.correspondence.matched_layers import sampled_facts, u
 from ckptforensics.lineage.correspondence.shared_tokens import shared_tokens
 from ckptforensics.lineage.criteria.criterion import EVERY_LEVEL, Criterion, Outcome, skip
 from ckptforensics.lineage.criteria.directions import INSIDE
+from ckptforensics.lineage.criteria.exchangeable import need_free_rows
 from ckptforensics.lineage.models import Model
-from ckptforensics.lineage.numeric import log10_binomial, log10_fixed_points
+from ckptforensics.lineage.numeric import effective, log10_binomial, log10_fixed_points
 from ckptforensics.lineage.pair import Pair
 from ckptforensics.lineage.randomness import Stream, generator
 from ckptforensics.linear import Fit, block_map
@@ -35,6 +37,9 @@ from ckptforensics.spectra import singular_triplets
 _TOKENS = 1_024
 _VALUES = 20
 _TINY = 1e-30
+# Signs are not free where this share of them agrees of independent models; fewer tosses than this
+# are not counted.
+_NOT_FREE, _LEAST_TOSSES = 0.9, 8
 _NONE = "the map between the models is estimated, so no hypothesis has a known distribution"
 _INDEPENDENT = "the models were initialised independently of each other, and "
 
@@ -173,6 +178,7 @@ def _neuron_order(pair: Pair) -> Outcome:
     orders are independent, the terms m / n add up (docs/lineage.md).
     """
     facts = sampled_facts(pair)
+    need_free_rows(pair)
     fixed, sampled = sum(f.fixed for f in facts), sum(f.units for f in facts)
     expected = sum(f.units / f.of for f in facts)
     found = {f.a: f.fixed / f.units for f in facts}
@@ -189,20 +195,32 @@ def _row_signs(pair: Pair) -> Outcome:
     positive, count = sum(f.positive for f in facts), sum(f.ups for f in facts)
     if not count:
         return skip("without a gate, the input rows name the neurons and have no free sign")
-    return _signs(positive, count, "sampled neurons")
+    expected = max(f.expected for f in facts)
+    if expected >= _NOT_FREE:
+        return skip("the sign of an input row is that of its neuron's gate in both models")
+    return _signs(positive, count, "sampled neurons", sum(f.tosses for f in facts), expected)
 
 
 def _column_signs(pair: Pair) -> Outcome:
     if any(model.weights.architecture.family.norm.kind != "rms" for model in pair.models):
         return skip("LayerNorm's mean ties the signs of all coordinates together")
-    signs = column_signs(pair)
-    return _signs(int((signs > 0).sum()), signs.size, "residual coordinates")
+    signs, columns = signed_columns(pair)
+    tosses = min(effective(of) for of in columns)
+    return _signs(int((signs > 0).sum()), signs.size, "residual coordinates", tosses)
 
 
-def _signs(positive: int, count: int, of: str) -> Outcome:
+def _signs(positive: int, count: int, of: str, tosses: float, expected: float = 0.5) -> Outcome:
+    """Signs that depend on each other are counted as often as independent ones say as much."""
+    if tosses < _LEAST_TOSSES:
+        return skip(f"the signs of {count:,} {of} are {tosses:.0f} independent tosses")
+    share = positive / count
     note = f"{positive:,} of {count:,} {of} have the same sign"
-    share = positive / count if count else 0.0
-    return Outcome(share, log10_p=log10_binomial(positive, count), note=note)
+    if round(tosses) < count:
+        note += f"; as many as {tosses:,.0f} independent tosses"
+    heads = positive if round(tosses) >= count else math.floor(share * tosses)
+    return Outcome(
+        share, log10_p=log10_binomial(heads, min(count, round(tosses)), expected), note=note
+    )
 
 
 # Helpers

@@ -12,11 +12,17 @@ import numpy as np
 from ckptforensics.arrays import Floats
 from ckptforensics.errors import NotApplicable
 from ckptforensics.lineage.correspondence.layer_map import matched_layers
-from ckptforensics.lineage.correspondence.neurons import layer_agreement, token_states
+from ckptforensics.lineage.correspondence.neurons import (
+    embedded_share,
+    layer_agreement,
+    own_agreement,
+    token_states,
+)
 from ckptforensics.lineage.correspondence.pseudo_tokens import pseudo_tokens
 from ckptforensics.lineage.criteria.criterion import Criterion, Outcome
 from ckptforensics.lineage.criteria.directions import UNFOLDED
 from ckptforensics.lineage.pair import Pair, spread
+from ckptforensics.lineage.randomness import Stream
 
 
 def inner_layers(pair: Pair, most: int | None) -> tuple[tuple[int, int], ...]:
@@ -46,15 +52,53 @@ def _by_directions(pair: Pair) -> Outcome:
 
 def _over_layers(pair: Pair, states: tuple[Floats, Floats], most: int | None, on: str) -> Outcome:
     units = pair.effort.neurons
-    found = {
-        layers[0]: layer_agreement(pair, layers, states, units=units)
-        for layers in inner_layers(pair, most)
-    }
+    found: dict[int, float] = {}
+    matched = inner_layers(pair, most)
+    problem = None
+    for layers in matched:
+        try:
+            found[layers[0]] = layer_agreement(pair, layers, states, units=units)
+        except NotApplicable as why:
+            problem = problem or why
+    if not found:
+        raise problem or NotApplicable("no layers correspond")
+    f = float(np.median(list(found.values())))
+    if f >= _NOTABLE:
+        _need_two_names(pair, [both for both in matched if both[0] in found], states)
     return Outcome(
-        float(np.median(list(found.values()))),
+        f,
         profile=tuple(found.get(layer) for layer in pair.a.layers),
         note=f"median of {len(found)} layers; {on}; at most {units:,} neurons a layer",
     )
+
+
+def _need_two_names(
+    pair: Pair, matched: list[tuple[int, int]], states: tuple[Floats, Floats]
+) -> None:
+    """NotApplicable where the two names of a neuron depend on each other, in both models.
+
+    Measured in each model alone, so that relatives lose nothing by being relatives.
+    """
+    few = spread(matched, _OWN_LAYERS)
+    own, embedded = [], []
+    for at, model in enumerate(pair.models):
+        generator = pair.generator(Stream.OWN_NEURONS, at)
+        layers = [both[at] for both in few]
+        shares = [own_agreement(model, layer, states[at], generator) for layer in layers]
+        own.append(float(np.median(shares)))
+        embedded.append(
+            float(np.median([embedded_share(model, layer, states[at]) for layer in layers]))
+        )
+    if min(own) >= _NOTABLE:
+        raise NotApplicable(
+            "a neuron's two rows depend on each other in both models, so that any neurons agree: "
+            f"{own[0]:.0%} and {own[1]:.0%} of each model's with other neurons of its own"
+        )
+    if min(embedded) >= _NOTABLE:
+        raise NotApplicable(
+            "the neurons' rows are embeddings of tokens in both models, of which strangers can "
+            "have chosen the same"
+        )
 
 
 def _has_experts(pair: Pair) -> bool:
@@ -63,6 +107,9 @@ def _has_experts(pair: Pair) -> bool:
 
 # Neuron agreement f; independent models were at most .045 where all neurons were matched.
 _LIMITS = (0.15, 0.5)
+# From here on an agreement could be taken for evidence, and is compared with that of a model's own
+# neurons on so many layers.
+_NOTABLE, _OWN_LAYERS = 0.1, 4
 _SCALE = "0 to 1: relatives have at least 0.5, independent models less than 0.15"
 _INVARIANT = ("residual basis", "residual signs", *UNFOLDED)
 CRITERIA: tuple[Criterion, ...] = (

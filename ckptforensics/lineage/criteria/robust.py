@@ -36,6 +36,8 @@ _TOLD_APART = 1e-3
 _TOKENS_A_COORDINATE = 4
 _DIRECTIONS = 8
 _STEPS = 60
+# Differences of a column's entries that are rounding, as a share of the largest entry.
+_ROUNDING = 1e-5
 # Width from which on the space is compared by random directions of it.
 _WIDE = 1_024
 
@@ -165,7 +167,10 @@ def _embedding(model: Model) -> str:
 
 
 def _centred(rows: Floats) -> Floats:
-    return rows - rows.mean(axis=0)
+    """Less the mean of each column; a column that only rounding makes differ is 0."""
+    centred = rows - rows.mean(axis=0)
+    sizes = np.abs(rows).max(axis=0)
+    return np.where(np.abs(centred).max(axis=0) > _ROUNDING * sizes, centred, np.float32(0))
 
 
 def _principal(narrow: Floats, wide: Floats) -> tuple[float, int]:
