@@ -7,6 +7,9 @@ from typing import NamedTuple
 
 from ckptforensics.results.quantization import QuantizationDocument, QuantizationRow
 
+# Added loss (nats a token) of which a share is told.
+_LEAST_LOSS = 0.01
+
 
 class Summary(NamedTuple):
     """A row, or the random choices of one together.
@@ -42,7 +45,8 @@ def summaries(document: QuantizationDocument) -> list[Summary]:
     for name, rows in groups.items():
         own, plain = added[name], added.get(name.partition("+")[0])
         taken = None
-        if own is not None and plain is not None and plain > 0 and "+" in name:
+        # Of less the share would be that of noise.
+        if own is not None and plain is not None and plain >= _LEAST_LOSS and "+" in name:
             taken = 1 - own / plain
         values = [row.perplexity for row in rows]
         found.append(

@@ -147,16 +147,34 @@ def _responses(model: Model, layer: int, states: Floats) -> Iterator[_Responses]
 
 def _median_cosine(sampled: _Sampled, other: _Responses) -> float:
     cosines = multiply(sampled.gates, np.ascontiguousarray(other.gate.T))
-    best = cosines.max(axis=1)
-    found = []
-    for i, mine in enumerate(sampled.behind):
-        members = np.flatnonzero(cosines[i] >= best[i] - ONE_GATE)
+    behind = cosines >= cosines.max(axis=1, keepdims=True) - ONE_GATE
+    alone = (behind.sum(axis=1) == 1) & np.array([len(mine.up) == 1 for mine in sampled.behind])
+    found = _single_cosines(sampled, other, np.flatnonzero(alone), cosines)
+    for i in np.flatnonzero(~alone).tolist():
+        mine, members = sampled.behind[i], np.flatnonzero(behind[i])
         if members.size > _MOST_BEHIND:
             continue
         theirs = other.behind(members)
         size = mine.size() * theirs.size()
         found.append(abs(mine.inner(theirs)) / size if size > 0 else 0.0)
     return float(np.median(found)) if found else 0.0
+
+
+def _single_cosines(
+    sampled: _Sampled, other: _Responses, places: Ints, cosines: Floats
+) -> list[float]:
+    """The same of gates with one neuron behind them in both models, all at once."""
+    if not places.size:
+        return []
+    partners = cosines[places].argmax(axis=1)
+    found = np.ones(len(places))
+    for name in ("up", "write"):
+        mine = np.concatenate([getattr(sampled.behind[i], name) for i in places])
+        theirs = getattr(other, name)[partners]
+        inner = np.einsum("ij,ij->i", mine, theirs, dtype=np.float64)
+        sizes = np.linalg.norm(mine, axis=1) * np.linalg.norm(theirs, axis=1)
+        found *= np.divide(np.abs(inner), sizes, out=np.zeros_like(found), where=sizes > 0)
+    return found.tolist()
 
 
 def head_spectra(model: Model) -> dict[int, Doubles]:

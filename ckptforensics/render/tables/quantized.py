@@ -48,7 +48,7 @@ def quantization_table(document: QuantizationDocument, view: View) -> str:
             *("-" if s.added is None else f"{s.added:+.3f}",),
             *("" if s.taken is None else percent(s.taken), size(s.bytes)),
         )
-    print_table(console, table)
+    print_table(console, table, least=("alpha", "share", "kept", "size", "added loss"))
     if document.predictions:
         console.print()
         say(console, "relative error of modules under rtn: predicted by the weights, measured")
@@ -58,7 +58,7 @@ def quantization_table(document: QuantizationDocument, view: View) -> str:
         for p in every:
             pairs = zip(p.predicted, p.measured, strict=True)
             errors.add_row(p.module, *(_share(value) for pair in pairs for value in pair))
-        print_table(console, errors)
+        print_table(console, errors, least=("initial", "measured"))
         if len(every) < len(document.predictions):
             say(console, f"({len(document.predictions) - len(every)} more with -v, and in JSON)")
     skipped(console, document.skipped)
