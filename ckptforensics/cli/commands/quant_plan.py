@@ -81,6 +81,12 @@ def command(
         click.echo(listed, nl=False)
         if how.tool == "autoawq":
             out.hint("AutoAWQ leaves a module out in every layer, or in none")
+        refs = [ref for layer in checkpoint.architecture.layers for ref in layer.refs.values()]
+        if how.tool in ("llm-compressor", "torchao") and any(ref.transposed for ref in refs):
+            out.hint(
+                f"{how.tool} quantizes torch.nn.Linear alone: transformers' Conv1D, which this "
+                "model has, stays as it is whatever the list says"
+            )
         if opening.strict:
             require_whole(document)
         return
