@@ -29,6 +29,8 @@ _FEW_ENTRIES = 1 << 11
 # Levels of 4 bits, looked for where a group has enough entries other than 0 to have more.
 _LEVELS = 16
 _LEAST_NONZERO = 24
+# Integers of so many bits are numbers of FP8, too.
+_FEW_BITS = 4
 # Largest number, bits behind the point and least exponent of FP8's types E5M2 and E4M3; the one of
 # fewer bits goes first.
 _FLOAT8 = ((57344.0, 2, -14.0), (448.0, 3, -6.0))
@@ -98,14 +100,16 @@ def find_lattice(sample: Floats, largest: float) -> Lattice | None:
         return Lattice("FP8, one scale", float8)
     for size in (columns, *(g for g in _GROUPS if columns % g == 0 and g < columns)):
         groups = x.reshape(-1, size)
-        float8 = _of_float8(groups, np.abs(groups).max(axis=1, keepdims=True), eps)
-        if float8 is not None:
-            name = "FP8, a scale a row" if size == columns else f"FP8, groups of {size}"
-            return Lattice(name, float8.reshape(x.shape))
+        of = "a scale a row" if size == columns else f"groups of {size}"
+        # Few bits before FP8, whose numbers hold theirs; eight bits behind it, by the same reason.
         found = _of_largest(groups, eps) or _of_levels(groups)
+        float8 = None
+        if found is None or found[0] > _FEW_BITS:
+            float8 = _of_float8(groups, np.abs(groups).max(axis=1, keepdims=True), eps)
+        if float8 is not None:
+            return Lattice(f"FP8, {of}", float8.reshape(x.shape))
         if found is not None:
             bits, steps = found
-            of = "a scale a row" if size == columns else f"groups of {size}"
             every = np.broadcast_to(steps, groups.shape).reshape(x.shape)
             return Lattice(f"{bits} bits, {of}", every)
     return None

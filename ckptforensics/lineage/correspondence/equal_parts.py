@@ -202,6 +202,8 @@ def _all(table: dict[_Key, tuple[_Side, _Side]]) -> Hashes:
 
 def _common(model: Model, name: str, side: _Side, known: Hashes, *, by_rows: bool) -> float:
     """Share of the rows (or columns) that are among the known ones; 0 where they say nothing."""
+    if not known.size:
+        return 0.0
     at = np.minimum(np.searchsorted(known, side.hashes), known.size - 1)
     hits = np.flatnonzero((known[at] == side.hashes) & side.varied)
     different = np.unique(side.hashes[hits]).size
