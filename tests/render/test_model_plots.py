@@ -87,7 +87,7 @@ def test_the_path_of_the_first_token_and_its_prediction_are_drawn():
     element, caption = picture(running.trace())
     assert "its prediction by the weights alone" in element
     assert "largest difference 1e-06 of the norm" in caption
-    assert "goes highest is number 1, '<script>ale...': 904 after layer 4" in caption
+    assert "goes highest is '<script>ale...' at place 1, with 904 after layer 4" in caption
 
 
 def test_odd_tokens_are_words_and_nothing_else():
