@@ -123,7 +123,7 @@ def test_relatives_reach_the_floor(name, dropped):
     ]
     outcome = RUN[name](signed_pair(signature(u, v), signature(*noisy)))
     assert outcome.floor
-    assert outcome.log10_p == pytest.approx(-np.log10(5000))
+    assert outcome.log10_p == pytest.approx(-np.log10(1 + 4 * 4999))
 
 
 def test_gains_of_relatives_and_of_another_depth():
@@ -132,7 +132,7 @@ def test_gains_of_relatives_and_of_another_depth():
     moved = gains[2:] * np.exp(0.05 * generator.standard_normal((6, 64)))
     outcome = RUN["gain rank"](_gain_pair(gains, moved))
     assert outcome.floor
-    assert outcome.log10_p == pytest.approx(-np.log10(5000))
+    assert outcome.log10_p == pytest.approx(-np.log10(1 + 4 * 4999))
     ranks = [
         np.mean([stats.zscore(stats.rankdata(row)) for row in g], axis=0) for g in (gains, moved)
     ]
