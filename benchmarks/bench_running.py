@@ -18,7 +18,7 @@ from pathlib import Path
 
 import click
 
-from benchmarks.common import machine, run
+from benchmarks.common import fill_page, machine, run
 from ckptforensics.runtime.experiments.ablate import measure_row
 from ckptforensics.runtime.experiments.empirical import empirical
 from ckptforensics.runtime.experiments.sinks import ATTENTION, sinks
@@ -30,7 +30,6 @@ from tools import smollm2
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "performance.md"
-BEGIN, END = "<!-- running -->\n", "<!-- /running -->"
 WINDOW = 256
 
 Work = Callable[[Runtime, Text], object]
@@ -116,9 +115,7 @@ def main() -> None:
     what = f"{model.name}, {options.tokens:,} tokens in windows of {WINDOW}; "
     lines += ["", what + "; ".join(f"{name}: {value}" for name, value in machine()) + "."]
     if options.write:
-        head, _, rest = PAGE.read_text().partition(BEGIN)
-        table = "\n".join(lines) + "\n"
-        PAGE.write_text(head + BEGIN + table + END + rest.partition(END)[2])
+        fill_page(PAGE, "running", "\n".join(lines))
 
 
 if __name__ == "__main__":

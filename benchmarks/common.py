@@ -134,6 +134,14 @@ def processor() -> str:
     return names[0] if names else platform.machine()
 
 
+def fill_page(page: Path, name: str, text: str) -> None:
+    """Put text between the markers `<!-- name: begin -->` and `end` of a page."""
+    begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+    head, rest = page.read_text(encoding="utf-8").split(begin)
+    tail = rest.split(end)[1]
+    page.write_text(f"{head}{begin}\n{text.strip()}\n{end}{tail}", encoding="utf-8")
+
+
 def spread(values: list[float]) -> str:
     """Median and range, in seconds."""
     return f"{statistics.median(values):.2f} s ({min(values):.2f} to {max(values):.2f})"

@@ -16,7 +16,7 @@ from pathlib import Path
 import click
 import numpy as np
 
-from benchmarks.common import machine
+from benchmarks.common import fill_page, machine
 from ckptforensics.lineage.compare import compare
 from ckptforensics.results.comparison import PairRecord
 from ckptforensics.runtime.model import start
@@ -27,7 +27,6 @@ from tools.smollm2 import cached_hf_layout
 
 ROOT = Path(__file__).resolve().parents[1]
 ZOO, PAGE = ROOT / "fixtures" / "zoo", ROOT / "docs" / "lineage.md"
-BEGIN, END = "<!-- attacks -->\n", "<!-- /attacks -->"
 
 HIDING: dict[str, attacks.Attack] = {
     "all exact launderings": launder.everything,
@@ -65,11 +64,7 @@ def loss(folder: Path, text: Text) -> float:
 
 def channels(pair: PairRecord) -> str:
     """The criteria that show relatives on their own, each with its value."""
-    shown = [
-        f"{test.name} {test.statistic:.2f}"
-        for test in pair.tests_run
-        if test.limits is not None and (test.statistic or 0) >= test.limits[1]
-    ]
+    shown = [f"{test.name} {test.statistic:.2f}" for test in pair.tests_run if test.shows_relatives]
     exact = [t.log10_p for t in pair.tests_run if t.group == "exact" and t.log10_p is not None]
     if exact and min(exact) <= -6:
         shown.insert(0, "exact p")
@@ -109,9 +104,7 @@ def main() -> None:
                 found(row.replace("| ", "| SmolLM2: ", 1))
     lines += ["", "; ".join(f"{name}: {value}" for name, value in machine()) + "."]
     if options.write:
-        head, _, rest = PAGE.read_text().partition(BEGIN)
-        table = "\n".join(lines) + "\n"
-        PAGE.write_text(head + BEGIN + table + END + rest.partition(END)[2])
+        fill_page(PAGE, "attacks", "\n".join(lines))
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ import click
 import numpy as np
 from scipy import stats
 
-from benchmarks.common import machine
+from benchmarks.common import fill_page, machine
 from ckptforensics.compute.threads import all_cores
 from ckptforensics.lineage.compare import compare, compare_pair, open_model
 from ckptforensics.lineage.models import Model
@@ -38,10 +38,7 @@ DOCS = Path(__file__).parents[1] / "docs" / "lineage-measurements.md"
 
 def fill(name: str, text: str) -> None:
     """Put a table between its markers in docs/lineage-measurements.md."""
-    begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
-    page = DOCS.read_text(encoding="utf-8")
-    head, rest = page.split(begin)
-    DOCS.write_text(f"{head}{begin}\n{text.strip()}\n{end}{rest.split(end)[1]}", encoding="utf-8")
+    fill_page(DOCS, name, text)
 
 
 def verdict_of(expected: Relation, models: dict[str, Model]) -> PairRecord:

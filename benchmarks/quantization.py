@@ -20,7 +20,7 @@ from pathlib import Path
 import click
 from scipy.stats import spearmanr
 
-from benchmarks.common import machine, processor
+from benchmarks.common import fill_page, machine, processor
 from ckptforensics import SignatureCache, Text, evaluate_quantization, load_result
 from ckptforensics.cli.progress import Lines
 from ckptforensics.quantities import number, percent, size
@@ -38,7 +38,6 @@ from tools.smollm2 import gguf_file
 PAGE = Path(__file__).parents[1] / "docs" / "quantization.md"
 DRAWING = PAGE.parent / "gallery" / "smollm2-quantization.png"
 ALPHAS = tuple(round(0.3 + 0.05 * i, 2) for i in range(13))
-BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 
 
 def table(document: QuantizationDocument) -> list[str]:
@@ -146,9 +145,7 @@ def main() -> None:
         lines = table(found)
         click.echo("\n".join(lines))
         if options.write:
-            before, _, rest = PAGE.read_text().partition(BEGIN)
-            after = rest.partition(END)[2]
-            PAGE.write_text("\n".join((before + BEGIN, *lines, END)) + after)
+            fill_page(PAGE, "measured", "\n".join(lines))
             plot_document(found, DRAWING)
     click.echo("; ".join(f"{name}: {value}" for name, value in machine()) + ".")
 

@@ -103,8 +103,8 @@ def _positive(evidence: Evidence) -> list[str]:
         )
     reasons += [
         f"{_told(test)} ('{test.name}'); {test.limits[1]:g} shows a shared training run"
-        for test, value in _channels(evidence)
-        if test.limits is not None and value >= test.limits[1]
+        for test in evidence.tests
+        if test.shows_relatives and test.limits is not None
     ]
     for witness in _with_p(evidence.tests, "correspondence"):
         assert witness.log10_p is not None

@@ -65,9 +65,11 @@ class Scheme:
         return out
 
 
-def symmetric(x: Floats, largest: Floats, *, steps: float, codes: tuple[int, int]) -> Floats:
+def symmetric(
+    x: Floats, largest: float | Floats, *, steps: float, codes: tuple[int, int]
+) -> Floats:
     """Whole multiples of largest / steps, halves to even, with codes in a range."""
-    step = np.maximum(largest, FLOOR) / np.float32(steps)
+    step = np.maximum(np.asarray(largest, np.float32), FLOOR) / np.float32(steps)
     return (np.clip(np.rint(x / step), *codes) * step).astype(np.float32, copy=False)
 
 
@@ -127,16 +129,17 @@ def _of_gguf(kind: str, words: str) -> Scheme:
     return Scheme(f"{words}, as llama-quantize --pure", _GGUF_BLOCK, encode, True, True)
 
 
-_INT8 = partial(symmetric, steps=127, codes=(-127, 127))
+# Smoothquant's.
+int8 = partial(symmetric, steps=127, codes=(-127, 127))
 _INT4 = partial(symmetric, steps=7.5, codes=(-8, 7))
 _FP8 = partial(_scaled, most=_E4M3, mantissa=3, least=-6)
 _FP8_WIDE = partial(_scaled, most=_E5M2, mantissa=2, least=-14)
 
 SCHEMES: Mapping[str, Scheme] = MappingProxyType(
     {
-        "int8": Scheme("8 bits, one scale a tensor", "tensor", _INT8),
-        "int8-channel": Scheme("8 bits, a scale an output", "row", _INT8),
-        "w8a8": Scheme("8 bits, one scale a tensor, as W8A8 leaves the weights", "tensor", _INT8),
+        "int8": Scheme("8 bits, one scale a tensor", "tensor", int8),
+        "int8-channel": Scheme("8 bits, a scale an output", "row", int8),
+        "w8a8": Scheme("8 bits, one scale a tensor, as W8A8 leaves the weights", "tensor", int8),
         "int4-g128": Scheme("4 bits, groups of 128, symmetric", _GROUP, _INT4),
         "int4-g128-asym": Scheme("4 bits, groups of 128, asymmetric", _GROUP, asymmetric),
         "q4_0": _of_gguf("Q4_0", "4 bits, groups of 32"),

@@ -23,10 +23,9 @@ from ckptforensics.compute.products import multiply, multiply_adjoint
 from ckptforensics.forward import apply_norm, attention_forward, ffn_forward
 from ckptforensics.layers import Block, Ffn, Linear, Matrix, Moe
 from ckptforensics.probes import advance
+from ckptforensics.quantization.encoders import int8
 from ckptforensics.tensors import TensorReader, matrix_shape
 
-# Smoothquant's bound below the largest entry, and its largest code.
-FLOOR, LARGEST_CODE = 1e-5, 127
 # A token is no ordinary one where its norm is this many times the median.
 STANDS_OUT = 4.0
 # Elements of a weight that are rounded at once.
@@ -274,12 +273,6 @@ def _largest_stored(store: TensorReader, name: str) -> float:
     return max(float(np.abs(store.read_rows(name, p.start, p.stop)).max()) for p in parts)
 
 
-def rounded(x: Floats, largest: float | Floats) -> Floats:
-    """Whole multiples of the step max(largest, 1e-5) / 127, halves to even, as smoothquant's."""
-    step = np.maximum(np.asarray(largest, np.float32), np.float32(FLOOR)) / np.float32(LARGEST_CODE)
-    return (np.rint(x / step) * step).astype(np.float32, copy=False)
-
-
 def _relative(
     linears: Sequence[Linear], largest: float, initial: Floats | None, ordinary: Floats | None
 ) -> tuple[float | None, float | None, float | None]:
@@ -291,10 +284,10 @@ def _relative(
         peaks = np.abs(initial).max(axis=0)
         beside = max(own, float(np.median(peaks)))
         exact.append(initial)
-        inputs.append(rounded(initial, np.maximum(peaks, np.float32(own))))
+        inputs.append(int8(initial, np.maximum(peaks, np.float32(own))))
     if ordinary is not None:
         exact += [ordinary, ordinary]
-        inputs += [rounded(ordinary, beside), rounded(ordinary, own)]
+        inputs += [int8(ordinary, beside), int8(ordinary, own)]
     if not exact:
         return None, None, None
     x, q = np.concatenate(exact, axis=1), np.concatenate(inputs, axis=1)
@@ -303,7 +296,7 @@ def _relative(
         for rows in _blocks(*linear.matrix.shape):
             w = linear.matrix[rows]
             y = multiply(w, x)
-            error = multiply(rounded(w, largest), q) - y
+            error = multiply(int8(w, largest), q) - y
             if linear.bias is not None:
                 y = y + linear.bias[rows, None]
             wrong += np.einsum("ij,ij->j", error, error, dtype=np.float64)

@@ -71,6 +71,15 @@ class CriterionRecord(Frozen):
     scale: str | None = None
     limits: tuple[Finite, Finite] | None = None
 
+    @property
+    def shows_relatives(self) -> bool:
+        """Whether its statistic decides, and is that of relatives."""
+        return (
+            self.limits is not None
+            and self.statistic is not None
+            and self.statistic >= self.limits[1]
+        )
+
 
 class AlignmentRecord(Frozen):
     """The map from A's residual coordinates to B's, if one was found.

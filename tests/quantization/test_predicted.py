@@ -13,7 +13,8 @@ from ckptforensics import open_checkpoint
 from ckptforensics.forward import embed
 from ckptforensics.layers import load_block
 from ckptforensics.probes import advance
-from ckptforensics.quantization.predicted import STANDS_OUT, layer_errors, rounded
+from ckptforensics.quantization.encoders import int8
+from ckptforensics.quantization.predicted import STANDS_OUT, layer_errors
 from tests.support.models import blocks, save, tiny_gpt2, tiny_llama
 
 INITIAL, ORDINARY = [1, 7, 20, 33, 50], [2, 3, 40, 60, 80, 90, 11]
@@ -124,9 +125,9 @@ def test_errors_are_those_of_transformers_modules(family, tmp_path):
 def test_rounding_is_smoothquants():
     x = np.random.default_rng(0).standard_normal((5, 40)).astype(np.float32)
     expected = smoothquant(torch.from_numpy(x), torch.from_numpy(x).abs().max()).numpy()
-    assert np.allclose(rounded(x, float(np.abs(x).max())), expected, rtol=0, atol=1e-6)
+    assert np.allclose(int8(x, float(np.abs(x).max())), expected, rtol=0, atol=1e-6)
     small = np.array([[1e-7, -2e-8]], np.float32)
-    assert np.array_equal(rounded(small, 1e-7), np.rint(small / (1e-5 / 127)) * (1e-5 / 127))
+    assert np.array_equal(int8(small, 1e-7), np.rint(small / (1e-5 / 127)) * (1e-5 / 127))
 
 
 def test_a_token_that_a_layer_blows_up_is_no_ordinary_one():

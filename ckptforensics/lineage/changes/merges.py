@@ -17,7 +17,6 @@ from ckptforensics.arrays import Doubles, Floats
 from ckptforensics.lineage.changes.lattices import grid, spacing
 from ckptforensics.lineage.changes.tensor_pairs import (
     layer_names,
-    stored_bytes,
 )
 from ckptforensics.lineage.effort import Effort, within
 from ckptforensics.lineage.models import Model
@@ -120,7 +119,7 @@ def find_merge(
 def _blocks(models: Sequence[Model], effort: Effort, progress: Progress | None) -> Iterator[_Block]:
     """The same rows of the same matrices of layers, of all models."""
     first = models[0]
-    whole = within(max(map(stored_bytes, models)), effort.entry_bytes)
+    whole = within(max(model.stored_bytes for model in models), effort.entry_bytes)
     layers = spread(first.layers, None if whole else effort.entry_layers)
     names = [
         (layer, name) for layer in layers for name in sorted(layer_names(first, layer).values())

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from ckptforensics.errors import NotApplicable
 from ckptforensics.lineage.changes.changes import Change, measure_changes
 from ckptforensics.lineage.correspondence.equal_parts import (
+    EqualParts,
     EqualTensor,
     equal_parts,
     named_parts,
@@ -35,7 +36,8 @@ def shared_parts(pair: Pair, tests: Sequence[CriterionRecord]) -> tuple[str, ...
     foreign = sum(map(_is_foreign, layers))
     if layers and foreign < _LEAST_FOREIGN * len(layers):
         return () if _functions_agree(tests) or not _unlike(layers) else (_INITIALISATION,)
-    alike = [*_named(pair, changes), *_equal(pair), *_seen(pair, tests)]
+    equal = _equal_parts(pair)
+    alike = [*_named(pair, changes), *(equal.whole if equal else ()), *_seen(pair, tests)]
     found = named_parts(alike, pair.a.layers)
     if found:
         return found
@@ -44,13 +46,10 @@ def shared_parts(pair: Pair, tests: Sequence[CriterionRecord]) -> tuple[str, ...
 
 def equal_in_words(pair: Pair) -> str | None:
     """Which matrices are equal bit by bit and how many, or None if none is."""
-    try:
-        found = pair.once(equal_parts)
-    except NotApplicable:
+    found = _equal_parts(pair)
+    if found is None or not found.tensors:
         return None
-    if not found.tensors:
-        return None
-    whole = _equal(pair)
+    whole = found.whole
     if not whole:
         some = max(found.tensors, key=lambda t: t.rows)
         return f"{some.rows:.0%} of the rows or columns of {some.name} are equal bit by bit"
@@ -62,12 +61,12 @@ def equal_in_words(pair: Pair) -> str | None:
     )
 
 
-def _equal(pair: Pair) -> tuple[EqualTensor, ...]:
-    """The matrices that are equal, as far as it was looked for."""
+def _equal_parts(pair: Pair) -> EqualParts | None:
+    """What is equal, None where it was not looked for."""
     try:
-        return pair.once(equal_parts).whole
+        return pair.once(equal_parts)
     except NotApplicable:
-        return ()
+        return None
 
 
 def _is_foreign(change: Change) -> bool:
@@ -79,7 +78,9 @@ def _is_foreign(change: Change) -> bool:
 
 def _functions_agree(tests: Sequence[CriterionRecord]) -> bool:
     """Whether what the models compute corresponds, whatever the order of their units."""
-    return any(_shows(t) for t in tests if t.name not in ("space of embeddings", "equal parts"))
+    return any(
+        t.shows_relatives for t in tests if t.name not in ("space of embeddings", "equal parts")
+    )
 
 
 def _unlike(layers: Sequence[Change]) -> bool:
@@ -114,13 +115,6 @@ def _seen(pair: Pair, tests: Sequence[CriterionRecord]) -> list[EqualTensor]:
             if value is not None and value >= test.limits[1]:
                 found += [EqualTensor(name, layer, role, 1.0, 0) for role in roles]
     space = by_name.get("space of embeddings")
-    if space is not None and _shows(space):
+    if space is not None and space.shows_relatives:
         found.append(EqualTensor("embeddings", None, "embedding", 1.0, 0))
     return found
-
-
-def _shows(test: CriterionRecord) -> bool:
-    """Whether a criterion's statistic is that of relatives."""
-    return (
-        test.limits is not None and test.statistic is not None and test.statistic >= test.limits[1]
-    )

@@ -70,7 +70,7 @@ class TensorPair:
 
 def is_sampled(pair: Pair) -> bool:
     """Whether only some layers, and some rows of large tensors, are compared entry by entry."""
-    return not within(max(map(stored_bytes, pair.models)), pair.effort.entry_bytes)
+    return not within(max(model.stored_bytes for model in pair.models), pair.effort.entry_bytes)
 
 
 def tensor_pairs(pair: Pair) -> Iterator[TensorPair]:
@@ -101,11 +101,6 @@ def layer_names(model: Model, layer: int) -> Mapping[str, str]:
     prefix = model.weights.architecture.layers[layer - 1].prefix
     store = model.weights.store
     return {name.removeprefix(prefix): name for name in store if name.startswith(prefix)}
-
-
-def stored_bytes(model: Model) -> int:
-    """Bytes of all tensors as they are stored."""
-    return sum(info.nbytes for info in model.weights.store.tensors.values())
 
 
 def _same_basis(pair: Pair) -> bool:

@@ -14,12 +14,12 @@ import numpy as np
 
 from ckptforensics.arrays import Doubles, Floats
 from ckptforensics.errors import NotApplicable
+from ckptforensics.forward import embedding_name
 from ckptforensics.lineage.correspondence.equal_parts import equal_parts
 from ckptforensics.lineage.correspondence.layer_survey import function_cosines, head_spectra
 from ckptforensics.lineage.correspondence.shared_tokens import shared_tokens
 from ckptforensics.lineage.criteria.criterion import Criterion, Outcome
 from ckptforensics.lineage.criteria.directions import INSIDE, UNFOLDED
-from ckptforensics.lineage.models import Model
 from ckptforensics.lineage.pair import Pair
 from ckptforensics.lineage.randomness import Stream
 
@@ -132,7 +132,9 @@ def _token_space(pair: Pair) -> Outcome:
     Of the narrower space; of wide models of random directions in it.
     """
     tokens = pair.once(shared_tokens)
-    widths = [model.weights.store.info(_embedding(model)).shape[-1] for model in pair.models]
+    widths = [
+        model.weights.store.info(embedding_name(model.weights)).shape[-1] for model in pair.models
+    ]
     count = min(len(tokens.a), _TOKENS_A_COORDINATE * max(widths))
     if count < 2 * max(widths):
         raise NotApplicable(
@@ -158,12 +160,6 @@ def _token_space(pair: Pair) -> Outcome:
         (found - chance) / (1 - chance),
         note=f"{count:,} tokens matched {how}; {chance:.2f} by chance is taken off",
     )
-
-
-def _embedding(model: Model) -> str:
-    from ckptforensics.forward import embedding_name
-
-    return embedding_name(model.weights)
 
 
 def _centred(rows: Floats) -> Floats:

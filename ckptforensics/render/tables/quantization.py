@@ -46,8 +46,8 @@ def plan_table(document: QuantizationPlanDocument, view: View) -> str:
     for m in shown:
         table.add_row(
             *(str(m.rank), str(m.layer), m.module, "yes" if m.keep else "no"),
-            *(size(m.bytes_16 - m.bytes_8), _share(m.saves), _share(m.error.initial)),
-            *(_share(m.error.ordinary), _share(m.error.ordinary_alone)),
+            *(size(m.bytes_16 - m.bytes_8), error_share(m.saves), error_share(m.error.initial)),
+            *(error_share(m.error.ordinary), error_share(m.error.ordinary_alone)),
         )
     print_table(console, table)
     for m in kept:
@@ -93,7 +93,8 @@ def _numbers(layers: tuple[int, ...]) -> str:
     return ", ".join(map(str, layers)) or "none found"
 
 
-def _share(value: float | None) -> str:
+def error_share(value: float | None) -> str:
+    """A relative error; a dash where it is not known."""
     return "-" if value is None else percent(value, 1)
 
 

@@ -13,6 +13,7 @@ from ckptforensics.render.tables.console import (
     text_of,
 )
 from ckptforensics.render.tables.facts import heading, skipped
+from ckptforensics.render.tables.quantization import error_share
 from ckptforensics.render.tables.running import ran
 from ckptforensics.render.view import View
 from ckptforensics.results.quantization import PredictionRecord, QuantizationDocument
@@ -57,7 +58,7 @@ def quantization_table(document: QuantizationDocument, view: View) -> str:
         errors = make_table("module:", "initial", "measured", "ordinary", "measured ")
         for p in every:
             pairs = zip(p.predicted, p.measured, strict=True)
-            errors.add_row(p.module, *(_share(value) for pair in pairs for value in pair))
+            errors.add_row(p.module, *(error_share(value) for pair in pairs for value in pair))
         print_table(console, errors, least=("initial", "measured"))
         if len(every) < len(document.predictions):
             say(console, f"({len(document.predictions) - len(every)} more with -v, and in JSON)")
@@ -76,7 +77,3 @@ def _shown(document: QuantizationDocument) -> list[PredictionRecord]:
     """The plan's modules first, as it ranks them."""
     kept = {name for row in document.rows if "planned" in row.row for name in row.kept}
     return sorted(document.predictions, key=lambda p: p.module not in kept)
-
-
-def _share(value: float | None) -> str:
-    return "-" if value is None else percent(value, 1)
