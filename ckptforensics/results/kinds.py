@@ -53,5 +53,6 @@ DOCUMENTS = Registry(
         "quantization": ("quantization", "QuantizationDocument"),
         "quantization-plan": ("quantization_plan", "QuantizationPlanDocument"),
         "quantization-diff": ("quantization_diff", "QuantizationDiffDocument"),
+        "audit": ("audit", "AuditDocument"),
     }
 )
