@@ -1,0 +1,1 @@
+"""Many models: where they are kept, what they claim, what their weights show, what is wrong."""
