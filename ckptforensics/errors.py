@@ -97,6 +97,14 @@ class FormatError(CkptError):
     """A file breaks the rules of its container format."""
 
 
+class NotFetched(FormatError):
+    """A file only stands for one that was not downloaded, or one that an index names is missing."""
+
+
+class UnsafePickle(FormatError):
+    """A pickle asks for what no state dict needs: to load it elsewhere could run a program."""
+
+
 class TensorError(CkptError):
     """A tensor is missing, has the wrong shape or an element type that cannot be decoded."""
 

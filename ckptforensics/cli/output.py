@@ -176,11 +176,11 @@ def _columns_said() -> bool:
 
 
 def output_options(
-    save_help: str | None, *, as_signature: bool = False, kind: str = "signature"
+    save_help: str | None, *, own_check: bool = False, kind: str = "signature"
 ) -> Decorator[Any]:
     """Add --format, -o (unless `save_help` is None), -q, -v and --no-progress.
 
-    With `as_signature` the result may be saved as safetensors, and several in a folder; --format
+    With `own_check` the command itself looks at the path of -o, which may be a folder; --format
     offers those of a `kind` of document, of any kind for "".
     """
     options = [
@@ -200,8 +200,8 @@ def output_options(
         save = click.option(
             "-o",
             "--output",
-            type=click.Path(dir_okay=as_signature, path_type=Path),
-            callback=None if as_signature else partial(_document_file, kind),
+            type=click.Path(dir_okay=own_check, path_type=Path),
+            callback=None if own_check else partial(_document_file, kind),
             help=save_help,
         )
         options.insert(1, save)

@@ -1,4 +1,4 @@
-"""Commands of `ckpt` side by side, each in a process of its own, within one memory budget."""
+"""Parts of `ckpt` side by side, each in a process of its own, within one memory budget."""
 
 from __future__ import annotations
 
@@ -23,8 +23,11 @@ class Job:
     Attributes
     ----------
     model : as the user named it
-    arguments : of `ckpt`
+    arguments : of `ckpt`, or of another module of this package
     memory : bytes that it needs
+    module : that is run
+    seconds : after which its process is ended; None for no limit
+    overdue : whether it was ended for that
     problem : what kept it from starting
     process, folder : its process, and where what it prints is
     """
@@ -32,6 +35,10 @@ class Job:
     model: str
     arguments: Sequence[str] = ()
     memory: int = 0
+    module: str = "ckptforensics"
+    seconds: float | None = None
+    overdue: bool = False
+    began: float = 0.0
     problem: CkptError | None = None
     process: subprocess.Popen[bytes] | None = None
     folder: Path = Path()
@@ -56,12 +63,21 @@ class Job:
 
     def start(self, environment: dict[str, str]) -> None:
         """Begin it."""
-        command = [sys.executable, "-m", "ckptforensics", *self.arguments]
+        command = [sys.executable, "-m", self.module, *self.arguments]
+        self.began = time.monotonic()
         # Files, not pipes: a process never waits for somebody to read what it printed.
         with (self.folder / "out").open("wb") as out, (self.folder / "err").open("wb") as err:
             self.process = subprocess.Popen(  # noqa: S603 (this program, no shell)
                 command, stdout=out, stderr=err, env=environment
             )
+
+    def end_if_overdue(self) -> None:
+        """End its process, and those that it started, if its time is over."""
+        late = self.seconds is not None and time.monotonic() - self.began > self.seconds
+        if late and self.running and self.process is not None:
+            self.overdue = True
+            self.process.kill()
+            self.process.wait()
 
     def printed(self) -> str:
         """What its process wrote to stdout."""
@@ -75,8 +91,10 @@ class Job:
         return lines[-1] if lines else f"ckpt: error: ended with exit code {self.code}"
 
 
-def run_jobs(jobs: Sequence[Job], *, at_once: int, memory: int) -> Iterator[Job]:
-    """Run all jobs; yields them in order, each when it is done.
+def run_jobs(
+    jobs: Sequence[Job], *, at_once: int, memory: int, in_order: bool = True
+) -> Iterator[Job]:
+    """Run all jobs; yields them, in order or as they end, each when it is done.
 
     Parameters
     ----------
@@ -93,23 +111,27 @@ def run_jobs(jobs: Sequence[Job], *, at_once: int, memory: int) -> Iterator[Job]
                 hint="allow more with --memory",
             )
     waiting = [job for job in jobs if job.problem is None]
-    shown = 0
+    unseen = list(jobs)
     with tempfile.TemporaryDirectory(prefix="ckpt-jobs-") as folder:
         try:
-            while shown < len(jobs):
-                running = [job for job in jobs if job.running]
+            while unseen:
+                running = [job for job in unseen if job.running]
+                for job in running:
+                    job.end_if_overdue()
                 free = memory - sum(job.memory for job in running)
+                seen = unseen[:1] if in_order else unseen
+                done = next((job for job in seen if job.ended), None)
                 if waiting and len(running) < at_once and waiting[0].memory <= free:
                     job = waiting.pop(0)
                     job.folder = Path(tempfile.mkdtemp(dir=folder))
                     job.start(environment)
-                elif jobs[shown].ended:
-                    yield jobs[shown]
-                    shown += 1
+                elif done is not None:
+                    yield done
+                    unseen.remove(done)
                 else:
                     time.sleep(_POLL_SECONDS)
         finally:
-            for job in jobs:
+            for job in unseen:
                 if job.running and job.process is not None:
                     job.process.terminate()
                     job.process.wait()

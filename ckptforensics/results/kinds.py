@@ -54,5 +54,6 @@ DOCUMENTS = Registry(
         "quantization-plan": ("quantization_plan", "QuantizationPlanDocument"),
         "quantization-diff": ("quantization_diff", "QuantizationDiffDocument"),
         "audit": ("audit", "AuditDocument"),
+        "catalog": ("catalog", "CatalogDocument"),
     }
 )

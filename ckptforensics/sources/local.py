@@ -10,7 +10,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, NoReturn, Protocol
 
-from ckptforensics.errors import FormatError, NothingAnalysable, UsageError
+from ckptforensics.errors import FormatError, NotFetched, NothingAnalysable, UsageError
 from ckptforensics.sources.links import refuse_links_out
 from ckptforensics.sources.original import config_of_params, refuse_ranks
 from ckptforensics.sources.pointers import LONGEST_POINTER, refuse_pointer
@@ -64,7 +64,7 @@ class SeveralModels(UsageError):
         )
 
 
-class _NoShards(FormatError):
+class _NoShards(NotFetched):
     """None of the files that an index names is there."""
 
     def __init__(self, message: str, *, path: Path, hint: str, index: str) -> None:
@@ -409,7 +409,7 @@ def _from_index(
         )
     for name, file in files.items():
         if not _is_file(file):
-            raise FormatError(
+            raise NotFetched(
                 f"shard '{name}' named by {index.name} is missing",
                 path=file,
                 hint="download the missing file",
@@ -430,7 +430,7 @@ def _split_name(name: str) -> tuple[str, str]:
 
 
 def _split_files(path: Path) -> tuple[Path, ...]:
-    """The file, or all shards of the model it is a part of; FormatError if one is missing."""
+    """The file, or all shards of the model it is a part of; NotFetched if one is missing."""
     match = _SHARD.fullmatch(path.name)
     if match is None:
         refuse_ranks(path)
@@ -443,7 +443,7 @@ def _split_files(path: Path) -> tuple[Path, ...]:
         if number not in names:
             width = len(match["number"])
             name = f"{match['stem']}{number:0{width}d}-of-{match['count']}{match['suffix']}"
-            raise FormatError(
+            raise NotFetched(
                 "shard is missing", path=path.parent / name, hint="download the missing file"
             )
     return tuple(path.parent / names[number] for number in sorted(names))

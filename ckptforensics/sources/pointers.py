@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 
-from ckptforensics.errors import FormatError
+from ckptforensics.errors import NotFetched
 
 # Pointers are some 130 bytes long; a page may be longer than what is read of it.
 LONGEST_POINTER = 4096
@@ -33,8 +33,8 @@ _BEGINNINGS: Mapping[bytes, tuple[str, str]] = MappingProxyType(
 
 
 def refuse_pointer(path: Path, beginning: bytes) -> None:
-    """FormatError if a file that begins so is a pointer, or what a server said in its place."""
+    """NotFetched if a file that begins so is a pointer, or what a server said in its place."""
     text = beginning.lstrip(b"\xef\xbb\xbf \t\r\n")[:64].lower()
     for begin, (what, hint) in _BEGINNINGS.items():
         if text.startswith(begin):
-            raise FormatError(what, path=path, hint=hint)
+            raise NotFetched(what, path=path, hint=hint)

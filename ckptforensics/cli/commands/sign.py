@@ -93,7 +93,7 @@ sign_options = as_object(
 @output_options(
     "Save the signature: .safetensors with its arrays, or .json without, or into a folder that is "
     "there. Of several models: the folder for their signatures.",
-    as_signature=True,
+    own_check=True,
 )
 def command(
     models: tuple[str, ...],

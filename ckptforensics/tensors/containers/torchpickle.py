@@ -18,7 +18,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
 
-from ckptforensics.errors import FormatError
+from ckptforensics.errors import FormatError, UnsafePickle
 from ckptforensics.tensors.containers.torchrecords import (
     ELEMENT_TYPES,
     STORAGES,
@@ -99,7 +99,8 @@ class _Machine:
         raise self.refused(f"the pickle has more than {_MOST_OPCODES:,} opcodes")
 
     def refused(self, what: str, *, hint: str | None = None) -> FormatError:
-        return FormatError(what, path=self.path, offset=self.begin + self.opcode_at, hint=hint)
+        kind = UnsafePickle if hint == _ADVICE else FormatError
+        return kind(what, path=self.path, offset=self.begin + self.opcode_at, hint=hint)
 
     # Reading and the stack.
 

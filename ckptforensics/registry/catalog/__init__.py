@@ -1,0 +1,1 @@
+"""The catalog: one SQLite file, and the signatures' arrays in a folder beside it."""

@@ -1,0 +1,82 @@
+"""What a catalog holds, and the removal of what nothing in it needs any more."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+
+from ckptforensics.registry.catalog import database
+from ckptforensics.results.catalog import CatalogDocument, CataloguedRecord
+from ckptforensics.version import __version__
+
+
+def catalog_document(path: Path, *, models: bool = False) -> CatalogDocument:
+    """What the catalog at `path` holds; with `models` each of them. Errors as `reading`."""
+    with database.reading(path) as db:
+        arrays = db.execute("SELECT count(*), coalesce(sum(bytes), 0) FROM signatures").fetchone()
+        return CatalogDocument(
+            tool_version=__version__,
+            path=str(path),
+            version=db.execute("PRAGMA user_version").fetchone()[0],
+            bytes=path.stat().st_size,
+            arrays=arrays[0],
+            array_bytes=arrays[1],
+            runs=db.execute("SELECT count(*) FROM runs").fetchone()[0],
+            models_by_state=_counts(db, "SELECT state, count(*) FROM models GROUP BY state"),
+            relations=db.execute("SELECT count(*) FROM relations").fetchone()[0],
+            findings=_counts(db, "SELECT state, count(*) FROM findings GROUP BY state"),
+            models=tuple(_records(db)) if models else (),
+        )
+
+
+def vacuum(path: Path) -> int:
+    """Give the room of what was removed back, and remove signatures that no model has.
+
+    Returns
+    -------
+    bytes that were given back
+    """
+    with database.writing(path) as db:
+        before = _taken(path)
+        with database.transaction(db):
+            db.execute(
+                "DELETE FROM signatures WHERE sha256 NOT IN "
+                "(SELECT signature FROM models WHERE signature IS NOT NULL)"
+            )
+        kept = {row[0] for row in db.execute("SELECT sha256 FROM signatures")}
+        for file in database.arrays_folder(path).rglob("*.safetensors"):
+            if file.stem not in kept:
+                file.unlink()
+        db.execute("VACUUM")
+        db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        return before - _taken(path)
+
+
+def _taken(path: Path) -> int:
+    files = [path, path.with_name(path.name + "-wal"), *database.arrays_folder(path).rglob("*")]
+    return sum(file.stat().st_size for file in files if file.is_file())
+
+
+def _counts(db: sqlite3.Connection, query: str) -> dict[str, int]:
+    return {row[0]: row[1] for row in db.execute(query)}
+
+
+def _records(db: sqlite3.Connection) -> list[CataloguedRecord]:
+    rows = db.execute(
+        "SELECT models.*, fingerprint, json_extract(reading_json, '$.facts.family') AS family "
+        "FROM models LEFT JOIN signatures ON signatures.sha256 = models.signature "
+        "ORDER BY name, place"
+    )
+    return [
+        CataloguedRecord(
+            name=row["name"],
+            source=row["store"],
+            path=row["path"],
+            state=row["state"],
+            family=row["family"],
+            fingerprint=row["fingerprint"],
+            weights=row["weights"],
+            last_run=row["last_run"],
+        )
+        for row in rows
+    ]

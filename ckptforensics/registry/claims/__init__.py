@@ -1,0 +1,1 @@
+"""What a model says of itself: its card, its configuration, its adapter, its tokenizer."""

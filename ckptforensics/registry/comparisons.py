@@ -1,0 +1,108 @@
+"""Compare planned pairs, each in a process of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from pydantic import ValidationError
+
+from ckptforensics.errors import one_line
+from ckptforensics.jobs.processes import Job, run_jobs
+from ckptforensics.progress import Progress, running
+from ckptforensics.registry.catalog.models import CataloguedModel
+from ckptforensics.registry.catalog.writer import CatalogWriter, Work
+from ckptforensics.registry.code import comparing_code
+from ckptforensics.registry.judge import second_round
+from ckptforensics.registry.options import AuditOptions
+from ckptforensics.registry.pairs import Declared, PlannedPair, as_pair, plan_pairs
+from ckptforensics.registry.relations import Relations, trimmed
+from ckptforensics.results import ComparisonDocument, PairRecord
+
+_MOST_MESSAGE = 400
+
+
+def compare_models(
+    catalog: CatalogWriter,
+    models: Sequence[CataloguedModel],
+    of: Sequence[CataloguedModel],
+    declared: Declared,
+    options: AuditOptions,
+    work: Work,
+    progress: Progress | None,
+) -> Relations:
+    """All that is measured of pairs, after those were compared that are worth it and were not.
+
+    First claimed parents and nearest signatures; then, where a claimed parent could be neither
+    shown nor excluded, that parent beside what the model is a relative of.
+    """
+    code = comparing_code(options.level)
+    relations = catalog.relations(code)
+    first = plan_pairs(models, [m.number for m in of], declared, most=options.neighbours)
+    _compare(catalog, first, relations, code, options, work, progress)
+    second = {
+        (pair.a.identity, pair.b.identity): pair
+        for a, b in second_round(models, of, declared, relations)
+        if (pair := as_pair(a, b, "claimed parent")) is not None
+    }
+    _compare(catalog, second.values(), relations, code, options, work, progress)
+    return relations
+
+
+def _compare(
+    catalog: CatalogWriter,
+    pairs: Iterable[PlannedPair],
+    relations: Relations,
+    code: str,
+    options: AuditOptions,
+    work: Work,
+    progress: Progress | None,
+) -> None:
+    """Compare what was not, and keep each pair as soon as its process has ended."""
+    waiting = [p for p in pairs if relations.between(p.a.identity, p.b.identity) is None]
+    jobs = [_job(catalog, pair, options) for pair in waiting]
+    pair_of = {id(job): pair for job, pair in zip(jobs, waiting, strict=True)}
+    with running(progress, "pairs", len(jobs)) as step:
+        for job in run_jobs(jobs, at_once=options.workers, memory=options.memory, in_order=False):
+            pair = pair_of[id(job)]
+            a, b = pair.a.identity, pair.b.identity
+            measured = _measured(job, a, b)
+            relations.add(a, b, measured)
+            # What may be otherwise the next time is not kept.
+            if isinstance(measured, PairRecord):
+                catalog.put_relation(a, b, code, measured)
+            work.pairs += 1
+            step(f"{pair.a.name}, {pair.b.name}")
+
+
+def _job(catalog: CatalogWriter, pair: PlannedPair, options: AuditOptions) -> Job:
+    places = [_place(catalog, model) for model in (pair.a, pair.b)]
+    flags = [f"--level={options.level}", "--format=json", "--no-progress", "--quiet"]
+    if options.offline:
+        flags.append("--offline")
+    nbytes = sum(file.bytes for model in (pair.a, pair.b) for file in model.reading.files)
+    return Job(
+        f"{pair.a.name}, {pair.b.name}",
+        ["compare", *flags, "--", *places],
+        options.share,
+        seconds=options.seconds_for(nbytes),
+    )
+
+
+def _place(catalog: CatalogWriter, model: CataloguedModel) -> str:
+    """The model itself, or its signature where the model is not at hand."""
+    if model.opens is not None and model.state != "vanished":
+        return model.opens
+    assert model.reading.signature is not None
+    return str(catalog.array(model.reading.signature.sha256))
+
+
+def _measured(job: Job, a: str, b: str) -> PairRecord | str:
+    if job.code == 0:
+        try:
+            document = ComparisonDocument.model_validate_json(job.printed())
+            return trimmed(document.pairs[0], a, b)
+        except ValidationError:
+            return "what it printed is no comparison"
+    if job.overdue:
+        return f"it took more than {job.seconds:.0f} seconds"
+    return one_line(job.complaint().removeprefix("ckpt: error: "))[:_MOST_MESSAGE]

@@ -1,0 +1,110 @@
+"""Which pairs of models are compared, and the comparisons, each in a process of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from ckptforensics.registry.catalog.models import CataloguedModel
+from ckptforensics.registry.claims.matching import Match, Names
+from ckptforensics.registry.nearest import neighbours
+
+Why = Literal["claimed parent", "declared relative", "nearest signature"]
+
+
+@dataclass(frozen=True)
+class PlannedPair:
+    """Two identities to compare, the smaller first, and a model for each."""
+
+    a: CataloguedModel
+    b: CataloguedModel
+    why: Why
+
+
+class Declared:
+    """What the models of a catalog declare about one another.
+
+    Attributes
+    ----------
+    matches : for each model's number, its claims' matches in their order
+    """
+
+    def __init__(self, models: Sequence[CataloguedModel]) -> None:
+        names = Names(models)
+        self.matches: dict[int, list[Match]] = {
+            m.number: [names.find(claim.parent, m) for claim in m.reading.claims] for m in models
+        }
+        self._parents: dict[int, set[int | str]] = {}
+        for model in models:
+            parents: set[int | str] = set()
+            for claim, match in zip(model.reading.claims, self.matches[model.number], strict=True):
+                # A parent that is not here is still one that two models may share.
+                parents |= {m.number for m in match.models} or {_bare(claim.parent)}
+            self._parents[model.number] = parents
+
+    def ancestors(self, number: int) -> set[int | str]:
+        """Numbers, and names of what is not here, that a model declares to come from."""
+        found: set[int | str] = set()
+        waiting = list(self._parents.get(number, ()))
+        while waiting:
+            one = waiting.pop()
+            if one not in found:
+                found.add(one)
+                if isinstance(one, int):
+                    waiting += self._parents.get(one, ())
+        return found
+
+    def related(self, i: int, j: int) -> bool:
+        """Whether what the two declare makes them relatives."""
+        a, b = self.ancestors(i) | {i}, self.ancestors(j) | {j}
+        return not a.isdisjoint(b)
+
+
+def plan_pairs(
+    models: Sequence[CataloguedModel], of: Iterable[int], declared: Declared, *, most: int
+) -> list[PlannedPair]:
+    """The pairs that are worth a test: claimed parents, and the nearest by signature.
+
+    Parameters
+    ----------
+    models : of the catalog
+    of : numbers of the models that are audited; a pair has one of them at least
+    most : candidates by signature for a model
+    """
+    of = set(of)
+    by_number = {model.number: model for model in models}
+    wanted: dict[tuple[str, str], PlannedPair] = {}
+
+    def want(i: CataloguedModel, j: CataloguedModel, why: Why) -> None:
+        pair = as_pair(i, j, why)
+        if pair is not None:
+            wanted.setdefault((pair.a.identity, pair.b.identity), pair)
+
+    for number in sorted(of):
+        for match in declared.matches[number]:
+            if match.models:
+                want(by_number[number], match.models[0], "claimed parent")
+    near = neighbours(models, most)
+    for i, model in enumerate(models):
+        for neighbour in near.get(i, ()):
+            other = models[neighbour.index]
+            if model.number in of or other.number in of:
+                want(model, other, "nearest signature")
+    return [wanted[key] for key in sorted(wanted)]
+
+
+def as_pair(i: CataloguedModel, j: CataloguedModel, why: Why) -> PlannedPair | None:
+    """The two in the order of their identities, None where they cannot be compared or are one."""
+    if i.identity == j.identity or not (_comparable(i) and _comparable(j)):
+        return None
+    a, b = sorted((i, j), key=lambda model: model.identity)
+    return PlannedPair(a, b, why)
+
+
+def _comparable(model: CataloguedModel) -> bool:
+    return model.reading.signature is not None and not model.adapter
+
+
+def _bare(name: str) -> str:
+    return name.partition("@")[0].rstrip("/").casefold()

@@ -1,0 +1,199 @@
+"""Read the models that are new or changed, each in a process of its own."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from ckptforensics.errors import CkptError, one_line
+from ckptforensics.jobs.processes import Job, run_jobs
+from ckptforensics.progress import Progress, running
+from ckptforensics.registry.catalog.models import CataloguedModel
+from ckptforensics.registry.catalog.writer import CatalogWriter, Work, place_of
+from ckptforensics.registry.claims.files import read_small
+from ckptforensics.registry.claims.matching import Names
+from ckptforensics.registry.code import reading_code
+from ckptforensics.registry.found import Found, Listing
+from ckptforensics.registry.options import AuditOptions
+from ckptforensics.registry.reading import ReadFile, Reading, Stumble
+from ckptforensics.registry.request import ReadingRequest
+from ckptforensics.sources import parse_json_object
+
+_ADAPTER = "adapter_config.json"
+_MOST_CONFIG_BYTES = 10_000_000
+_MOST_MESSAGE = 400
+# What may be otherwise the next time though nothing of the model has changed.
+_PASSING = frozenset({"limits", "crash", "unreadable", "dependency", "remote"})
+
+
+@dataclass(frozen=True)
+class _Task:
+    """A model that is to be read."""
+
+    found: Found
+    listed: str
+    base: CataloguedModel | None = None
+
+
+def read_models(
+    catalog: CatalogWriter,
+    listing: Listing,
+    run: int,
+    options: AuditOptions,
+    work: Work,
+    progress: Progress | None,
+) -> set[str]:
+    """Read what is new or changed into the catalog; returns the places of all other models."""
+    reused: set[str] = set()
+    # An adapter is read together with its base, which must be in the catalog by then.
+    bases = [found for found in listing.models if not found.adapter]
+    adapters = [found for found in listing.models if found.adapter]
+    tasks = _new(catalog, bases, None, run, options, reused)
+    with running(progress, "models", len(listing.models) - len(reused)) as step:
+        _read(catalog, tasks, run, options, work, step)
+        if adapters:
+            names = Names(catalog.models())
+            tasks = _new(catalog, adapters, names, run, options, reused)
+            _read(catalog, tasks, run, options, work, step)
+    return reused
+
+
+def _new(
+    catalog: CatalogWriter,
+    models: list[Found],
+    names: Names | None,
+    run: int,
+    options: AuditOptions,
+    reused: set[str],
+) -> list[_Task]:
+    tasks = []
+    for found in models:
+        base = None if names is None else _base_of(found, names)
+        listed = _listed(found, base, options)
+        if catalog.reuse(found, listed, run):
+            reused.add(place_of(found))
+        else:
+            tasks.append(_Task(found, listed, base))
+    return tasks
+
+
+def _read(
+    catalog: CatalogWriter,
+    tasks: list[_Task],
+    run: int,
+    options: AuditOptions,
+    work: Work,
+    step: Callable[[str], None],
+) -> None:
+    """Read the models of the tasks, and keep each as soon as its process has ended."""
+    jobs = [_job(catalog, task, number, options) for number, task in enumerate(tasks)]
+    task_of = {id(job): task for job, task in zip(jobs, tasks, strict=True)}
+    for job in run_jobs(jobs, at_once=options.workers, memory=options.memory, in_order=False):
+        task = task_of[id(job)]
+        reading = _reading_of(job, task.found)
+        passing = any(stumble.kind in _PASSING for stumble in reading.stumbles)
+        catalog.put_model(
+            task.found,
+            reading,
+            _signature_file(job),
+            listed="" if passing else task.listed,
+            code=reading_code(),
+            run=run,
+        )
+        work.models += 1
+        work.bytes += task.found.bytes
+        step(task.found.name)
+
+
+def _job(catalog: CatalogWriter, task: _Task, number: int, options: AuditOptions) -> Job:
+    request_file = catalog.incoming / f"{number}.json"
+    request = ReadingRequest(
+        found=task.found,
+        memory=options.share,
+        catalog=str(catalog.path),
+        signature=str(request_file.with_suffix(".safetensors")),
+        code=reading_code(),
+        known=catalog.known_digests(task.found),
+        base=None if task.base is None else task.base.opens,
+        weights=options.weights,
+        offline=options.offline,
+    )
+    request_file.write_text(request.model_dump_json())
+    return Job(
+        task.found.name,
+        [str(request_file)],
+        options.share,
+        module="ckptforensics.registry.worker",
+        seconds=options.seconds_for(task.found.bytes),
+    )
+
+
+def _signature_file(job: Job) -> Path:
+    return Path(job.arguments[0]).with_suffix(".safetensors")
+
+
+def _reading_of(job: Job, found: Found) -> Reading:
+    """The last reading that the process printed whole, with what ended it if that was no answer."""
+    reading = Reading(
+        files=tuple(
+            ReadFile(name=f.name, role=f.role, bytes=f.bytes, changed=f.changed, stated=f.stated)
+            for f in found.files
+        ),
+        stumbles=tuple(Stumble.of(problem) for problem in found.problems),
+    )
+    for line in reversed(job.printed().splitlines()):
+        try:
+            reading = Reading.model_validate_json(line)
+            break
+        except ValidationError:  # cut where the process was ended
+            continue
+    if job.code == 0:
+        return reading
+    if job.overdue:
+        stumble = Stumble(
+            kind="limits", file="", message=f"reading it took more than {job.seconds:.0f} seconds"
+        )
+    else:
+        said = one_line(job.complaint())[:_MOST_MESSAGE]
+        stumble = Stumble(
+            kind="crash", file="", message=f"the process that read it ended ({job.code}): {said}"
+        )
+    return reading.model_copy(update={"stumbles": (*reading.stumbles, stumble)})
+
+
+def _base_of(found: Found, names: Names) -> CataloguedModel | None:
+    """The model that an adapter is merged onto, where its configuration names one at hand."""
+    config = next((f for f in found.files if f.name == _ADAPTER and f.path is not None), None)
+    if config is None or config.path is None:
+        return None
+    try:
+        data = read_small(config.path, _MOST_CONFIG_BYTES)
+        base = parse_json_object(data, path=config.path, what="configuration").get(
+            "base_model_name_or_path"
+        )
+    except CkptError:
+        return None
+    if not isinstance(base, str):
+        return None
+    match = names.find_from(base, found.path)
+    return next((m for m in match.models if m.opens is not None and not m.adapter), None)
+
+
+def _listed(found: Found, base: CataloguedModel | None, options: AuditOptions) -> str:
+    """Digest of all that decides what is read of a model, but for the files' content.
+
+    A file's state stands for its content: device, inode, size and times, which no program changes
+    the content without, or a server's ETag or commit.
+    """
+    facts = [
+        reading_code(),
+        asdict(found),
+        None if base is None else base.identity,
+        options.weights,
+    ]
+    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()

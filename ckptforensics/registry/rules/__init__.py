@@ -1,0 +1,1 @@
+"""The rules: what is wrong with a model, each with a page that explains it."""
