@@ -16,7 +16,7 @@ from ckptforensics.errors import CkptError, ExitCode, OutputError, UsageError
 if TYPE_CHECKING:
     from ckptforensics.registry.options import AuditOptions
     from ckptforensics.registry.policy import Policy
-    from ckptforensics.results import AuditDocument
+    from ckptforensics.results.audit import AuditDocument
     from ckptforensics.results.comparison import Level
 
 _SEVERITIES = ("error", "warning", "note")
@@ -69,7 +69,8 @@ class RegistryOptions:
 
     def _known(self) -> frozenset[str]:
         """Identifiers of the findings in the baseline."""
-        from ckptforensics.results import AuditDocument, load_document
+        from ckptforensics.results import load_document
+        from ckptforensics.results.audit import AuditDocument
 
         if self.baseline is None:
             return frozenset()

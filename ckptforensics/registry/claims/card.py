@@ -107,7 +107,7 @@ def _front_matter(data: bytes) -> dict[str, yaml.Node]:
 
 def _items(node: yaml.Node | None) -> Iterator[yaml.Node]:
     """The node, or the items of a list."""
-    if isinstance(node, yaml.SequenceNode):
+    if isinstance(node, yaml.SequenceNode) and node.tag.endswith(":seq"):
         yield from node.value
     elif node is not None:
         yield node
