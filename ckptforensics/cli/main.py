@@ -26,6 +26,10 @@ _SECTIONS = MappingProxyType(
             "inspect": "Show family, shapes and files; what is read and what is not.",
             "quant": "Plan, evaluate and compare quantization.",
         },
+        "Many models": {
+            "audit": "Audit a registry: claims against weights, and what was not read.",
+            "catalog": "Look at the catalog of audited models, share it, import another's.",
+        },
         "Running the model (needs torch and transformers)": {
             "trace": "Run a text and show the norm of every token after every layer.",
             "empirical": "Find the tokens of high norm in running text.",
@@ -37,6 +41,7 @@ _SECTIONS = MappingProxyType(
         "Help": {
             "families": "List the supported families and how each was verified.",
             "show": "Render a saved result again.",
+            "explain": "Explain a rule of audits, or one finding with its evidence.",
             "cache": "Show or clear the cache of signatures.",
         },
     }

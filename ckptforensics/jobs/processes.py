@@ -26,6 +26,7 @@ class Job:
     arguments : of `ckpt`, or of another module of this package
     memory : bytes that it needs
     module : that is run
+    reserved : bytes that its process may reserve, files that it maps among them; None for no limit
     seconds : after which its process is ended; None for no limit
     overdue : whether it was ended for that
     problem : what kept it from starting
@@ -36,6 +37,7 @@ class Job:
     arguments: Sequence[str] = ()
     memory: int = 0
     module: str = "ckptforensics"
+    reserved: int | None = None
     seconds: float | None = None
     overdue: bool = False
     began: float = 0.0
@@ -64,6 +66,8 @@ class Job:
     def start(self, environment: dict[str, str]) -> None:
         """Begin it."""
         command = [sys.executable, "-m", self.module, *self.arguments]
+        if self.reserved is not None:
+            command[2:3] = ["ckptforensics.jobs.limited", str(self.reserved), self.module]
         self.began = time.monotonic()
         # Files, not pipes: a process never waits for somebody to read what it printed.
         with (self.folder / "out").open("wb") as out, (self.folder / "err").open("wb") as err:

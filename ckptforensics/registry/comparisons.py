@@ -76,7 +76,9 @@ def _compare(
 
 def _job(catalog: CatalogWriter, pair: PlannedPair, options: AuditOptions) -> Job:
     places = [_place(catalog, model) for model in (pair.a, pair.b)]
-    flags = [f"--level={options.level}", "--format=json", "--no-progress", "--quiet"]
+    flags = ["--format=json", "--no-progress", "--quiet", f"--memory={options.share}"]
+    if options.level != "default":
+        flags.append(f"--{options.level}")
     if options.offline:
         flags.append("--offline")
     nbytes = sum(file.bytes for model in (pair.a, pair.b) for file in model.reading.files)
@@ -84,6 +86,7 @@ def _job(catalog: CatalogWriter, pair: PlannedPair, options: AuditOptions) -> Jo
         f"{pair.a.name}, {pair.b.name}",
         ["compare", *flags, "--", *places],
         options.share,
+        reserved=options.share + nbytes,
         seconds=options.seconds_for(nbytes),
     )
 

@@ -124,11 +124,13 @@ def _job(catalog: CatalogWriter, task: _Task, number: int, options: AuditOptions
         offline=options.offline,
     )
     request_file.write_text(request.model_dump_json())
+    base_bytes = 0 if task.base is None else sum(f.bytes for f in task.base.reading.files)
     return Job(
         task.found.name,
         [str(request_file)],
         options.share,
         module="ckptforensics.registry.worker",
+        reserved=options.share + task.found.bytes + base_bytes,
         seconds=options.seconds_for(task.found.bytes),
     )
 

@@ -40,6 +40,8 @@ _RENDERERS: Mapping[tuple[str, str], str] = MappingProxyType(
         ("families", "json"): "document_json:document_json",
         ("cache", "table"): "tables.cache:cache_table",
         ("cache", "json"): "document_json:document_json",
+        ("catalog", "table"): "tables.catalog:catalog_table",
+        ("catalog", "json"): "document_json:document_json",
         ("comparison", "table"): "tables.comparison:comparison_table",
         ("comparison", "json"): "document_json:document_json",
         ("comparison", "csv"): "comparison_csv:comparison_csv",

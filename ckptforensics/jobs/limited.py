@@ -1,0 +1,31 @@
+"""Run a module with a limit on memory: `python -m ckptforensics.jobs.limited BYTES MODULE ARG...`."""
+
+from __future__ import annotations
+
+import sys
+
+# What Python, NumPy and the stacks of their threads reserve before anything is read.
+_BASE_BYTES = 3_000_000_000
+
+
+def main() -> None:
+    """Let the process reserve so many bytes beside what a program needs, and run the module."""
+    nbytes, module = int(sys.argv[1]), sys.argv[2]
+    sys.argv = sys.argv[2:]
+    try:
+        import resource
+    except ImportError:  # not on this operating system
+        pass
+    else:
+        _, most = resource.getrlimit(resource.RLIMIT_AS)
+        limit = nbytes + _BASE_BYTES
+        if most != resource.RLIM_INFINITY:
+            limit = min(limit, most)
+        resource.setrlimit(resource.RLIMIT_AS, (limit, most))
+    import runpy
+
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+if __name__ == "__main__":
+    main()
