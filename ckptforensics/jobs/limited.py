@@ -1,4 +1,4 @@
-"""Run a module with a limit on memory: `python -m ckptforensics.jobs.limited BYTES MODULE ARG...`."""
+"""Run a module with a limit on memory: `python -m ckptforensics.jobs.limited BYTES MODULE ...`."""
 
 from __future__ import annotations
 
