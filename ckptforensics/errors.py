@@ -140,6 +140,8 @@ def one_line(text: str) -> str:
     File and tensor names come from the input: nothing in them may break the promise of one line
     or reach a terminal.
     """
+    if text.isprintable():
+        return text
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 

@@ -83,6 +83,15 @@ _RENDERERS: Mapping[tuple[str, str], str] = MappingProxyType(
         ("quantization-diff", "table"): "tables.quantization:diff_table",
         ("quantization-diff", "json"): "document_json:document_json",
         ("quantization-diff", "csv"): "quantization_csv:diff_csv",
+        ("audit", "table"): "audit.table:audit_table",
+        ("audit", "json"): "document_json:document_json",
+        ("audit", "jsonl"): "audit.lines:audit_jsonl",
+        ("audit", "csv"): "audit.csv:audit_csv",
+        ("audit", "markdown"): "audit.markdown:audit_markdown",
+        ("audit", "sarif"): "audit.sarif:audit_sarif",
+        ("audit", "cyclonedx"): "audit.cyclonedx:audit_cyclonedx",
+        ("audit", "intoto"): "audit.intoto:audit_intoto",
+        ("audit", "html"): "audit.page:audit_html",
     }
 )
 # All that any kind has.

@@ -1,0 +1,201 @@
+"""An audit as one HTML page that loads nothing: its script shows what a block of data holds.
+
+The templates are in `html/templates`: audit.html, its style and its script. All text of a document
+is one line and goes into the data, which is JSON that cannot end its element; the script puts it
+into the page as text. A policy allows the one script and the one style by their hashes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from base64 import b64encode
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from markupsafe import Markup
+
+from ckptforensics.errors import one_line
+from ckptforensics.render.audit import words
+from ckptforensics.render.audit.families import Family, families
+from ckptforensics.render.html.page import environment
+from ckptforensics.render.view import View
+from ckptforensics.results.audit import AuditDocument, AuditedModel, FindingRecord, RelativeRecord
+
+# A brace, an angle and an ampersand are all that could end a script's element, or begin another.
+_ESCAPES = str.maketrans({"<": "\\u003c", ">": "\\u003e", "&": "\\u0026"})
+_STYLES = ("style.css", "audit.css")
+_SCRIPTS = ("audit.js",)
+
+
+def audit_html(document: AuditDocument, view: View) -> str:
+    """The whole audit as a page in one file; the view changes nothing."""
+    script, style = _source(_SCRIPTS), _source(_STYLES)
+    data = _json(_data(document))
+    return environment().get_template("audit.html").render(
+        document=document,
+        missing=words.gaps(document.coverage),
+        whole=document.coverage.signed == document.coverage.models
+        and not document.coverage.not_read,
+        read=words.read(document.coverage),
+        found=words.counts(document.findings),
+        took=words.took(document),
+        by_rule=words.by_rule(document),
+        script=Markup(script),  # noqa: S704 - files of this package
+        style=Markup(style),  # noqa: S704
+        script_hash=_hash(script),
+        style_hash=_hash(style),
+        data=Markup(data),  # noqa: S704 - escaped below
+    )
+
+
+def _source(names: Sequence[str]) -> str:
+    made = environment()
+    assert made.loader is not None
+    return "".join(made.loader.get_source(made, name)[0] for name in names)
+
+
+def _hash(text: str) -> str:
+    return f"sha256-{b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
+
+
+def _json(data: Mapping[str, Any]) -> str:
+    """JSON in which nothing can be taken for markup, inside strings as well."""
+    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    return text.translate(_ESCAPES)
+
+
+def _data(document: AuditDocument) -> dict[str, Any]:
+    """What the script shows. Lists stand for records where there are many; it names their parts."""
+    names = _shown_names(document)
+    findings = words.by_model(document)
+    sentences = _Numbered()
+    return {
+        "tool": one_line(document.tool_version),
+        "run": words.took(document),
+        "rules": {
+            rule.id: [one_line(rule.name), one_line(rule.summary), _lines(rule.page)]
+            for rule in document.rules
+        },
+        "states": dict(words.STATES),
+        "missing": [[one_line(gap.what), one_line(gap.reason)] for gap in document.coverage.not_read],
+        "models": [
+            _model(model, names, sentences) for model in document.models
+        ],
+        "findings": [
+            _finding(row, names) for row in document.findings
+        ],
+        "stray": [name for name in findings if name not in names],
+        "families": [_family(family, names) for family in families(document)],
+        "sentences": sentences.rows,
+    }
+
+
+class _Numbered:
+    """Rows by the number of their first mention."""
+
+    def __init__(self) -> None:
+        self.rows: list[Any] = []
+        self._places: dict[Any, int] = {}
+
+    def place(self, row: Any) -> int:
+        """The number of a row, which is kept once."""
+        if row not in self._places:
+            self._places[row] = len(self.rows)
+            self.rows.append(row)
+        return self._places[row]
+
+
+def _shown_names(document: AuditDocument) -> dict[str, int]:
+    """The place of each model by its name."""
+    return {model.name: place for place, model in enumerate(document.models)}
+
+
+def _lines(page: str) -> str:
+    """Text of several lines, each without anything unprintable."""
+    return "\n".join(one_line(line) for line in page.splitlines())
+
+
+def _reference(name: str, names: Mapping[str, int]) -> int | str:
+    """A model by its place, another by what it is called."""
+    place = names.get(name)
+    return one_line(name) if place is None else place
+
+
+def _model(
+    model: AuditedModel, names: Mapping[str, int], sentences: _Numbered
+) -> dict[str, Any]:
+    made = {
+        "name": one_line(model.name),
+        "source": one_line(model.source),
+        "path": one_line(model.path),
+        "state": model.state,
+        "bytes": model.bytes,
+        "commit": _said(model.commit),
+        "licence": _said(model.licence),
+        "family": _said(model.family),
+        "familySource": model.family_source,
+        "width": model.hidden_size,
+        "depth": model.num_layers,
+        "fingerprint": _said(model.fingerprint),
+        "files": [
+            [one_line(f.name), f.role, f.bytes, f.stated_sha256, f.sha256] for f in model.files
+        ],
+        "layers": [
+            [row.layer, *(_short(value) for value in (*row.sigma, row.gap)), row.label]
+            for row in model.layers
+        ],
+        "claims": [
+            [
+                one_line(row.parent),
+                _said(row.relation),
+                one_line(row.source) + ("" if row.line is None else f":{row.line}"),
+                row.verdict,
+                one_line(row.why),
+                None if row.matched is None else _reference(row.matched, names),
+            ]
+            for row in model.claims
+        ],
+        "relatives": [_relative(row, names, sentences) for row in model.relatives],
+        "missing": [[one_line(gap.what), one_line(gap.reason)] for gap in model.not_read],
+    }
+    return {key: value for key, value in made.items() if value not in (None, [])}
+
+
+def _said(value: str | None) -> str | None:
+    return None if value is None else one_line(value)
+
+
+def _short(value: float) -> float:
+    """Four digits are more than a drawing shows."""
+    return float(f"{value:.4g}")
+
+
+def _relative(row: RelativeRecord, names: Mapping[str, int], sentences: _Numbered) -> list[Any]:
+    return [
+        _reference(row.name, names),
+        row.verdict,
+        sentences.place(words.relation(row)),
+        [one_line(line) for line in row.evidence],
+    ]
+
+
+def _finding(row: FindingRecord, names: Mapping[str, int]) -> list[Any]:
+    return [
+        *(row.id, row.rule, row.severity, _reference(row.model, names)),
+        *(words.place(row.location), one_line(row.message)),
+        [one_line(line) for line in row.evidence],
+        words.standing(row),
+    ]
+
+
+def _family(family: Family, names: Mapping[str, int]) -> list[Any]:
+    return [
+        [_reference(name, names) for name in family.names],
+        family.columns,
+        family.parents,
+        [
+            [edge.older, edge.younger, int(edge.directed), edge.verdict, edge.relation]
+            for edge in family.edges
+        ],
+    ]
