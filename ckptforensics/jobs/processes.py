@@ -46,6 +46,11 @@ class Job:
     folder: Path = Path()
 
     @property
+    def key(self) -> tuple[str, ...]:
+        """What tells it from other jobs."""
+        return self.module, *self.arguments
+
+    @property
     def running(self) -> bool:
         """Whether its process has begun and not ended."""
         return self.process is not None and self.process.poll() is None

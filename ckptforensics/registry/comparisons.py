@@ -60,10 +60,10 @@ def _compare(
     """Compare what was not, and keep each pair as soon as its process has ended."""
     waiting = [p for p in pairs if relations.between(p.a.identity, p.b.identity) is None]
     jobs = [_job(catalog, pair, options) for pair in waiting]
-    pair_of = {id(job): pair for job, pair in zip(jobs, waiting, strict=True)}
+    pair_of = {job.key: pair for job, pair in zip(jobs, waiting, strict=True)}
     with running(progress, "pairs", len(jobs)) as step:
         for job in run_jobs(jobs, at_once=options.workers, memory=options.memory, in_order=False):
-            pair = pair_of[id(job)]
+            pair = pair_of[job.key]
             a, b = pair.a.identity, pair.b.identity
             measured = _measured(job, a, b)
             relations.add(a, b, measured)

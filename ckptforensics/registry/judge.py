@@ -6,7 +6,8 @@ root. What was not measured is never counted against a model.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 
 from ckptforensics.registry.catalog.models import CataloguedModel
 from ckptforensics.registry.claims.matching import Match
@@ -38,12 +39,18 @@ def judge(
     of : the audited ones
     """
     judge_of = _Judge(models, declared, measured)
+    relatives_of = {m.number: tuple(judge_of.relatives(m)) for m in models}
+    claims_of = {m.number: tuple(judge_of.claims(m, relatives_of[m.number])) for m in models}
+    standing = _standing(models, declared, claims_of, policy)
     judged = {}
     for model in of:
-        relatives = tuple(judge_of.relatives(model))
-        claims = tuple(judge_of.claims(model, relatives))
+        relatives, claims = relatives_of[model.number], claims_of[model.number]
         undeclared = tuple(
-            r for r in relatives if judge_of.undeclared(model, r) and not policy.trusts(model.name)
+            r
+            for r in relatives
+            if judge_of.undeclared(model, r)
+            and not policy.trusts(model.name)
+            and not judge_of.excused(model, r, claims, standing)
         )
         claims += tuple(_undeclared_claim(r) for r in undeclared)
         judged[model.number] = Judged(
@@ -83,8 +90,15 @@ class _Judge:
         self, models: Sequence[CataloguedModel], declared: Declared, measured: Relations
     ) -> None:
         self._models, self._declared, self._measured = models, declared, measured
+        named = Counter(
+            parent.number
+            for matches in declared.matches.values()
+            for match in matches
+            for parent in match.models
+        )
         self._by_identity: dict[str, list[CataloguedModel]] = {}
-        for model in models:
+        # Of several copies the one that most name as their parent stands for all.
+        for model in sorted(models, key=lambda m: (-named[m.number], m.name)):
             if model.state != "vanished":
                 self._by_identity.setdefault(model.identity, []).append(model)
 
@@ -149,6 +163,36 @@ class _Judge:
             return False
         return not self._declared.related(model.number, other.number)
 
+    def excused(
+        self,
+        model: CataloguedModel,
+        relative: Relative,
+        claims: Sequence[ClaimRecord],
+        standing: frozenset[int],
+    ) -> bool:
+        """Whether it is the other model that has something to declare, and this one has not.
+
+        Where the weights do not show who came first, that is one without standing beside one with:
+        a model that another's confirmed claim names, or one whose own confirmed parent is not known
+        to be independent of the other. Without such a difference both have.
+        """
+        other = relative.other
+        if relative.record.arrow == "a->b" or other.number in standing:
+            return False
+        if model.number not in standing:
+            return False
+        matches = self._declared.matches[model.number]
+        parents = [
+            match.models[0]
+            for claim, match in zip(claims, matches, strict=False)
+            if claim.verdict == "confirmed" and match.models
+        ]
+        pairs = [self.between(parent, other) for parent in parents]
+        return not pairs or any(
+            not isinstance(pair, PairRecord) or is_relative(relative_of(other, parent, pair))
+            for parent, pair in zip(parents, pairs, strict=True)
+        )
+
     def _verdict(
         self,
         model: CataloguedModel,
@@ -206,6 +250,22 @@ class _Judge:
             if isinstance(pair, PairRecord) and pair.verdict == "independent":
                 return relative
         return None
+
+
+def _standing(
+    models: Sequence[CataloguedModel],
+    declared: Declared,
+    claims: Mapping[int, Sequence[ClaimRecord]],
+    policy: Policy,
+) -> frozenset[int]:
+    """Trusted roots, models with a confirmed claim, and those that one names as the parent."""
+    found = {model.number for model in models if policy.trusts(model.name)}
+    for model in models:
+        matches = declared.matches[model.number]
+        for claim, match in zip(claims[model.number], matches, strict=True):
+            if claim.verdict == "confirmed":
+                found |= {model.number, *(parent.number for parent in match.models)}
+    return frozenset(found)
 
 
 def _adapter(model: CataloguedModel, parent: CataloguedModel) -> tuple[ClaimVerdict, str]:

@@ -92,9 +92,9 @@ def _read(
 ) -> None:
     """Read the models of the tasks, and keep each as soon as its process has ended."""
     jobs = [_job(catalog, task, number, options) for number, task in enumerate(tasks)]
-    task_of = {id(job): task for job, task in zip(jobs, tasks, strict=True)}
+    task_of = {job.key: task for job, task in zip(jobs, tasks, strict=True)}
     for job in run_jobs(jobs, at_once=options.workers, memory=options.memory, in_order=False):
-        task = task_of[id(job)]
+        task = task_of[job.key]
         reading = _reading_of(job, task.found)
         passing = any(stumble.kind in _PASSING for stumble in reading.stumbles)
         catalog.put_model(

@@ -90,12 +90,12 @@ def remapped(folder: Path) -> None:
     file.write_text(json.dumps(tokenizer))
 
 
-def adapter(base: str, width: int | None = None) -> Make:
+def adapter(base: str, width: int | None = None, seed: int = 0) -> Make:
     """A LoRA adapter that names a base; of another `width` it cannot be merged onto it."""
 
     def make(folder: Path) -> None:
         tensors = base_tensors(ZOO / "seed0")
-        made = low_rank(tensors, ["model.layers.0.self_attn.q_proj"])
+        made = low_rank(tensors, ["model.layers.0.self_attn.q_proj"], seed=seed)
         if width is not None:
             made = {n: t[:, :width] if "lora_A" in n else t for n, t in made.items()}
         write_adapter(folder, made, base_model_name_or_path=base, r=3, lora_alpha=6)
@@ -376,7 +376,10 @@ RELATED: tuple[Row, ...] = (
         "CKPT001 CKPT015 CKPT017",
     ),
     Row(
-        "adapters/orphan", "an adapter whose base is not here", adapter("org/elsewhere"), "CKPT015"
+        "adapters/orphan",
+        "an adapter whose base is not here",
+        adapter("org/elsewhere", seed=1),
+        "CKPT015",
     ),
 )
 
@@ -423,7 +426,12 @@ HOSTILE: tuple[Row, ...] = (
         hostile(lambda folder: (folder / "config.json").unlink()),
         "CKPT014",
     ),
-    Row("pipe-config", "a pipe in place of config.json", hostile(pipe("config.json")), "CKPT017"),
+    Row(
+        "pipe-config",
+        "a pipe in place of config.json",
+        hostile(pipe("config.json")),
+        "CKPT015 CKPT017",
+    ),
     Row("pipe-card", "a pipe in place of the card", hostile(pipe("README.md")), "CKPT017"),
     Row(
         "pipe-weights",

@@ -147,8 +147,9 @@ def _migrate(connection: sqlite3.Connection, path: Path) -> None:
         # One script is one transaction, with its number in it.
         connection.executescript(
             f"BEGIN;\n{step}\nPRAGMA application_id = {_APPLICATION};\n"
-            f"PRAGMA user_version = {number};\nCOMMIT;"
+            f"PRAGMA user_version = {number};"
         )
+        commit(connection)
 
 
 def _only_writer(handle: int, path: Path) -> None:

@@ -137,6 +137,8 @@ def other_tokenizer(judged: Judged, world: World) -> Iterator[Draft]:
     model = judged.model
     for relative in [*_ancestors(judged), *_copies(judged)]:
         other = relative.other
+        if model.number in world.declared.ancestors(other.number):
+            continue  # what was made from it is unlike it, and not the other way round
         mine, theirs = model.reading.tokenizer, other.reading.tokenizer
         moved = _remapped(mine, theirs)
         if mine is not None and moved:

@@ -1,0 +1,231 @@
+"""A run that is killed, at every commit and at random times, ends in the catalog of a quiet one.
+
+What the processes of models and pairs print was recorded of a real run and is played again, so that
+a run takes milliseconds; the kill is a real SIGKILL of a forked process.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import sqlite3
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+
+from ckptforensics.jobs import processes
+from ckptforensics.jobs.processes import Job
+from ckptforensics.registry import comparisons, reads
+from ckptforensics.registry.audit import audit
+from ckptforensics.registry.catalog import database
+from ckptforensics.registry.options import AuditOptions
+from tests.support.registry import HOSTILE, RELATED, build
+
+NAMES = ("zoo/seed0", "zoo/finetune", "lies/silent", "adapters/fits")
+# Of a run itself, and of the process that ended it.
+TIMES = {"started", "ended", "seconds", "read_models", "read_bytes", "compared"}
+TABLES = ("runs", "models", "files", "claims", "relations", "signatures", "findings")
+RANDOM_KILLS = 50
+
+
+class Recorder:
+    """`run_jobs`, which remembers what every job printed and wrote."""
+
+    def __init__(self) -> None:
+        self.tapes: dict[str, tuple[int, str, str, bytes | None]] = {}
+
+    def record(self, jobs: Any, **how: Any) -> Iterator[Any]:
+        for job in processes.run_jobs(jobs, **how):
+            file = Path(job.arguments[0]).with_suffix(".safetensors")
+            data = file.read_bytes() if file.is_file() else None
+            self.tapes[job.model] = (
+                job.code,
+                job.printed(),
+                job.complaint() if job.code else "",
+                data,
+            )
+            yield job
+
+    def play(self, jobs: Any, **how: Any) -> Iterator[Any]:
+        for job in jobs:
+            code, text, last, data = self.tapes[job.model]
+            if data is not None:
+                Path(job.arguments[0]).with_suffix(".safetensors").write_bytes(data)
+            yield Played(job.model, job.arguments, module=job.module, tape=(code, text, last))
+
+
+@dataclass
+class Played(Job):
+    """A job that has ended as the recorded one did."""
+
+    tape: tuple[int, str, str] = (0, "", "")
+
+    @property
+    def code(self) -> int:
+        return self.tape[0]
+
+    def printed(self) -> str:
+        return self.tape[1]
+
+    def complaint(self) -> str:
+        return self.tape[2]
+
+
+@pytest.fixture(scope="module")
+def registry(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    rows = [row for row in RELATED if row.name in NAMES] + [HOSTILE[0], HOSTILE[2]]
+    return build(tmp_path_factory.mktemp("registry"), tuple(rows))
+
+
+@pytest.fixture(scope="module")
+def recorder(registry: Path, tmp_path_factory: pytest.TempPathFactory) -> Recorder:
+    made = Recorder()
+    run = options(tmp_path_factory.mktemp("recorded") / "catalog.db")
+    with (
+        mock.patch.object(reads, "run_jobs", made.record),
+        mock.patch.object(comparisons, "run_jobs", made.record),
+    ):
+        audit([str(registry)], run)
+    return made
+
+
+def options(catalog: Path) -> AuditOptions:
+    return AuditOptions(catalog=catalog, level="fast", workers=2)
+
+
+def test_killed_before_and_after_every_commit(registry, recorder, tmp_path):
+    quiet = run_to_end(registry, recorder, tmp_path / "quiet" / "catalog.db")
+    commits = int((tmp_path / "quiet" / "commits").read_text())
+    assert commits > 12
+    for number in range(1, commits + 1):
+        for after in (False, True):
+            catalog = tmp_path / f"{number}-{after}" / "catalog.db"
+            status = forked(partial(run, registry, recorder, catalog, number, after))
+            assert os.WIFSIGNALED(status)
+            assert os.WTERMSIG(status) == signal.SIGKILL
+            assert resumed(registry, recorder, catalog) == quiet, (number, after)
+            shutil.rmtree(catalog.parent)
+
+
+def test_killed_at_random_times(registry, recorder, tmp_path):
+    began = time.monotonic()
+    quiet = run_to_end(registry, recorder, tmp_path / "quiet" / "catalog.db")
+    longest = time.monotonic() - began
+    generator = random.Random(0)
+    for number in range(RANDOM_KILLS):
+        catalog = tmp_path / str(number) / "catalog.db"
+        child = fork(partial(run, registry, recorder, catalog))
+        time.sleep(generator.uniform(0, longest))
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        assert resumed(registry, recorder, catalog) == quiet, number
+        shutil.rmtree(catalog.parent, ignore_errors=True)
+
+
+def resumed(registry: Path, recorder: Recorder, catalog: Path) -> dict[str, Any]:
+    """The catalog of a killed run when it has been run to its end, if it was not by then."""
+    if catalog.is_file():
+        assert_whole(catalog)
+        with closing(sqlite3.connect(catalog)) as db:
+            known = db.execute("SELECT count(*) FROM sqlite_master WHERE name = 'runs'").fetchone()
+            if known[0] and db.execute("SELECT ended FROM runs").fetchone() not in (None, (None,)):
+                return contents(catalog)
+    return run_to_end(registry, recorder, catalog)
+
+
+def run(
+    registry: Path, recorder: Recorder, catalog: Path, kill_at: int = 0, after: bool = False
+) -> None:
+    """An audit, whose process is killed before or after its commit of that number."""
+    real = database.commit
+    count = 0
+
+    def commit(connection: sqlite3.Connection) -> None:
+        nonlocal count
+        count += 1
+        if count == kill_at and not after:
+            os.kill(os.getpid(), signal.SIGKILL)
+        real(connection)
+        if count == kill_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    with (
+        mock.patch.object(database, "commit", commit),
+        mock.patch.object(reads, "run_jobs", recorder.play),
+        mock.patch.object(comparisons, "run_jobs", recorder.play),
+    ):
+        audit([str(registry)], options(catalog))
+    (catalog.parent / "commits").write_text(str(count))
+
+
+def run_to_end(registry: Path, recorder: Recorder, catalog: Path) -> dict[str, Any]:
+    """What the catalog holds after a run that nobody kills."""
+    status = forked(partial(run, registry, recorder, catalog))
+    assert os.WIFEXITED(status)
+    assert os.WEXITSTATUS(status) == 0
+    assert_whole(catalog)
+    return contents(catalog)
+
+
+def contents(catalog: Path) -> dict[str, Any]:
+    """All tables, and the names of the arrays."""
+    arrays = database.arrays_folder(catalog)
+    with closing(sqlite3.connect(catalog)) as db:
+        db.row_factory = sqlite3.Row
+        places = {row["id"]: row["place"] for row in db.execute("SELECT id, place FROM models")}
+        tables = {
+            table: sorted(
+                json.dumps(plain(dict(row), places), sort_keys=True)
+                for row in db.execute(f"SELECT * FROM {table}")
+            )
+            for table in TABLES
+        }
+    files = [file for file in arrays.rglob("*.safetensors") if "incoming" not in file.parts]
+    return tables | {"arrays": sorted(file.name for file in files)}
+
+
+def plain(row: dict[str, Any], places: dict[int, str]) -> dict[str, Any]:
+    """A row without times, in which models are named by their places."""
+    row = {key: value for key, value in row.items() if key not in TIMES}
+    if "model" in row:
+        row["model"] = places.get(row["model"])
+    elif "place" in row:
+        del row["id"]
+    return row
+
+
+def assert_whole(catalog: Path) -> None:
+    """The database is sound, if there is one yet."""
+    if catalog.is_file():
+        with closing(sqlite3.connect(catalog)) as db:
+            assert db.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+            assert db.execute("PRAGMA foreign_key_check").fetchall() == []
+
+
+def forked(work: Callable[[], None]) -> int:
+    """The exit status of a forked process that does the work."""
+    return os.waitpid(fork(work), 0)[1]
+
+
+def fork(work: Callable[[], None]) -> int:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # threads of the tests' own
+        child = os.fork()
+    if child == 0:
+        try:
+            work()
+        except BaseException:
+            os._exit(1)
+        os._exit(0)
+    return child
