@@ -146,7 +146,9 @@ def _pedigree(model: AuditedModel, places: Mapping[str, AuditedModel]) -> dict[s
         if relative.verdict not in (*RELATIVES, "same weights"):
             continue
         other = places.get(relative.name)
-        named = {"type": _MODEL, "name": one_line(relative.name)} if other is None else _named(other)
+        named = (
+            {"type": _MODEL, "name": one_line(relative.name)} if other is None else _named(other)
+        )
         told = words.told(words.relation(relative), model.name, relative.name)
         named["properties"] = [
             _property("relation", told),
@@ -194,9 +196,7 @@ def _property(name: str, value: str) -> dict[str, str]:
     return {"name": f"ckptforensics:{name}", "value": one_line(value)}
 
 
-def _compositions(
-    document: AuditDocument, references: Mapping[str, str]
-) -> list[dict[str, Any]]:
+def _compositions(document: AuditDocument, references: Mapping[str, str]) -> list[dict[str, Any]]:
     """Which components are known in part only: what nobody read, nobody can vouch for."""
     whole: dict[bool, list[str]] = {True: [], False: []}
     for model in document.models:

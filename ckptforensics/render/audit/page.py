@@ -32,20 +32,24 @@ def audit_html(document: AuditDocument, view: View) -> str:
     """The whole audit as a page in one file; the view changes nothing."""
     script, style = _source(_SCRIPTS), _source(_STYLES)
     data = _json(_data(document))
-    return environment().get_template("audit.html").render(
-        document=document,
-        missing=words.gaps(document.coverage),
-        whole=document.coverage.signed == document.coverage.models
-        and not document.coverage.not_read,
-        read=words.read(document.coverage),
-        found=words.counts(document.findings),
-        took=words.took(document),
-        by_rule=words.by_rule(document),
-        script=Markup(script),  # noqa: S704 - files of this package
-        style=Markup(style),  # noqa: S704
-        script_hash=_hash(script),
-        style_hash=_hash(style),
-        data=Markup(data),  # noqa: S704 - escaped below
+    return (
+        environment()
+        .get_template("audit.html")
+        .render(
+            document=document,
+            missing=words.gaps(document.coverage),
+            whole=document.coverage.signed == document.coverage.models
+            and not document.coverage.not_read,
+            read=words.read(document.coverage),
+            found=words.counts(document.findings),
+            took=words.took(document),
+            by_rule=words.by_rule(document),
+            script=Markup(script),  # noqa: S704 - files of this package
+            style=Markup(style),  # noqa: S704
+            script_hash=_hash(script),
+            style_hash=_hash(style),
+            data=Markup(data),  # noqa: S704 - escaped below
+        )
     )
 
 
@@ -78,13 +82,11 @@ def _data(document: AuditDocument) -> dict[str, Any]:
             for rule in document.rules
         },
         "states": dict(words.STATES),
-        "missing": [[one_line(gap.what), one_line(gap.reason)] for gap in document.coverage.not_read],
-        "models": [
-            _model(model, names, sentences) for model in document.models
+        "missing": [
+            [one_line(gap.what), one_line(gap.reason)] for gap in document.coverage.not_read
         ],
-        "findings": [
-            _finding(row, names) for row in document.findings
-        ],
+        "models": [_model(model, names, sentences) for model in document.models],
+        "findings": [_finding(row, names) for row in document.findings],
         "stray": [name for name in findings if name not in names],
         "families": [_family(family, names) for family in families(document)],
         "sentences": sentences.rows,
@@ -122,9 +124,7 @@ def _reference(name: str, names: Mapping[str, int]) -> int | str:
     return one_line(name) if place is None else place
 
 
-def _model(
-    model: AuditedModel, names: Mapping[str, int], sentences: _Numbered
-) -> dict[str, Any]:
+def _model(model: AuditedModel, names: Mapping[str, int], sentences: _Numbered) -> dict[str, Any]:
     made = {
         "name": one_line(model.name),
         "source": one_line(model.source),

@@ -16,7 +16,9 @@ from ckptforensics.render.audit import words
 from ckptforensics.render.view import View
 from ckptforensics.results.audit import AuditDocument, AuditedModel, FindingRecord, RuleRecord
 
-SCHEMA = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
+SCHEMA = (
+    "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
+)
 # GitHub refuses a file with more results, or with longer descriptions of rules.
 MOST_RESULTS = 25_000
 _MOST_TOLD = 1_000

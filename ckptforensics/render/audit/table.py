@@ -56,7 +56,9 @@ def _coverage(console: Console, document: AuditDocument, most: int | None) -> No
     fact(console, "findings", words.counts(document.findings), style)
     fact(console, "when", words.took(document))
     missing = [(row.what, row) for row in coverage.not_read]
-    missing += [(f"{model.name}: {row.what}", row) for model in document.models for row in model.not_read]
+    missing += [
+        (f"{model.name}: {row.what}", row) for model in document.models for row in model.not_read
+    ]
     if missing:
         console.print()
         say(console, "not read", style="bold")
