@@ -76,7 +76,7 @@ class Known:
             if isinstance(text := self.config.get(inner), dict):
                 self.config = {**self.config, **text}
         self.path = store.containers[0].path
-        self.gguf = self.path.suffix == ".gguf"
+        self.gguf = store.containers[0].kind == "gguf"
         self.notes: list[str] = []
         name = store.metadata.get("general.architecture") if self.gguf else None
         name = name if self.gguf else self.config.get("model_type")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -194,7 +194,11 @@ def _listed(found: Found, base: CataloguedModel | None, options: AuditOptions) -
     """
     facts = [
         reading_code(),
-        asdict(found),
+        place_of(found),
+        [asdict(replace(file, path=None)) for file in found.files],
+        [asdict(problem) for problem in found.problems],
+        found.adapter,
+        found.opens is None,
         None if base is None else base.identity,
         options.weights,
     ]

@@ -8,11 +8,13 @@ from ckptforensics.sources.local import (
     Fetcher,
     IsAdapter,
     Source,
+    container_by_content,
     file_beside,
     locate,
     locate_adapter,
     size_of_file,
 )
+from ckptforensics.sources.names import ContainerName
 from ckptforensics.sources.strictjson import parse_json_object, read_json_object
 
 if TYPE_CHECKING:
@@ -20,11 +22,13 @@ if TYPE_CHECKING:
     from ckptforensics.sources.mirror import RemoteFiles, Transfer
 
 __all__ = [
+    "ContainerName",
     "Fetcher",
     "IsAdapter",
     "RemoteFiles",
     "Source",
     "Transfer",
+    "container_by_content",
     "file_beside",
     "is_hub_id",
     "locate",

@@ -12,9 +12,10 @@ import contextlib
 import os
 import re
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ckptforensics.errors import CkptError, FormatError, NothingAnalysable, UsageError
 from ckptforensics.sources.local import SeveralModels, Source, locate, locate_adapter
@@ -29,7 +30,7 @@ _CONFIGURATIONS = (
 # Read only by whoever asks for token strings, see `file_beside`.
 _TOKENIZERS = ("tokenizer.json", "vocab.json")
 # A path such as ./x or ../x is never a repository.
-_HUB_ID = re.compile(
+HUB_ID = re.compile(
     r"(?P<repo>\w[\w.-]*/\w[\w.-]*?)"
     r"(?:@(?P<revision>refs/\w+/\w[\w.-]*|\w[\w.-]*|\w[\w.\-/]*))?"
     r"(?:/(?P<folder>(?:\w[\w.-]*/)*)"
@@ -39,16 +40,63 @@ _HUB_ID = re.compile(
 _FILE_NAME = re.compile(r".*\.(safetensors|bin|pt|pth|gguf|json)")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _MOST_NAMED = 4
+_T = TypeVar("_T")
 
 
 def is_hub_id(model: str | Path) -> bool:
     """Whether `org/name[@revision][/file]` may be meant: no local path of that name exists."""
-    match = _HUB_ID.fullmatch(str(model))
+    match = HUB_ID.fullmatch(str(model))
     return (
         match is not None
         and _FILE_NAME.fullmatch(match["repo"]) is None
         and not os.path.lexists(model)
     )
+
+
+def model_info(model: str, repo: str, revision: str | None = None) -> Any:
+    """What the Hub says of a repository and its files, sizes and digests among it.
+
+    Parameters
+    ----------
+    model : what the user named, for messages
+
+    Raises
+    ------
+    UsageError
+        as `explained` says.
+    """
+    from huggingface_hub import HfApi
+
+    return _asked(
+        model,
+        repo,
+        lambda: HfApi().model_info(
+            repo, revision=revision, files_metadata=True, timeout=TIMEOUT_SECONDS
+        ),
+    )
+
+
+def repositories_of(owner: str) -> list[str]:
+    """The models of a user or an organisation, in order; errors as `model_info`."""
+    from huggingface_hub import HfApi
+
+    named = f"hub:{owner}/*"
+    return _asked(
+        named, owner, lambda: sorted(str(info.id) for info in HfApi().list_models(author=owner))
+    )
+
+
+def _asked(model: str, repo: str, ask: Callable[[], _T]) -> _T:
+    """The Hub's answer, asked for again where it is only busy."""
+    patience = Patience(threading.Event())
+    while True:
+        with explained(model, repo):
+            try:
+                return ask()
+            except Exception as problem:
+                is_busy, retry_after = busy(problem)
+                if not (is_busy or was_cut(problem)) or not patience.wait(retry_after):
+                    raise
 
 
 @dataclass(frozen=True)
@@ -97,7 +145,7 @@ def locate_on_hub(
     """
     from huggingface_hub import constants
 
-    match = _HUB_ID.fullmatch(model)
+    match = HUB_ID.fullmatch(model)
     assert match is not None
     wanted = _Wanted(
         model,
@@ -151,7 +199,7 @@ def _from_cache(wanted: _Wanted) -> Source | None:
 
 
 def _from_hub(wanted: _Wanted) -> Source:
-    info = _model_info(wanted)
+    info = model_info(wanted.model, wanted.repo, wanted.revision)
     commit = str(info.sha)
     if _COMMIT.fullmatch(commit) is None:
         raise FormatError("the server names no commit", path=wanted.model)
@@ -226,26 +274,6 @@ def _name_the_repository(problem: CkptError, wanted: _Wanted, top: Path) -> None
         problem.path = Path(wanted.model) if wanted.file else Path(wanted.model, inner)
     if isinstance(problem, SeveralModels):
         problem.hint = f"name one of these files, as {wanted.model}/{problem.names[0]}"
-
-
-def _model_info(wanted: _Wanted) -> Any:
-    """What the Hub says of a repository, asked again where it is only busy."""
-    from huggingface_hub import HfApi
-
-    patience = Patience(threading.Event())
-    while True:
-        with explained(wanted.model, wanted.repo):
-            try:
-                return HfApi().model_info(
-                    wanted.repo,
-                    revision=wanted.revision,
-                    files_metadata=True,
-                    timeout=TIMEOUT_SECONDS,
-                )
-            except Exception as problem:
-                is_busy, retry_after = busy(problem)
-                if not (is_busy or was_cut(problem)) or not patience.wait(retry_after):
-                    raise
 
 
 def _is_plain(name: str) -> bool:

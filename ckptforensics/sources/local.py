@@ -8,49 +8,28 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal, NoReturn, Protocol
+from typing import Any, NoReturn, Protocol
 
 from ckptforensics.errors import FormatError, NotFetched, NothingAnalysable, UsageError
+from ckptforensics.sources.contents import LONGEST_BEGINNING, container_of, is_saved_signature
 from ckptforensics.sources.links import refuse_links_out
+from ckptforensics.sources.names import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    NOT_A_MODEL,
+    SAFETENSORS,
+    SHARD,
+    TORCH,
+    ContainerName,
+    Layout,
+    split_name,
+)
 from ckptforensics.sources.original import config_of_params, refuse_ranks
 from ckptforensics.sources.pointers import LONGEST_POINTER, refuse_pointer
 from ckptforensics.sources.strictjson import read_json_object
 
-ContainerName = Literal["safetensors", "torch", "gguf"]
-
-_SHARD = re.compile(r"(?P<stem>.+[-_])(?P<number>\d+)-of-(?P<count>\d+)(?P<suffix>\.[a-z]+)")
 _MOST_SHARDS = 100_000
 _EXPECTED = "a directory, a .safetensors, .bin, .pt, .pth or .gguf file, or a .index.json of these"
-# Files that stand beside a model and are not one: adapters, heads and states of a training.
-_NOT_A_MODEL = re.compile(
-    r"((adapter_model|value_head|v_head|training_args|optimizer|scheduler|scaler|sampler|rng_state"
-    r"|random_states|dl_state_dict|custom_checkpoint)([_-]\d+)*|.*_optim_states)"
-    r"\.(safetensors|bin|pt|pth)"
-)
-_ADAPTER_WEIGHTS = re.compile(r"adapter_model\.(safetensors|bin)")
-# What follows the length in a safetensors file of `results.save_signature`.
-_SIGNATURE_BEGINS = b'{"__metadata__":{"ckptforensics":'
-_ADAPTER_CONFIG = "adapter_config.json"
-
-
-@dataclass(frozen=True)
-class _Layout:
-    """How a container's files are named in a directory of the Hugging Face layout."""
-
-    container: ContainerName
-    suffixes: tuple[str, ...]
-    single: str
-    index_suffix: str
-
-    @property
-    def index(self) -> str:
-        return self.single.partition(".")[0] + self.index_suffix
-
-
-_SAFETENSORS = _Layout(
-    "safetensors", (".safetensors",), "model.safetensors", ".safetensors.index.json"
-)
-_TORCH = _Layout("torch", (".bin", ".pt", ".pth"), "pytorch_model.bin", ".bin.index.json")
 
 
 class SeveralModels(UsageError):
@@ -174,7 +153,7 @@ def locate_adapter(model: str | Path) -> Source:
         file = folder / name
         if not _is_file(file) or named not in (None, name):
             continue
-        config = folder / _ADAPTER_CONFIG
+        config = folder / ADAPTER_CONFIG
         if not _is_file(config):
             raise FormatError(
                 "the adapter's configuration is missing", path=config, hint="download it too"
@@ -184,7 +163,7 @@ def locate_adapter(model: str | Path) -> Source:
     raise UsageError(
         "--base is given and this is no adapter",
         path=path,
-        hint=f"give a directory with {_ADAPTER_CONFIG} and adapter_model.safetensors, or "
+        hint=f"give a directory with {ADAPTER_CONFIG} and adapter_model.safetensors, or "
         "leave --base out",
     )
 
@@ -195,7 +174,7 @@ class IsAdapter(NothingAnalysable):
 
 def refuse_adapter(path: Path) -> NoReturn:
     """IsAdapter saying which base the adapter at `path` names and how to give it."""
-    config = (path if path.is_dir() else path.parent) / _ADAPTER_CONFIG
+    config = (path if path.is_dir() else path.parent) / ADAPTER_CONFIG
     base = None
     if _is_file(config):
         base = read_json_object(config, what="configuration").get("base_model_name_or_path")
@@ -226,6 +205,19 @@ def size_of_file(path: Path) -> int:
     with path.open("rb") as file:
         refuse_pointer(path, file.read(LONGEST_POINTER))
     return status.st_size
+
+
+def container_by_content(path: Path) -> ContainerName | None:
+    """What a file of another suffix holds, such as one of Ollama's blobs."""
+    if not _is_file(path):
+        return None
+    try:
+        with path.open("rb") as file:
+            return container_of(file.read(LONGEST_BEGINNING))
+    except PermissionError:
+        raise
+    except OSError as problem:
+        raise FormatError(f"cannot read the file: {problem.strerror}", path=path) from None
 
 
 def file_beside(source: Source, name: str) -> Path | None:
@@ -263,19 +255,22 @@ def _exists(path: Path) -> bool:
 
 
 def _locate_file(path: Path, config: Mapping[str, Any] | None) -> Source:
-    if _ADAPTER_WEIGHTS.fullmatch(path.name):
+    if ADAPTER_WEIGHTS.fullmatch(path.name):
         refuse_adapter(path)
-    for layout in (_SAFETENSORS, _TORCH):
+    for layout in (SAFETENSORS, TORCH):
         if path.name.endswith(layout.index_suffix):
             return _from_index(path, path, layout, config)
         if path.suffix in layout.suffixes:
             index = path.parent / layout.index
-            if _SHARD.fullmatch(path.name) and _is_file(index) and _needs(index, path.name):
+            if SHARD.fullmatch(path.name) and _is_file(index) and _needs(index, path.name):
                 return _from_index(index, path, layout, config)
             files = _split_files(path)
             return Source(path, layout.container, files, _config_beside(path.parent, config))
     if path.suffix == ".gguf":
         return Source(path, "gguf", _split_files(path), _config_beside(path.parent, config))
+    container = container_by_content(path)
+    if container is not None:
+        return Source(path, container, (path,), _config_beside(path.parent, config))
     raise NothingAnalysable(
         f"cannot read a model from a '{path.suffix}' file",
         path=path,
@@ -289,7 +284,7 @@ def _locate_directory(path: Path, config: Mapping[str, Any] | None) -> Source:
     # A .bin of another name than the model's may be anything; beside a GGUF it is not the model.
     torch_names = [n for n in names if not ggufs or n.startswith("pytorch_model")]
     stale: _NoShards | None = None
-    for layout, of in ((_SAFETENSORS, names), (_TORCH, torch_names)):
+    for layout, of in ((SAFETENSORS, names), (TORCH, torch_names)):
         try:
             found = _in_layout(path, of, layout, config)
         except _NoShards as problem:
@@ -299,7 +294,7 @@ def _locate_directory(path: Path, config: Mapping[str, Any] | None) -> Source:
         if found is not None:
             return _instead(found, stale)
     # The shards of one split are one model; a Q4 and a Q8 of the same stem are two.
-    splits = {_split_name(n): n for n in reversed(ggufs)}
+    splits = {split_name(n): n for n in reversed(ggufs)}
     if len(splits) > 1:
         raise SeveralModels(path, sorted(splits.values()))
     if ggufs:
@@ -314,7 +309,7 @@ def _is_signature(path: Path) -> bool:
         return False
     try:
         with path.open("rb") as file:
-            return file.read(64)[8:].startswith(_SIGNATURE_BEGINS)
+            return is_saved_signature(file.read(64))
     except OSError:  # reported by whoever reads it
         return False
 
@@ -328,14 +323,14 @@ def _instead(found: Source, stale: _NoShards | None) -> Source:
 
 
 def _in_layout(
-    path: Path, names: list[str], layout: _Layout, config: Mapping[str, Any] | None
+    path: Path, names: list[str], layout: Layout, config: Mapping[str, Any] | None
 ) -> Source | None:
     indexes = [n for n in names if n.endswith(layout.index_suffix)]
     weights = [
         n
         for n in names
         if n.endswith(layout.suffixes)
-        and not _NOT_A_MODEL.fullmatch(n)
+        and not NOT_A_MODEL.fullmatch(n)
         and not _is_signature(path / n)
     ]
     # transformers reads a whole file rather than the shards beside it, which may be an older state.
@@ -353,7 +348,7 @@ def _in_layout(
     # The same model as its maker saves it may lie beside.
     converted = [n for n in weights if not n.startswith("consolidated.")]
     refuse_ranks(path / (converted or weights)[0])
-    splits = {_split_name(n): n for n in reversed(converted or weights)}
+    splits = {split_name(n): n for n in reversed(converted or weights)}
     if len(splits) > 1:
         raise SeveralModels(path, sorted(splits.values()))
     weights = converted or weights
@@ -381,7 +376,7 @@ def _needs(index: Path, name: str) -> bool:
 
 
 def _from_index(
-    index: Path, named: Path, layout: _Layout, config: Mapping[str, Any] | None
+    index: Path, named: Path, layout: Layout, config: Mapping[str, Any] | None
 ) -> Source:
     weight_map = read_json_object(index, what="index").get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
@@ -423,21 +418,15 @@ def _from_index(
     )
 
 
-def _split_name(name: str) -> tuple[str, str]:
-    """What the shards of one model share: the stem and how many there are."""
-    match = _SHARD.fullmatch(name)
-    return (match["stem"], match["count"]) if match else (name, "")
-
-
 def _split_files(path: Path) -> tuple[Path, ...]:
     """The file, or all shards of the model it is a part of; NotFetched if one is missing."""
-    match = _SHARD.fullmatch(path.name)
+    match = SHARD.fullmatch(path.name)
     if match is None:
         refuse_ranks(path)
         return (path,)
-    split = _split_name(path.name)
-    beside = (_SHARD.fullmatch(f.name) for f in path.parent.iterdir() if f.suffix == path.suffix)
-    names = {int(m["number"]): m.string for m in beside if m and _split_name(m.string) == split}
+    split = split_name(path.name)
+    beside = (SHARD.fullmatch(f.name) for f in path.parent.iterdir() if f.suffix == path.suffix)
+    names = {int(m["number"]): m.string for m in beside if m and split_name(m.string) == split}
     first = 0 if 0 in names else 1
     for number in range(first, first + min(int(match["count"]), _MOST_SHARDS)):
         if number not in names:
@@ -459,9 +448,9 @@ def _config_beside(folder: Path, given: Mapping[str, Any] | None) -> Mapping[str
 
 
 def _nothing(path: Path, names: list[str]) -> NothingAnalysable:
-    if any(_ADAPTER_WEIGHTS.fullmatch(n) for n in names):
+    if any(ADAPTER_WEIGHTS.fullmatch(n) for n in names):
         refuse_adapter(path)
-    if any(_NOT_A_MODEL.fullmatch(n) for n in names):
+    if any(NOT_A_MODEL.fullmatch(n) for n in names):
         return NothingAnalysable(
             "the directory holds a training state and no model",
             path=path,

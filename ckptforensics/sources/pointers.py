@@ -32,9 +32,14 @@ _BEGINNINGS: Mapping[bytes, tuple[str, str]] = MappingProxyType(
 )
 
 
+def stands_for(beginning: bytes) -> tuple[str, str] | None:
+    """What a file that begins so is in place of its content, and what to do; None if it is not."""
+    text = beginning.lstrip(b"\xef\xbb\xbf \t\r\n")[:64].lower()
+    return next((told for begin, told in _BEGINNINGS.items() if text.startswith(begin)), None)
+
+
 def refuse_pointer(path: Path, beginning: bytes) -> None:
     """NotFetched if a file that begins so is a pointer, or what a server said in its place."""
-    text = beginning.lstrip(b"\xef\xbb\xbf \t\r\n")[:64].lower()
-    for begin, (what, hint) in _BEGINNINGS.items():
-        if text.startswith(begin):
-            raise NotFetched(what, path=path, hint=hint)
+    told = stands_for(beginning)
+    if told is not None:
+        raise NotFetched(told[0], path=path, hint=told[1])

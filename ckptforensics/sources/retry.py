@@ -21,6 +21,10 @@ _LONGEST_RETRY_AFTER_SECONDS = 300.0
 _REFUSED = frozenset({401, 403})
 
 
+class NotOnTheHub(UsageError):
+    """There is no repository of that name, or none that this user may know of."""
+
+
 class Patience:
     """Growing waits between attempts, and an end to them.
 
@@ -77,13 +81,13 @@ def explained(model: str, repo: str) -> Iterator[None]:
             hint=f"accept its terms on {page}, then log in with 'hf auth login'",
         ) from None
     except hub.RepositoryNotFoundError:
-        raise UsageError(
+        raise NotOnTheHub(
             "there is no such file, directory or repository",
             path=model,
             hint="check the name; for a private repository log in with 'hf auth login'",
         ) from None
     except hub.RevisionNotFoundError:
-        raise UsageError(
+        raise NotOnTheHub(
             "the repository has no such revision", path=model, hint=f"see {page}"
         ) from None
     except hub.HFValidationError as problem:

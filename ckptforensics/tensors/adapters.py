@@ -330,7 +330,7 @@ class _Merge:
             )
         if not self.adapter.tensors:
             raise NothingAnalysable("the adapter holds no tensors", path=self.path)
-        if self.base.containers[0].path.suffix == ".gguf":
+        if self.base.containers[0].kind == "gguf":
             raise NothingAnalysable(
                 "adapters are not merged onto GGUF, which names and orders weights its own way",
                 path=self.base.containers[0].path,

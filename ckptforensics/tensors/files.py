@@ -260,7 +260,7 @@ def _shared(
     return {
         name: replace(container.tensors[kept], name=name)
         for container in containers
-        if container.path.suffix == ".safetensors"
+        if container.kind == "safetensors"
         for name, kept in container.metadata.items()
         if name not in tensors and kept in container.tensors
     }

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ckptforensics.errors import FormatError
+from ckptforensics.sources import ContainerName
 
 # What NumPy can hold: it counts the other axes even where one is empty.
 _MOST_DIMENSIONS = 32
@@ -46,6 +47,7 @@ class Container:
 
     Attributes
     ----------
+    kind : which format
     path : the file
     size : its bytes
     header_sha256 : hex digest of everything that describes the tensor data
@@ -54,6 +56,7 @@ class Container:
     stamp : size and time of modification when it was parsed
     """
 
+    kind: ContainerName
     path: Path
     size: int
     header_sha256: str

@@ -46,7 +46,8 @@ def reading(path: Path) -> Iterator[sqlite3.Connection]:
         )
     connection = _connect(path, write=False)
     with closing(connection):
-        _check(connection, path)
+        if _check(connection, path) == 0:
+            raise FormatError("this is no catalog: the file is empty", path=path)
         yield connection
 
 

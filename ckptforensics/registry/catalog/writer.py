@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sqlite3
 from collections.abc import Iterable, Iterator
@@ -321,8 +322,10 @@ def open_writer(path: Path) -> Iterator[CatalogWriter]:
 
 
 def place_of(found: Found) -> str:
-    """What identifies a model from run to run."""
-    return f"{found.store}:{found.path}" + (f"@{found.commit}" if found.commit else "")
+    """What identifies a model from run to run, wherever a run is started."""
+    local = found.store not in ("hub", "url")
+    path = os.path.abspath(found.path) if local else found.path
+    return f"{found.store}:{path}" + (f"@{found.commit}" if found.commit else "")
 
 
 def state_of(reading: Reading) -> State:

@@ -230,7 +230,7 @@ def _parse(cursor: _Cursor, size: int) -> Container:
         for name, (dtype, shape, offset, nbytes) in entries.items()
     }
     _check_extents(tensors, size)
-    return Container(cursor.path, size, digest, tensors, metadata)
+    return Container("gguf", cursor.path, size, digest, tensors, metadata)
 
 
 def _check_version(cursor: _Cursor) -> None:

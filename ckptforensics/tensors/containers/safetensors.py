@@ -79,7 +79,7 @@ def read_safetensors(path: Path) -> Container:
     tensors = {name: _tensor(name, entry, path, buffer) for name, entry in header.items()}
     _check_extents(tensors, path, buffer, size)
     digest = hashlib.sha256(length_bytes + header_bytes).hexdigest()
-    return Container(path, size, digest, tensors, metadata)
+    return Container("safetensors", path, size, digest, tensors, metadata)
 
 
 def _tensor(name: str, entry: Any, path: Path, buffer: int) -> TensorInfo:

@@ -121,7 +121,7 @@ def read_torch(path: Path, fetch: Fetch = _nothing_to_fetch) -> Container:
     key, views = _state_dict(unpickle(pickle, path=path, begin=entries["data.pkl"].offset), path)
     tensors = {name: _tensor(name, view, path, entries) for name, view in views.items()}
     metadata = {} if key is None else {"state_dict_key": key}
-    return Container(path, size, digest.hexdigest(), tensors, metadata)
+    return Container("torch", path, size, digest.hexdigest(), tensors, metadata)
 
 
 def _require_zip(file: BinaryIO, path: Path, size: int) -> None:

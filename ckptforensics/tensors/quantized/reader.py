@@ -63,7 +63,7 @@ def wrap_quantized(store: TensorReader, config: Mapping[str, Any] | None) -> Ten
         if a part of a quantized weight is missing or does not fit the others.
     """
     path = store.containers[0].path
-    if path.suffix == ".gguf":
+    if store.containers[0].kind == "gguf":
         return store
     found = _quantization(store, config)
     if found is None:

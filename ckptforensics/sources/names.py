@@ -1,0 +1,46 @@
+"""How the files of a checkpoint are named."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+ContainerName = Literal["safetensors", "torch", "gguf"]
+
+SHARD = re.compile(r"(?P<stem>.+[-_])(?P<number>\d+)-of-(?P<count>\d+)(?P<suffix>\.[a-z]+)")
+# Files that stand beside a model and are not one: adapters, heads and states of a training.
+NOT_A_MODEL = re.compile(
+    r"((adapter_model|value_head|v_head|training_args|optimizer|scheduler|scaler|sampler|rng_state"
+    r"|random_states|dl_state_dict|custom_checkpoint)([_-]\d+)*|.*_optim_states)"
+    r"\.(safetensors|bin|pt|pth)"
+)
+ADAPTER_WEIGHTS = re.compile(r"adapter_model\.(safetensors|bin)")
+ADAPTER_CONFIG = "adapter_config.json"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a container's files are named in a directory of the Hugging Face layout."""
+
+    container: ContainerName
+    suffixes: tuple[str, ...]
+    single: str
+    index_suffix: str
+
+    @property
+    def index(self) -> str:
+        """The name of the index of the shards."""
+        return self.single.partition(".")[0] + self.index_suffix
+
+
+SAFETENSORS = Layout(
+    "safetensors", (".safetensors",), "model.safetensors", ".safetensors.index.json"
+)
+TORCH = Layout("torch", (".bin", ".pt", ".pth"), "pytorch_model.bin", ".bin.index.json")
+
+
+def split_name(name: str) -> tuple[str, str]:
+    """What the shards of one model share: the stem and how many there are."""
+    match = SHARD.fullmatch(name)
+    return (match["stem"], match["count"]) if match else (name, "")
