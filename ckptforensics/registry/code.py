@@ -30,9 +30,15 @@ def reading_code() -> str:
 
 
 @cache
-def comparing_code(level: Level) -> str:
-    """Digest of the code that compares two models, and of the level at which it does."""
-    return _together(code_sha256(), _sha256_of_part("lineage"), level)
+def comparing_code(level: Level, *, by_signature: bool) -> str:
+    """Digest of the code that compares two models, of the level, and of what is compared.
+
+    Parameters
+    ----------
+    by_signature : one of the two is known by its signature only
+    """
+    what = "signature" if by_signature else "weights"
+    return _together(code_sha256(), _sha256_of_part("lineage"), level, what)
 
 
 def _sha256_of_part(part: str) -> str:

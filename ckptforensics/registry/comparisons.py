@@ -14,8 +14,8 @@ from ckptforensics.registry.catalog.writer import CatalogWriter, Work
 from ckptforensics.registry.code import comparing_code
 from ckptforensics.registry.judge import second_round
 from ckptforensics.registry.options import AuditOptions
-from ckptforensics.registry.pairs import Declared, PlannedPair, as_pair, plan_pairs
-from ckptforensics.registry.relations import Relations, trimmed
+from ckptforensics.registry.pairs import Declared, PlannedPair, as_pair, has_weights, plan_pairs
+from ckptforensics.registry.relations import Measured, Relations, trimmed
 from ckptforensics.results import ComparisonDocument, PairRecord
 
 _MOST_MESSAGE = 400
@@ -35,16 +35,16 @@ def compare_models(
     First claimed parents and nearest signatures; then, where a claimed parent could be neither
     shown nor excluded, that parent beside what the model is a relative of.
     """
-    code = comparing_code(options.level)
-    relations = catalog.relations(code)
+    codes = {comparing_code(options.level, by_signature=by): by for by in (False, True)}
+    relations = catalog.relations(codes)
     first = plan_pairs(models, [m.number for m in of], declared, most=options.neighbours)
-    _compare(catalog, first, relations, code, options, work, progress)
+    _compare(catalog, first, relations, options, work, progress)
     second = {
         (pair.a.identity, pair.b.identity): pair
         for a, b in second_round(models, of, declared, relations)
         if (pair := as_pair(a, b, "claimed parent")) is not None
     }
-    _compare(catalog, second.values(), relations, code, options, work, progress)
+    _compare(catalog, second.values(), relations, options, work, progress)
     return relations
 
 
@@ -52,13 +52,14 @@ def _compare(
     catalog: CatalogWriter,
     pairs: Iterable[PlannedPair],
     relations: Relations,
-    code: str,
     options: AuditOptions,
     work: Work,
     progress: Progress | None,
 ) -> None:
     """Compare what was not, and keep each pair as soon as its process has ended."""
-    waiting = [p for p in pairs if relations.between(p.a.identity, p.b.identity) is None]
+    waiting = [
+        p for p in pairs if relations.lacks(p.a.identity, p.b.identity, by_signature=p.by_signature)
+    ]
     jobs = [_job(catalog, pair, options) for pair in waiting]
     pair_of = {job.key: pair for job, pair in zip(jobs, waiting, strict=True)}
     with running(progress, "pairs", len(jobs)) as step:
@@ -66,9 +67,10 @@ def _compare(
             pair = pair_of[job.key]
             a, b = pair.a.identity, pair.b.identity
             measured = _measured(job, a, b)
-            relations.add(a, b, measured)
+            relations.add(a, b, Measured(measured, pair.by_signature))
             # What may be otherwise the next time is not kept.
             if isinstance(measured, PairRecord):
+                code = comparing_code(options.level, by_signature=pair.by_signature)
                 catalog.put_relation(a, b, code, measured)
             work.pairs += 1
             step(f"{pair.a.name}, {pair.b.name}")
@@ -93,7 +95,8 @@ def _job(catalog: CatalogWriter, pair: PlannedPair, options: AuditOptions) -> Jo
 
 def _place(catalog: CatalogWriter, model: CataloguedModel) -> str:
     """The model itself, or its signature where the model is not at hand."""
-    if model.opens is not None and model.state != "vanished":
+    if has_weights(model):
+        assert model.opens is not None
         return model.opens
     assert model.reading.signature is not None
     return str(catalog.array(model.reading.signature.sha256))

@@ -44,6 +44,9 @@ def judge(
     standing = _standing(models, declared, claims_of, policy)
     judged = {}
     for model in of:
+        if model.state == "vanished":  # nothing is said of what is not there
+            judged[model.number] = Judged(model)
+            continue
         relatives, claims = relatives_of[model.number], claims_of[model.number]
         undeclared = tuple(
             r

@@ -21,6 +21,11 @@ class PlannedPair:
     b: CataloguedModel
     why: Why
 
+    @property
+    def by_signature(self) -> bool:
+        """Whether one of the two is known by its signature only."""
+        return not (has_weights(self.a) and has_weights(self.b))
+
 
 class Declared:
     """What the models of a catalog declare about one another.
@@ -74,10 +79,16 @@ def plan_pairs(
     """
     of = set(of)
     by_number = {model.number: model for model in models}
+    # Of models with the same weights one that is there stands for all.
+    standing: dict[str, CataloguedModel] = {}
+    for model in sorted(models, key=lambda model: (not has_weights(model), model.name)):
+        standing.setdefault(model.identity, model)
+    of_identity = {by_number[number].identity for number in of}
+    models = list(standing.values())
     wanted: dict[tuple[str, str], PlannedPair] = {}
 
     def want(i: CataloguedModel, j: CataloguedModel, why: Why) -> None:
-        pair = as_pair(i, j, why)
+        pair = as_pair(standing[i.identity], standing[j.identity], why)
         if pair is not None:
             wanted.setdefault((pair.a.identity, pair.b.identity), pair)
 
@@ -89,7 +100,7 @@ def plan_pairs(
     for i, model in enumerate(models):
         for neighbour in near.get(i, ()):
             other = models[neighbour.index]
-            if model.number in of or other.number in of:
+            if model.identity in of_identity or other.identity in of_identity:
                 want(model, other, "nearest signature")
     return [wanted[key] for key in sorted(wanted)]
 
@@ -100,6 +111,11 @@ def as_pair(i: CataloguedModel, j: CataloguedModel, why: Why) -> PlannedPair | N
         return None
     a, b = sorted((i, j), key=lambda model: model.identity)
     return PlannedPair(a, b, why)
+
+
+def has_weights(model: CataloguedModel) -> bool:
+    """Whether its weights are at hand, not only its signature."""
+    return model.opens is not None and model.state != "vanished"
 
 
 def _comparable(model: CataloguedModel) -> bool:

@@ -6,6 +6,7 @@ The tables `RELATED` and `HOSTILE` say what is expected: exactly these rules for
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
 import os
 import pickle
@@ -13,7 +14,7 @@ import shutil
 import socket
 import struct
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ import torch
 from safetensors.numpy import load_file, save_file
 
 from tests.support.adapters import base_tensors, low_rank, write_adapter
+from tests.support.containers import write_model_gguf
 from tools import launder, transforms
 
 ZOO = Path(__file__).resolve().parents[2] / "fixtures" / "zoo"
@@ -496,19 +498,19 @@ HOSTILE: tuple[Row, ...] = (
         "CKPT015 CKPT017",
     ),
     Row(
-        "gguf-array",
+        "gguf-array/model.gguf",
         "43 bytes with an array of 2^63",
         hostile(only("model.gguf", gguf_header(2**63))),
         "CKPT015 CKPT017",
     ),
     Row(
-        "gguf-alignment",
+        "gguf-alignment/model.gguf",
         "an alignment of 0",
         hostile(only("model.gguf", gguf_header(alignment=0))),
         "CKPT015 CKPT017",
     ),
     Row(
-        "gguf-named",
+        "gguf-named/model.gguf",
         "a pickle that is called .gguf",
         hostile(only("model.gguf", pickle.dumps({"w": _Harm()}))),
         "CKPT015 CKPT017",
@@ -543,12 +545,71 @@ HOSTILE: tuple[Row, ...] = (
         hostile(only("pytorch_model.bin", gzip.compress(b"x" * 100))),
         "CKPT015 CKPT017",
     ),
-    Row("empty", "a file of no bytes", hostile(put("model.safetensors", b"")), "CKPT015 CKPT017"),
+    Row("empty", "a file of no bytes", hostile(put("model.safetensors", b"")), "CKPT012 CKPT015"),
 )
+
+
+def ollama(folder: Path) -> None:
+    """Ollama's store: an honest model, one with another's content, and two without theirs."""
+    blobs = folder / "blobs"
+    blobs.mkdir(parents=True)
+    for name, seed, true in (("tiny", 201, True), ("swapped", 202, False)):
+        tensors, config = tiny(seed)
+        file = write_model_gguf(folder / "made.gguf", tensors, config)
+        digest = hashlib.sha256(file.read_bytes() if true else b"what upstream had").hexdigest()
+        size = file.stat().st_size
+        file.rename(blobs / f"sha256-{digest}")
+        _manifest(folder, name, digest, size)
+    _manifest(folder, "gone", "b" * 64)
+    _manifest(folder, "climbs", "../../../../etc/passwd")
+
+
+def _manifest(folder: Path, name: str, digest: str, size: int = 100) -> None:
+    file = folder / "manifests" / "registry.ollama.ai" / "library" / name / "latest"
+    file.parent.mkdir(parents=True)
+    layer = {
+        "mediaType": "application/vnd.ollama.image.model",
+        "digest": f"sha256:{digest}",
+        "size": size,
+    }
+    file.write_text(json.dumps({"schemaVersion": 2, "layers": [layer]}))
+
+
+def huggingface(folder: Path) -> None:
+    """A Hugging Face cache: an honest snapshot, and one whose blob was swapped."""
+    for name, seed, true in (("honest", 203, True), ("swapped", 204, False)):
+        model = write_tiny(folder / "made", seed)
+        card(model, license="mit")
+        home, commit = folder / f"models--org--{name}", f"{seed:040x}"
+        snapshot = home / "snapshots" / commit
+        snapshot.mkdir(parents=True)
+        (home / "blobs").mkdir()
+        (home / "refs").mkdir()
+        (home / "refs" / "main").write_text(commit)
+        for file in model.iterdir():
+            data = file.read_bytes()
+            if file.suffix == ".safetensors":
+                blob = hashlib.sha256(data if true else b"upstream").hexdigest()
+            else:
+                blob = hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+            file.rename(home / "blobs" / blob)
+            (snapshot / file.name).symlink_to(Path("..") / ".." / "blobs" / blob)
+        model.rmdir()
+
+
+# Of the two stores, by the names that the stores give.
+STORED: Mapping[str, str] = {
+    "tiny:latest": "",
+    "swapped:latest": "CKPT016",
+    "gone:latest": "CKPT012 CKPT015",
+    "climbs:latest": "CKPT015 CKPT016",
+    "org/honest": "",
+    "org/swapped": "CKPT016",
+}
 
 
 def build(folder: Path, rows: tuple[Row, ...]) -> Path:
     """All models of the rows, each below the folder by its name."""
     for row in rows:
-        row.make(folder / row.name)
+        row.make(folder / row.name.removesuffix("/model.gguf"))
     return folder

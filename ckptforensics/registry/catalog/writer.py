@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -17,7 +17,7 @@ from ckptforensics.registry.catalog import database
 from ckptforensics.registry.catalog.models import CataloguedModel
 from ckptforensics.registry.found import Found
 from ckptforensics.registry.reading import Reading
-from ckptforensics.registry.relations import Relations
+from ckptforensics.registry.relations import Measured, Relations
 from ckptforensics.results import PairRecord
 from ckptforensics.results.audit import AuditRun, FindingRecord, State
 from ckptforensics.version import __version__
@@ -276,21 +276,26 @@ class CatalogWriter:
         row = self._db.execute("SELECT * FROM models WHERE id = ?", (number,)).fetchone()
         return _model(row)
 
-    def relations(self, code: str) -> Relations:
-        """All that was measured of pairs by the code of that digest."""
-        rows = self._db.execute(
-            "SELECT a, b, pair_json, failure FROM relations WHERE code = ? ORDER BY a, b", (code,)
-        )
-        return Relations(
-            (
-                row["a"],
-                row["b"],
-                str(row["failure"])
-                if row["pair_json"] is None
-                else PairRecord.model_validate_json(row["pair_json"]),
-            )
-            for row in rows
-        )
+    def relations(self, codes: Mapping[str, bool]) -> Relations:
+        """All that was measured of pairs.
+
+        Parameters
+        ----------
+        codes : digests of the code that measured, each with whether that was by signature
+        """
+        rows = []
+        for code, by_signature in codes.items():
+            for row in self._db.execute(
+                "SELECT a, b, pair_json, failure FROM relations WHERE code = ? ORDER BY a, b",
+                (code,),
+            ):
+                found = (
+                    str(row["failure"])
+                    if row["pair_json"] is None
+                    else PairRecord.model_validate_json(row["pair_json"])
+                )
+                rows.append((row["a"], row["b"], Measured(found, by_signature)))
+        return Relations(rows)
 
     def put_relation(self, a: str, b: str, code: str, measured: PairRecord | str) -> None:
         """Keep what was measured, or why it failed, of two identities in their order."""

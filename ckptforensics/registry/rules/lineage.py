@@ -165,6 +165,8 @@ def other_tokenizer(judged: Judged, world: World) -> Iterator[Draft]:
 def claim_not_followed(judged: Judged, world: World) -> Iterator[Draft]:
     """A claim that names itself, a circle, or several models."""
     model = judged.model
+    if model.state == "vanished":
+        return
     for claim, match in zip(model.reading.claims, judged.matches, strict=True):
         if "itself" in match.why or "may mean" in match.why:
             yield _unfollowed(claim, match.why)

@@ -160,7 +160,7 @@ RULES: tuple[Rule, ...] = (
     ),
 )
 BY_ID = {rule.id: rule for rule in RULES}
-_SUPPRESSIONS = BY_ID["CKPT018"]
+_SUPPRESSIONS, _NOT_READ = BY_ID["CKPT018"], BY_ID["CKPT015"]
 
 
 def rule_records(policy: Policy) -> tuple[RuleRecord, ...]:
@@ -184,7 +184,8 @@ def apply_rules(
     rows: list[tuple[int | None, FindingRecord]] = []
     used: set[int] = set()
     for number, judged in world.judged.items():
-        for rule in _applied(policy):
+        gone = judged.model.state == "vanished"
+        for rule in [_NOT_READ] if gone and policy.applies(_NOT_READ.id) else _applied(policy):
             for draft in {draft.about: draft for draft in rule.check(judged, world)}.values():
                 finding = rule.finding(draft, judged.model.name, judged.model.path, policy)
                 covering = [
