@@ -1,0 +1,80 @@
+"""What `ckpt audit` costs beside plain reading, on a first night and when nothing has changed.
+
+    python -m benchmarks.bench_audit [--write]    print the table, or put it into docs/audit.md
+
+Models of three sizes are made, and dropped from the page cache before every first night; `cat` reads the same files in turn from the same cold start. Ratios are of
+whole processes, start of the interpreter included. A second night runs over the same catalog.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import statistics
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+
+from benchmarks import shapes
+from benchmarks.common import ckpt, drop_from_cache, fill_page, machine, read_once, run
+
+PAGE = Path(__file__).parents[1] / "docs" / "audit.md"
+SHAPES = {
+    "SmolLM2's size": shapes.Shape(576, 1536, 30, vocabulary=49152, kv_share=3, head_dim=64),
+    "1 GB": shapes.Shape(2048, 5632, 9, head_dim=64),
+    "3 GB": shapes.Shape(4096, 11008, 6),
+}
+RUNS = 3
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--write", action="store_true", help="into docs/audit.md")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        rows = [*machine(), *measure(Path(folder))]
+    lines = ["| what | measured |", "|---|---|", *(f"| {name} | {text} |" for name, text in rows)]
+    click.echo("\n".join(lines))
+    if options.write:
+        fill_page(PAGE, "throughput", "\n".join(lines))
+
+
+def measure(folder: Path) -> Iterator[tuple[str, str]]:
+    """A row a shape and night."""
+    for name, shape in SHAPES.items():
+        models = folder / "models"
+        shapes.write(models / "model", shape)
+        files = sorted(models.rglob("*.safetensors"))
+        gigabytes = sum(file.stat().st_size for file in files) / 1e9
+        first, second, plain = [], [], []
+        for turn in range(RUNS):
+            catalog = folder / f"{turn}.db"
+            audit = ckpt(
+                *("audit", str(models), "--catalog", str(catalog), "--fail-on", "never"),
+                *("--neighbours", "0", "--workers", "2", "--quiet", "--memory", "4GB"),
+            )
+            drop_from_cache(files)
+            plain.append(read_once(files))
+            drop_from_cache(files)
+            first.append(run(audit, CKPT_CACHE="").seconds)
+            second.append(run(audit, CKPT_CACHE="").seconds)
+        shutil.rmtree(models)
+        read = statistics.median(plain)
+        yield (
+            f"{name}: {gigabytes:.2f} GB, first night",
+            f"{ratio(first, read)} times `cat` ({read:.2f} s); "
+            f"{3600 / statistics.median(first):,.0f} models an hour",
+        )
+        yield (f"{name}, nothing has changed", f"{ratio(second, read)} times `cat`")
+
+
+def ratio(seconds: list[float], read: float) -> str:
+    """Median and range of times, as multiples of plain reading."""
+    low, middle, high = (f(seconds) / read for f in (min, statistics.median, max))
+    return f"{middle:.1f} ({low:.1f} to {high:.1f})"
+
+
+if __name__ == "__main__":
+    main()
