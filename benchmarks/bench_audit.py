@@ -2,8 +2,9 @@
 
     python -m benchmarks.bench_audit [--write]    print the table, or put it into docs/audit.md
 
-Models of three sizes are made, and dropped from the page cache before every first night; `cat` reads the same files in turn from the same cold start. Ratios are of
-whole processes, start of the interpreter included. A second night runs over the same catalog.
+Models of three sizes are made and dropped from the page cache before every first night; `cat` reads
+the same files in turn from the same cold start. Ratios are of whole processes, start of the
+interpreter included. A second night runs over the same catalog.
 """
 
 from __future__ import annotations

@@ -97,7 +97,9 @@ def _digests(state: _State) -> None:
     files = []
     for file in found.files:
         sha256, matches = state.request.known.get(file.changed), None
-        if file.path is not None and (sha256 is None or file.stated is not None):
+        if sha256 is not None and (file.stated or "").startswith("sha256:"):
+            matches = file.stated == f"sha256:{sha256}"
+        elif file.path is not None and (sha256 is None or file.stated is not None):
             try:
                 sha256, matches = verify_digest(file)
             except CkptError as problem:
