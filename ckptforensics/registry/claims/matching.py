@@ -51,7 +51,7 @@ class Names:
         keys = ((parent,), (bare,), (parent, beside), (_last(bare),))
         itself = False
         for tier, names in zip(self._tiers, keys, strict=True):
-            found = [m for name in names for m in tier.get(name.casefold(), ())]
+            found = [m for name in dict.fromkeys(names) for m in tier.get(name.casefold(), ())]
             others = [m for m in found if m.number != number]
             itself = itself or len(others) < len(found)
             if others:
