@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 ContainerName = Literal["safetensors", "torch", "gguf"]
@@ -17,6 +19,7 @@ NOT_A_MODEL = re.compile(
 )
 ADAPTER_WEIGHTS = re.compile(r"adapter_model\.(safetensors|bin)")
 ADAPTER_CONFIG = "adapter_config.json"
+_URL = re.compile(r"[a-z][a-z0-9+.-]*://.+", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -44,3 +47,9 @@ def split_name(name: str) -> tuple[str, str]:
     """What the shards of one model share: the stem and how many there are."""
     match = SHARD.fullmatch(name)
     return (match["stem"], match["count"]) if match else (name, "")
+
+
+def is_url(model: str | Path) -> bool:
+    """Whether it is a URL: no local path has such a name."""
+    text = str(model)
+    return _URL.fullmatch(text) is not None and not os.path.lexists(text)
