@@ -14,7 +14,7 @@ from ckptforensics.sources.local import (
     locate_adapter,
     size_of_file,
 )
-from ckptforensics.sources.names import ContainerName, is_url
+from ckptforensics.sources.names import ContainerName, as_path, is_url
 from ckptforensics.sources.strictjson import parse_json_object, read_json_object
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ __all__ = [
     "RemoteFiles",
     "Source",
     "Transfer",
+    "as_path",
     "container_by_content",
     "file_beside",
     "is_hub_id",

@@ -53,3 +53,15 @@ def is_url(model: str | Path) -> bool:
     """Whether it is a URL: no local path has such a name."""
     text = str(model)
     return _URL.fullmatch(text) is not None and not os.path.lexists(text)
+
+
+class UrlPath(type(Path())):  # type: ignore[misc]
+    """A URL where a path is shown; a plain one would lose a slash of it."""
+
+    def __str__(self) -> str:
+        return re.sub(r"^([a-z][a-z0-9+.-]*):/(?=[^/])", r"\1://", super().__str__())
+
+
+def as_path(model: str | Path) -> Path:
+    """What a user named as a path, which may be that of a URL."""
+    return UrlPath(model) if is_url(model) else Path(model)

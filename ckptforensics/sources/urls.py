@@ -12,7 +12,6 @@ import contextlib
 import hashlib
 import json
 import os
-import re
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -32,6 +31,7 @@ from ckptforensics.sources.hub import (
 )
 from ckptforensics.sources.local import SeveralModels, Source, locate, locate_adapter
 from ckptforensics.sources.mirror import Mirror, RemoteFiles, writing
+from ckptforensics.sources.names import UrlPath
 
 # What servers say that tells a state of a file from others, the surest first.
 _STATES = (
@@ -44,13 +44,6 @@ _LONGEST_MESSAGE = 300
 def path_of_url(url: str) -> Path:
     """The local path that `file://` names."""
     return Path(url2pathname(urlsplit(url).path))
-
-
-class UrlPath(type(Path())):  # type: ignore[misc]
-    """A URL where a path is shown; a plain one would lose a slash of it."""
-
-    def __str__(self) -> str:
-        return re.sub(r"^([a-z][a-z0-9+.-]*):/(?=[^/])", r"\1://", super().__str__())
 
 
 @dataclass(frozen=True)
