@@ -294,3 +294,11 @@ def test_json_of_a_bucket_is_not_trusted(bucket):
     bucket.pipe("models/org/x/config.json", json.dumps({"model_type": 3}).encode())
     with pytest.raises(CkptError):
         open_checkpoint("s3://models/org/x")
+
+
+def test_the_models_of_a_bucket_are_listed(bucket):
+    from ckptforensics.registry.stores.listing import list_models
+
+    (model,) = list_models(["s3://models/org"]).models
+    assert (model.name, model.opens) == ("x", "s3://models/org/x")
+    assert all(file.changed for file in model.files)
