@@ -76,6 +76,28 @@ def model_info(model: str, repo: str, revision: str | None = None) -> Any:
     )
 
 
+def fetch_file(repo: str, commit: str, name: str, size: int) -> Path:
+    """A whole file of a repository, in the mirror of its commit.
+
+    Parameters
+    ----------
+    name : below the top of the repository
+    size : bytes of the file
+
+    Raises
+    ------
+    CkptError
+        as `RemoteFiles.fetch`.
+    """
+    folder, _, last = name.rpartition("/")
+    if not all(is_plain_name(part) for part in name.split("/")):
+        raise FormatError("no file can have this name", path=name)
+    wanted = _Wanted(f"{repo}@{commit}", repo, commit, folder, last, None, adapter=False)
+    path = _mirror_directory(wanted, commit) / name
+    RemoteFiles({path: _mirror(wanted, commit, path, name, size)}).fetch({path: [(0, size)]})
+    return path
+
+
 def repositories_of(owner: str) -> list[str]:
     """The models of a user or an organisation, in order; errors as `model_info`."""
     from huggingface_hub import HfApi

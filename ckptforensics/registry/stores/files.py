@@ -27,6 +27,7 @@ _TOKENIZER = re.compile(
 _CONFIGURATION = re.compile(
     r"(.*_)?config\.json|params\.json|.*\.index\.json|modules\.json|model_index\.json"
 )
+_ON_THE_HUB = re.compile(r"hf://(?P<repo>[^@]+)@(?P<commit>[0-9a-f]{40})/(?P<name>.+)")
 # The empty file's digests say nothing of any model.
 _EMPTY = frozenset(
     {
@@ -201,6 +202,11 @@ def content_of(file: FoundFile, most: int) -> bytes:
         raise FormatError("the file is not there", path=file.name)
     if file.bytes > most:
         raise FormatError(f"the file is larger than {most:,} bytes", path=file.name)
+    hub = _ON_THE_HUB.fullmatch(file.url)
+    if hub is not None:
+        from ckptforensics.sources.hub import fetch_file
+
+        return read_small(fetch_file(hub["repo"], hub["commit"], hub["name"], file.bytes), most)
     from ckptforensics.sources.urls import Place
 
     place = Place(file.url)
