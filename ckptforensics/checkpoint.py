@@ -14,8 +14,10 @@ from ckptforensics.sources import (
     RemoteFiles,
     Source,
     is_hub_id,
+    is_url,
     locate,
     locate_adapter,
+    locate_at_url,
     locate_on_hub,
 )
 from ckptforensics.tensors import TensorReader, open_files
@@ -53,7 +55,8 @@ def open_checkpoint(
     ----------
     model : directory with `config.json` and weights, one `.safetensors`, `.bin`, `.pt`, `.pth` or
         `.gguf` file, an index of shards (`.safetensors.index.json`, `.bin.index.json`), or
-        `org/name[@revision]` on the Hugging Face Hub, of which only the ranges needed are read
+        `org/name[@revision]` on the Hugging Face Hub or a URL that fsspec reads, such as
+        `s3://bucket/models/x`, of which only the ranges needed are read
     config : a `config.json` to use in place of the one beside the weights
     offline : look for a repository in the local cache only
     strict : refuse a family that is only inferred from names and shapes
@@ -68,16 +71,9 @@ def open_checkpoint(
     """
     adapter = None
     if base is not None:
-        adapter = (
-            locate_on_hub(str(model), offline=offline, adapter=True)
-            if is_hub_id(model)
-            else locate_adapter(model)
-        )
+        adapter = _located(model, None, offline, adapter=True)
     named = model if base is None else base
-    if is_hub_id(named):
-        source = locate_on_hub(str(named), config, offline=offline)
-    else:
-        source = locate(named, config)
+    source = _located(named, config, offline)
     if config is not None and source.container == "gguf":
         raise UsageError(
             "a GGUF file tells what it is itself, and --config is not read",
@@ -102,6 +98,17 @@ def open_checkpoint(
             hint="leave --strict out to analyse it all the same",
         )
     return Checkpoint(source, store, architecture)
+
+
+def _located(
+    model: str | Path, config: str | Path | None, offline: bool, *, adapter: bool = False
+) -> Source:
+    """The files of what the user named, wherever it is."""
+    if is_hub_id(model):
+        return locate_on_hub(str(model), config, offline=offline, adapter=adapter)
+    if is_url(model):
+        return locate_at_url(str(model), config, offline=offline, adapter=adapter)
+    return locate_adapter(model) if adapter else locate(model, config)
 
 
 def _layouts(base: TensorReader, config: Mapping[str, Any] | None) -> dict[str, bool]:

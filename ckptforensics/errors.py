@@ -56,7 +56,7 @@ class CkptError(Exception):
         from pathlib import Path  # here, since `ckpt --help` needs the class and no path
 
         self.message = message
-        self.path = None if path is None else Path(path)
+        self.path = Path(path) if isinstance(path, str) else path
         self.tensor = tensor
         self.offset = offset
         self.hint = hint

@@ -131,7 +131,12 @@ class _Model(click.Path):
     def convert(self, value: Any, param: Any, ctx: Any) -> Any:
         if value == "":
             raise UsageError("MODEL is empty", hint="name a directory, a file or org/name")
-        return super().convert(value, param, ctx)
+        found = super().convert(value, param, ctx)
+        if isinstance(found, Path) and "://" in str(value):
+            from ckptforensics.sources import as_path
+
+            return as_path(str(value))
+        return found
 
 
 MODEL = _Model(path_type=Path)

@@ -54,7 +54,7 @@ from ckptforensics.results import (
     load_result,
 )
 from ckptforensics.results.comparison import RELATIVES, Arrow, DirectionRecord, Level
-from ckptforensics.sources import IsAdapter, container_by_content, is_hub_id
+from ckptforensics.sources import IsAdapter, container_by_content, is_hub_id, is_url
 from ckptforensics.version import __version__
 
 CRITERIA: tuple[Criterion, ...] = (
@@ -108,9 +108,9 @@ def lacks_config(model: str | Path) -> bool:
     """Whether a local model has no configuration of its own: GGUF files hold theirs."""
     path = Path(model)
     folder = path if path.is_dir() else path.parent
-    if is_hub_id(model) or path.suffix == ".gguf" or (path.is_dir() and any(path.glob("*.gguf"))):
+    if is_hub_id(model) or is_url(model) or container_by_content(path) == "gguf":
         return False
-    if container_by_content(path) == "gguf":
+    if path.suffix == ".gguf" or (path.is_dir() and any(path.glob("*.gguf"))):
         return False
     return not (folder / "config.json").exists()
 

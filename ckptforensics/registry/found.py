@@ -51,6 +51,7 @@ class FoundFile:
         a claim
     changed : what tells this state of it from others without reading it: device, inode, size and
         times of a local file, an ETag or a commit of a remote one
+    url : where fsspec reads a file that is elsewhere
     """
 
     name: str
@@ -59,6 +60,7 @@ class FoundFile:
     path: Path | None
     stated: str | None = None
     changed: str = ""
+    url: str | None = None
 
 
 @dataclass(frozen=True)

@@ -14,12 +14,13 @@ from ckptforensics.sources.local import (
     locate_adapter,
     size_of_file,
 )
-from ckptforensics.sources.names import ContainerName
+from ckptforensics.sources.names import ContainerName, as_path, is_url
 from ckptforensics.sources.strictjson import parse_json_object, read_json_object
 
 if TYPE_CHECKING:
     from ckptforensics.sources.hub import is_hub_id, locate_on_hub
     from ckptforensics.sources.mirror import RemoteFiles, Transfer
+    from ckptforensics.sources.urls import locate_at_url
 
 __all__ = [
     "ContainerName",
@@ -28,11 +29,14 @@ __all__ = [
     "RemoteFiles",
     "Source",
     "Transfer",
+    "as_path",
     "container_by_content",
     "file_beside",
     "is_hub_id",
+    "is_url",
     "locate",
     "locate_adapter",
+    "locate_at_url",
     "locate_on_hub",
     "parse_json_object",
     "read_json_object",
@@ -47,5 +51,6 @@ __getattr__ = on_first_use(
         "Transfer": "mirror",
         "is_hub_id": "hub",
         "locate_on_hub": "hub",
+        "locate_at_url": "urls",
     },
 )

@@ -22,13 +22,13 @@ from ckptforensics.sources.local import SeveralModels, Source, locate, locate_ad
 from ckptforensics.sources.mirror import Mirror, RemoteFiles, writing
 from ckptforensics.sources.retry import TIMEOUT_SECONDS, Patience, busy, explained, was_cut
 
-_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
-_INDEXES = (".safetensors.index.json", ".bin.index.json")
-_CONFIGURATIONS = (
+WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
+INDEXES = (".safetensors.index.json", ".bin.index.json")
+CONFIGURATIONS = (
     "config.json", "adapter_config.json", "quantize_config.json", "hf_quant_config.json",
 )  # fmt: skip
 # Read only by whoever asks for token strings, see `file_beside`.
-_TOKENIZERS = ("tokenizer.json", "vocab.json")
+TOKENIZERS = ("tokenizer.json", "vocab.json")
 # A path such as ./x or ../x is never a repository.
 HUB_ID = re.compile(
     r"(?P<repo>\w[\w.-]*/\w[\w.-]*?)"
@@ -74,6 +74,28 @@ def model_info(model: str, repo: str, revision: str | None = None) -> Any:
             repo, revision=revision, files_metadata=True, timeout=TIMEOUT_SECONDS
         ),
     )
+
+
+def fetch_file(repo: str, commit: str, name: str, size: int) -> Path:
+    """A whole file of a repository, in the mirror of its commit.
+
+    Parameters
+    ----------
+    name : below the top of the repository
+    size : bytes of the file
+
+    Raises
+    ------
+    CkptError
+        as `RemoteFiles.fetch`.
+    """
+    folder, _, last = name.rpartition("/")
+    if not all(is_plain_name(part) for part in name.split("/")):
+        raise FormatError("no file can have this name", path=name)
+    wanted = _Wanted(f"{repo}@{commit}", repo, commit, folder, last, None, adapter=False)
+    path = _mirror_directory(wanted, commit) / name
+    RemoteFiles({path: _mirror(wanted, commit, path, name, size)}).fetch({path: [(0, size)]})
+    return path
 
 
 def repositories_of(owner: str) -> list[str]:
@@ -208,7 +230,7 @@ def _from_hub(wanted: _Wanted) -> Source:
     listed = {
         name.removeprefix(beside): sibling
         for name, sibling in siblings.items()
-        if name.startswith(beside) and _is_plain(name.removeprefix(beside))
+        if name.startswith(beside) and is_plain_name(name.removeprefix(beside))
     }
     if wanted.file and wanted.file not in listed:
         raise UsageError(f"the repository has no file '{beside}{wanted.file}'", path=wanted.model)
@@ -216,13 +238,13 @@ def _from_hub(wanted: _Wanted) -> Source:
     mirrors = {
         path: _mirror(wanted, commit, path, beside + name, sibling.size)
         for name, sibling in listed.items()
-        if name in (*_CONFIGURATIONS, *_TOKENIZERS) or name.endswith((*_INDEXES, *_WEIGHTS))
+        if name in (*CONFIGURATIONS, *TOKENIZERS) or name.endswith((*INDEXES, *WEIGHTS))
         for path in [top / wanted.folder / name]
     }
-    if not any(path.name.endswith(_WEIGHTS) for path in mirrors):
+    if not any(path.name.endswith(WEIGHTS) for path in mirrors):
         raise _nothing_readable(wanted, sorted(siblings))
     remote = RemoteFiles(mirrors)
-    later = (*_TOKENIZERS, *_WEIGHTS)
+    later = (*TOKENIZERS, *WEIGHTS)
     remote.fetch({p: [(0, m.size)] for p, m in mirrors.items() if not p.name.endswith(later)})
     try:
         source = wanted.locate(top)
@@ -234,7 +256,7 @@ def _from_hub(wanted: _Wanted) -> Source:
         path=Path(wanted.model),
         commit=commit,
         remote=RemoteFiles(
-            {p: m for p, m in mirrors.items() if p in source.files or p.name in _TOKENIZERS}
+            {p: m for p, m in mirrors.items() if p in source.files or p.name in TOKENIZERS}
         ),
         sha256={
             top / wanted.folder / name: sibling.lfs.sha256
@@ -252,7 +274,7 @@ def _mirror(wanted: _Wanted, commit: str, path: Path, name: str, size: int) -> M
 
 
 def _nothing_readable(wanted: _Wanted, names: list[str]) -> NothingAnalysable:
-    inner = [n for n in names if n.endswith(_WEIGHTS) and "/" in n]
+    inner = [n for n in names if n.endswith(WEIGHTS) and "/" in n]
     if inner:
         shown = ", ".join(inner[:_MOST_NAMED]) + (", ..." if len(inner) > _MOST_NAMED else "")
         return NothingAnalysable(
@@ -276,7 +298,7 @@ def _name_the_repository(problem: CkptError, wanted: _Wanted, top: Path) -> None
         problem.hint = f"name one of these files, as {wanted.model}/{problem.names[0]}"
 
 
-def _is_plain(name: str) -> bool:
+def is_plain_name(name: str) -> bool:
     """Whether a name from the server is that of a file of the top directory, on any system."""
     return name not in ("", ".", "..") and not any(c in name for c in "/\\:\0")
 

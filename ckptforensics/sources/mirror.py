@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
 from ckptforensics.errors import FormatError, OutputError
@@ -89,6 +89,8 @@ class RemoteFiles:
         self._crews.add(crew)
         try:
             crew.run(tasks, _MOST_REQUESTS, self._report)
+            for mirror in mirrors:
+                mirror.settle()
         finally:
             self._crews.discard(crew)
             for mirror in mirrors:
@@ -189,6 +191,28 @@ class Mirror:
                 )
         raise Cancelled
 
+    def settle(self) -> None:
+        """Called when ranges were fetched, before anybody uses them.
+
+        Raises
+        ------
+        CkptError
+            if the file changed; each answer of the Hub says whether it did.
+        """
+
+    def forget(self) -> NoReturn:
+        """FormatError saying that the file changed; what was fetched of it is fetched again."""
+        with self._lock:
+            # Nothing is added any more: other threads may still read the former file.
+            self._changed = True
+            self._present = []
+            self._record.unlink(missing_ok=True)
+        raise FormatError(
+            "the file changed on the server while it was read",
+            path=self.path.name,
+            hint="run the command again",
+        )
+
     def save(self) -> None:
         """Record what is present, where that is not yet done."""
         with self._lock:
@@ -269,17 +293,11 @@ class Mirror:
         etag = headers.get("ETag")
         with self._lock:
             other = None not in (etag, self._etag) and etag != self._etag
-            if self._changed or other or size != self.size:
-                # Nothing is added any more: other threads may still read the former file.
-                self._changed = True
-                self._present = []
-                self._record.unlink(missing_ok=True)
-                raise FormatError(
-                    "the file changed on the server while it was read",
-                    path=self.path.name,
-                    hint="run the command again",
-                )
-            self._etag = etag or self._etag
+            changed = self._changed or other or size != self.size
+            if not changed:
+                self._etag = etag or self._etag
+        if changed:
+            self.forget()
 
     def _store(self, chunks: Iterator[bytes], begin: int, end: int, stop: threading.Event) -> None:
         """Write what arrives; also what arrived before a failure counts as present."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 ContainerName = Literal["safetensors", "torch", "gguf"]
@@ -17,6 +19,7 @@ NOT_A_MODEL = re.compile(
 )
 ADAPTER_WEIGHTS = re.compile(r"adapter_model\.(safetensors|bin)")
 ADAPTER_CONFIG = "adapter_config.json"
+_URL = re.compile(r"[a-z][a-z0-9+.-]*://.+", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -44,3 +47,21 @@ def split_name(name: str) -> tuple[str, str]:
     """What the shards of one model share: the stem and how many there are."""
     match = SHARD.fullmatch(name)
     return (match["stem"], match["count"]) if match else (name, "")
+
+
+def is_url(model: str | Path) -> bool:
+    """Whether it is a URL: no local path has such a name."""
+    text = str(model)
+    return _URL.fullmatch(text) is not None and not os.path.lexists(text)
+
+
+class UrlPath(type(Path())):  # type: ignore[misc]
+    """A URL where a path is shown; a plain one would lose a slash of it."""
+
+    def __str__(self) -> str:
+        return re.sub(r"^([a-z][a-z0-9+.-]*):/(?=[^/])", r"\1://", super().__str__())
+
+
+def as_path(model: str | Path) -> Path:
+    """What a user named as a path, which may be that of a URL."""
+    return UrlPath(model) if is_url(model) else Path(model)

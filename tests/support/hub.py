@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 import pytest
 from huggingface_hub import constants
@@ -60,6 +60,8 @@ class Hub:
         self.faults: list[Fault] = []
         self.blobs: dict[str, bytes] = {}
         self.moves: dict[str, str] = {}
+        # Repositories that are listed and not to be had.
+        self.others: list[str] = []
         self.delay = 0.0
         # Requests that are being answered, and the most that were at a time.
         self.answering = 0
@@ -199,6 +201,9 @@ class _Handler(BaseHTTPRequestHandler):
 
 class _Main(_Handler):
     def answer(self, path: str) -> None:
+        if path == "/api/models":
+            self.list()
+            return
         api = re.fullmatch(r"/api/models/([^/]+/[^/]+)/revision/(.+)", path)
         resolve = re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path)
         route = "api" if api else "resolve" if resolve else "other"
@@ -222,6 +227,14 @@ class _Main(_Handler):
             self.file(match[3], files[match[3]], commit, fault)
         if api and match[2] in self.hub.moves:
             self.hub.branches[match[2]] = self.hub.moves[match[2]]
+
+    def list(self) -> None:
+        """The repositories of an owner."""
+        if self.failed("list", self.hub.fault("list")):
+            return
+        owner = parse_qs(urlsplit(self.path).query).get("author", [""])[0]
+        found = [{"id": repo} for repo in [*self.hub.others, REPO] if repo.startswith(f"{owner}/")]
+        self.reply("list", 200, json.dumps(found).encode(), {"Content-Type": "application/json"})
 
     def file(self, name: str, data: bytes, commit: str, fault: Fault | None) -> None:
         digest = hashlib.sha256(data).hexdigest()

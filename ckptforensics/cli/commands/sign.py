@@ -24,6 +24,7 @@ from ckptforensics.cli.options import (
 from ckptforensics.cli.output import OutputOptions, output_options, screen
 from ckptforensics.errors import CkptError, ExitCode, UsageError
 from ckptforensics.jobs.memory import default_memory
+from ckptforensics.sources import as_path
 
 if TYPE_CHECKING:
     from ckptforensics.findings import Scope
@@ -112,7 +113,7 @@ def command(
     signed does not keep the others from it.
     """
     if len(models) == 1 and how.jobs is None:
-        _sign_one(Path(models[0]), opening, fitting, how, out)
+        _sign_one(as_path(models[0]), opening, fitting, how, out)
         return ExitCode.DONE
     return _sign_several(models, opening, how, out)
 
@@ -221,7 +222,7 @@ def _job(model: str, opening: ModelOptions, memory: int, output: Path | None) ->
     from ckptforensics.jobs.processes import Job
 
     try:
-        needed = needed_memory(opening.open(Path(model)), memory)
+        needed = needed_memory(opening.open(as_path(model)), memory)
     except CkptError as problem:
         return Job(model, problem=problem)
     return sign_job(model, click.get_current_context().params, needed, output)

@@ -52,9 +52,9 @@ def list_file(path: Path) -> Listing:
     with os.scandir(folder) as items:
         names = sorted(item.name for item in items if not item.is_dir())
     for name in names:
-        of_it = split_name(name) == split_name(path.name) or (index and role_of(name) == "weights")
+        split = split_name(name) == split_name(path.name) or (index and role_of(name) == "weights")
         beside = role_of(name) in SHARED_ROLES and not name.endswith(_INDEXES)
-        if name == path.name or of_it or beside:
+        if name == path.name or split or beside:
             own = roots if name == path.name else (folder,)
             top.files[name] = local_entry(folder / name, own)
     models, left = models_of(top, Place("directory", shown(path.name), "", shown(str(folder))))

@@ -27,6 +27,7 @@ _TOKENIZER = re.compile(
 _CONFIGURATION = re.compile(
     r"(.*_)?config\.json|params\.json|.*\.index\.json|modules\.json|model_index\.json"
 )
+_ON_THE_HUB = re.compile(r"hf://(?P<repo>[^@]+)@(?P<commit>[0-9a-f]{40})/(?P<name>.+)")
 # The empty file's digests say nothing of any model.
 _EMPTY = frozenset(
     {
@@ -63,7 +64,7 @@ class Entry:
     name : its last part, as the file system or the server spells it
     bytes : its size
     opens : what `open_checkpoint` takes for it alone
-    path, stated, changed : as of `FoundFile`
+    path, stated, changed, url : as of `FoundFile`
     head : its first bytes
     problem : why it cannot be used; its file is the last part of the name
     """
@@ -76,12 +77,13 @@ class Entry:
     changed: str = ""
     head: Head = field(default=no_head, compare=False)
     problem: Problem | None = None
+    url: str | None = None
 
     def found(self, name: str, role: FileRole | None = None) -> FoundFile:
         """The same as a file of a model that names it so."""
         role = role or role_of(self.name)
         stated = None if self.stated in _EMPTY else self.stated
-        return FoundFile(shown(name), role, self.bytes, self.path, stated, self.changed)
+        return FoundFile(shown(name), role, self.bytes, self.path, stated, self.changed, self.url)
 
 
 def role_of(name: str) -> FileRole:
@@ -183,6 +185,32 @@ def read_small(path: Path, most: int) -> bytes:
     if len(content) > most:
         raise FormatError(f"the file is larger than {most:,} bytes", path=path)
     return content
+
+
+def content_of(file: FoundFile, most: int) -> bytes:
+    """The content of a small file of a model, such as its card, wherever it is.
+
+    Raises
+    ------
+    CkptError
+        `FormatError` if it is no regular file or has more than `most` bytes, and what else keeps it
+        from being read.
+    """
+    if file.path is not None:
+        return read_small(file.path, most)
+    if file.url is None:
+        raise FormatError("the file is not there", path=file.name)
+    if file.bytes > most:
+        raise FormatError(f"the file is larger than {most:,} bytes", path=file.name)
+    hub = _ON_THE_HUB.fullmatch(file.url)
+    if hub is not None:
+        from ckptforensics.sources.hub import fetch_file
+
+        return read_small(fetch_file(hub["repo"], hub["commit"], hub["name"], file.bytes), most)
+    from ckptforensics.sources.urls import Place
+
+    place = Place(file.url)
+    return place.beginning(place.path, file.bytes) if file.bytes else b""
 
 
 def _local_head(path: Path, count: int) -> bytes:

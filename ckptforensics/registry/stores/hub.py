@@ -119,6 +119,7 @@ def _models(repo: str, revision: str | None, info: Any) -> tuple[list[Found], li
             f"{repo}@{commit}/{path}",
             stated=stated,
             changed=stated or commit,
+            url=f"hf://{repo}@{commit}/{path}",
         )
     name = repo if revision in (None, "main") else f"{repo}@{revision}"
     models, left = models_of(top, Place("hub", name, f"{name}/", name, commit))

@@ -11,10 +11,10 @@ from pathlib import Path
 from ckptforensics.registry.found import Problem
 from ckptforensics.registry.stores.files import Entry, local_entry, shown
 
-_DEEPEST = 32
+DEEPEST = 32
 _MOST_FILES = 1_000_000
 # What version control, Python and the Hugging Face cache keep for themselves.
-_PASSED_OVER = frozenset({".git", ".hg", ".svn", "__pycache__", "node_modules", ".no_exist"})
+PASSED_OVER = frozenset({".git", ".hg", ".svn", "__pycache__", "node_modules", ".no_exist"})
 _TELL_EVERY = 10_000
 
 
@@ -118,13 +118,13 @@ class _Walker:
 
     def _add(self, folder: Folder, named: Path, path: Path, depth: int) -> None:
         if self._is_folder(folder, path):
-            if path.name in _PASSED_OVER:
+            if path.name in PASSED_OVER:
                 return
             kind = self.is_store(path)
             if kind is not None:
                 self.tree.stores.append((path, kind))
-            elif depth >= _DEEPEST:
-                said = f"folders are listed {_DEEPEST} deep, and this one is below"
+            elif depth >= DEEPEST:
+                said = f"folders are listed {DEEPEST} deep, and this one is below"
                 self.tree.not_read.append((shown(str(named)), said))
             else:
                 inner = Folder(folder.below(path.name), str(named))

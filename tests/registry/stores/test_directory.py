@@ -338,7 +338,7 @@ def test_a_directory_that_may_not_be_listed(tmp_path, monkeypatch):
 
 
 def test_depth_and_count_are_bounded(tmp_path, monkeypatch):
-    monkeypatch.setattr(tree, "_DEEPEST", 3)
+    monkeypatch.setattr(tree, "DEEPEST", 3)
     write(tmp_path / "a/b/c", {"x.safetensors": WEIGHTS, "d/y.safetensors": WEIGHTS})
     found = listing(tmp_path)
     assert [model.name for model in found.models] == ["a/b/c/x.safetensors"]
