@@ -115,11 +115,16 @@ def _component(
 
 def _named(model: AuditedModel) -> dict[str, Any]:
     """What a component and its relatives call a model."""
-    made = {"type": _MODEL, "name": one_line(model.name)}
+    made: dict[str, Any] = {"type": _MODEL, "name": one_line(model.name)}
     if model.commit is not None:
         made["version"] = one_line(model.commit)
     package = purl(model)
     return made if package is None else {**made, "purl": package}
+
+
+def _named_or_alone(name: str, places: Mapping[str, AuditedModel]) -> dict[str, Any]:
+    model = places.get(name)
+    return {"type": _MODEL, "name": one_line(name)} if model is None else _named(model)
 
 
 def _licence(licence: str) -> dict[str, str]:
@@ -145,8 +150,7 @@ def _pedigree(model: AuditedModel, places: Mapping[str, AuditedModel]) -> dict[s
     for relative in model.relatives:
         if relative.verdict not in (*RELATIVES, "same weights"):
             continue
-        other = places.get(relative.name)
-        named = {"type": _MODEL, "name": one_line(relative.name)} if other is None else _named(other)
+        named = _named_or_alone(relative.name, places)
         told = words.told(words.relation(relative), model.name, relative.name)
         named["properties"] = [
             _property("relation", told),
@@ -194,9 +198,7 @@ def _property(name: str, value: str) -> dict[str, str]:
     return {"name": f"ckptforensics:{name}", "value": one_line(value)}
 
 
-def _compositions(
-    document: AuditDocument, references: Mapping[str, str]
-) -> list[dict[str, Any]]:
+def _compositions(document: AuditDocument, references: Mapping[str, str]) -> list[dict[str, Any]]:
     """Which components are known in part only: what nobody read, nobody can vouch for."""
     whole: dict[bool, list[str]] = {True: [], False: []}
     for model in document.models:

@@ -117,9 +117,7 @@ def _laid_out(members: list[str], around: Mapping[str, list[_Link]]) -> Family:
         tuple(lines),
         tuple(depth[name] for name in lines),
         tuple(None if (up := below[name]) is None else place[up] for name in lines),
-        tuple(
-            Edge(place[link.older], place[link.younger], *link[2:]) for link in edges
-        ),
+        tuple(Edge(place[link.older], place[link.younger], *link[2:]) for link in edges),
     )
 
 
@@ -133,9 +131,7 @@ def _forest(
     """
     made = {link.younger for name in members for link in around[name] if link.directed}
     roots = [
-        name
-        for name in members
-        if name not in made and any(link.directed for link in around[name])
+        name for name in members if name not in made and any(link.directed for link in around[name])
     ]
     if not roots:
         roots = [max(members, key=lambda name: len(around[name]))]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from base64 import b64encode
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from markupsafe import Markup
@@ -20,10 +20,17 @@ from ckptforensics.render.audit import words
 from ckptforensics.render.audit.families import Family, families
 from ckptforensics.render.html.page import environment
 from ckptforensics.render.view import View
-from ckptforensics.results.audit import AuditDocument, AuditedModel, FindingRecord, RelativeRecord
+from ckptforensics.results import Skipped
+from ckptforensics.results.audit import (
+    AuditDocument,
+    AuditedFile,
+    AuditedModel,
+    FindingRecord,
+    RelativeRecord,
+)
 
-# A brace, an angle and an ampersand are all that could end a script's element, or begin another.
-_ESCAPES = str.maketrans({"<": "\\u003c", ">": "\\u003e", "&": "\\u0026"})
+# All that could end a script's element or begin another, and its spelling in JSON.
+_ESCAPES = (("<", "\\u003c"), (">", "\\u003e"), ("&", "\\u0026"))
 _STYLES = ("style.css", "audit.css")
 _SCRIPTS = ("audit.js",)
 
@@ -32,20 +39,24 @@ def audit_html(document: AuditDocument, view: View) -> str:
     """The whole audit as a page in one file; the view changes nothing."""
     script, style = _source(_SCRIPTS), _source(_STYLES)
     data = _json(_data(document))
-    return environment().get_template("audit.html").render(
-        document=document,
-        missing=words.gaps(document.coverage),
-        whole=document.coverage.signed == document.coverage.models
-        and not document.coverage.not_read,
-        read=words.read(document.coverage),
-        found=words.counts(document.findings),
-        took=words.took(document),
-        by_rule=words.by_rule(document),
-        script=Markup(script),  # noqa: S704 - files of this package
-        style=Markup(style),  # noqa: S704
-        script_hash=_hash(script),
-        style_hash=_hash(style),
-        data=Markup(data),  # noqa: S704 - escaped below
+    return (
+        environment()
+        .get_template("audit.html")
+        .render(
+            document=document,
+            missing=words.gaps(document.coverage),
+            whole=document.coverage.signed == document.coverage.models
+            and not document.coverage.not_read,
+            read=words.read(document.coverage),
+            found=words.counts(document.findings),
+            took=words.took(document),
+            by_rule=words.by_rule(document),
+            script=Markup(script),  # noqa: S704 - files of this package
+            style=Markup(style),  # noqa: S704
+            script_hash=_hash(script),
+            style_hash=_hash(style),
+            data=Markup(data),  # noqa: S704 - escaped below
+        )
     )
 
 
@@ -62,13 +73,14 @@ def _hash(text: str) -> str:
 def _json(data: Mapping[str, Any]) -> str:
     """JSON in which nothing can be taken for markup, inside strings as well."""
     text = json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-    return text.translate(_ESCAPES)
+    for mark, spelled in _ESCAPES:
+        text = text.replace(mark, spelled)
+    return text
 
 
 def _data(document: AuditDocument) -> dict[str, Any]:
     """What the script shows. Lists stand for records where there are many; it names their parts."""
-    names = _shown_names(document)
-    findings = words.by_model(document)
+    names = {model.name: place for place, model in enumerate(document.models)}
     sentences = _Numbered()
     return {
         "tool": one_line(document.tool_version),
@@ -78,14 +90,9 @@ def _data(document: AuditDocument) -> dict[str, Any]:
             for rule in document.rules
         },
         "states": dict(words.STATES),
-        "missing": [[one_line(gap.what), one_line(gap.reason)] for gap in document.coverage.not_read],
-        "models": [
-            _model(model, names, sentences) for model in document.models
-        ],
-        "findings": [
-            _finding(row, names) for row in document.findings
-        ],
-        "stray": [name for name in findings if name not in names],
+        "missing": _gaps(document.coverage.not_read),
+        "models": [_model(model, names, sentences) for model in document.models],
+        "findings": [_finding(row, names) for row in document.findings],
         "families": [_family(family, names) for family in families(document)],
         "sentences": sentences.rows,
     }
@@ -106,11 +113,6 @@ class _Numbered:
         return self._places[row]
 
 
-def _shown_names(document: AuditDocument) -> dict[str, int]:
-    """The place of each model by its name."""
-    return {model.name: place for place, model in enumerate(document.models)}
-
-
 def _lines(page: str) -> str:
     """Text of several lines, each without anything unprintable."""
     return "\n".join(one_line(line) for line in page.splitlines())
@@ -122,9 +124,7 @@ def _reference(name: str, names: Mapping[str, int]) -> int | str:
     return one_line(name) if place is None else place
 
 
-def _model(
-    model: AuditedModel, names: Mapping[str, int], sentences: _Numbered
-) -> dict[str, Any]:
+def _model(model: AuditedModel, names: Mapping[str, int], sentences: _Numbered) -> dict[str, Any]:
     made = {
         "name": one_line(model.name),
         "source": one_line(model.source),
@@ -138,13 +138,12 @@ def _model(
         "width": model.hidden_size,
         "depth": model.num_layers,
         "fingerprint": _said(model.fingerprint),
-        "files": [
-            [one_line(f.name), f.role, f.bytes, f.stated_sha256, f.sha256] for f in model.files
-        ],
-        "layers": [
-            [row.layer, *(_short(value) for value in (*row.sigma, row.gap)), row.label]
+        "files": [[one_line(f.name), f.role, f.bytes, f.sha256, _stated(f)] for f in model.files],
+        # One text is read at once; it is taken apart when the model is opened.
+        "layers": ";".join(
+            f"{row.layer} {row.sigma[0]:.4g} {row.sigma[1]:.4g} {row.gap:.4g} {row.label or ''}"
             for row in model.layers
-        ],
+        ),
         "claims": [
             [
                 one_line(row.parent),
@@ -157,18 +156,23 @@ def _model(
             for row in model.claims
         ],
         "relatives": [_relative(row, names, sentences) for row in model.relatives],
-        "missing": [[one_line(gap.what), one_line(gap.reason)] for gap in model.not_read],
+        "missing": _gaps(model.not_read),
     }
-    return {key: value for key, value in made.items() if value not in (None, [])}
+    return {key: value for key, value in made.items() if value not in (None, [], "")}
+
+
+def _gaps(rows: Iterable[Skipped]) -> list[list[str]]:
+    return [[one_line(row.what), one_line(row.reason)] for row in rows]
 
 
 def _said(value: str | None) -> str | None:
     return None if value is None else one_line(value)
 
 
-def _short(value: float) -> float:
-    """Four digits are more than a drawing shows."""
-    return float(f"{value:.4g}")
+def _stated(file: AuditedFile) -> str | bool | None:
+    """The digest that the store states; true where it is the one that was computed."""
+    same = file.stated_sha256 is not None and file.stated_sha256 == file.sha256
+    return True if same else file.stated_sha256
 
 
 def _relative(row: RelativeRecord, names: Mapping[str, int], sentences: _Numbered) -> list[Any]:

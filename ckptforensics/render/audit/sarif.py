@@ -16,7 +16,9 @@ from ckptforensics.render.audit import words
 from ckptforensics.render.view import View
 from ckptforensics.results.audit import AuditDocument, AuditedModel, FindingRecord, RuleRecord
 
-SCHEMA = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
+SCHEMA = (
+    "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
+)
 # GitHub refuses a file with more results, or with longer descriptions of rules.
 MOST_RESULTS = 25_000
 _MOST_TOLD = 1_000
@@ -171,11 +173,8 @@ def _not_told(document: AuditDocument) -> Iterator[str]:
         yield f"{counted(over, 'finding')} left out: GitHub takes {MOST_RESULTS:,} results"
     yield f"read: {words.read(document.coverage)}"
     yield f"not read: {words.gaps(document.coverage)}"
-    for gap in document.coverage.not_read:
-        yield f"not read: {gap.what}: {gap.reason}"
-    for model in document.models:
-        for gap in model.not_read:
-            yield f"not read: {model.name}: {gap.what}: {gap.reason}"
+    for what, reason in words.missing(document):
+        yield f"not read: {what}: {reason}"
 
 
 def _capped(texts: list[str]) -> list[str]:

@@ -7,6 +7,7 @@
   // Rows that are printed of a table, and members of a family that are drawn.
   const MOST_PRINTED = 500;
   const MOST_DRAWN = 1500;
+  const LANES = 24;
   // Rows that are kept above and below those in sight.
   const SPARE = 12;
 
@@ -184,7 +185,7 @@
     }
 
     gap(height) {
-      const cell = el("td", { class: "fill", colspan: this.columns.length });
+      const cell = el("td", { class: "fill" });
       const row = el("tr", { "aria-hidden": "true" }, cell);
       cell.style.height = this.printing ? "0" : `${height}px`;
       return row;
@@ -232,7 +233,6 @@
 
   // ------------------------------------------------------------------ the overview
 
-  const cut = (value, of) => (of ? `${value} ` : "");
   const severityCell = (row) => el("span", { class: row.severity }, row.severity);
   const second = (text) => el("span", { class: "narrow" }, text);
   const twoLines = (first, below) => el("span", {}, first, second(below));
@@ -404,19 +404,25 @@
       section("Family", ...drawing(family, model.place),
         el("p", {}, el("a", { href: `#family=${family.place}` }, `the family of ${number(family.members.length)} alone`)));
     }
-    if (model.layers) section("Layers", ...layers(model.layers));
+    if (model.layers) section("Layers", ...layers(layerRows(model.layers)));
     if (model.files) section("Files", files(model.files));
     main.replaceChildren(...parts);
   }
 
   function files(rows) {
     return plainTable("files", ["file", "for", "bytes", "SHA-256 as computed", "as stated by the store"],
-      rows.map(([file, role, size, stated, computed]) => [
+      rows.map(([file, role, size, computed, stated]) => [
         name(file), role, number(size),
         el("span", { class: "mono" }, computed || "not computed"),
-        !stated ? "-" : stated === computed ? "the same"
+        !stated ? "-" : stated === true ? "the same"
           : el("span", { class: computed ? "mono error" : "mono" }, stated)]));
   }
+
+  // A layer's number, its two leading singular values, their gap, and its label or "".
+  const layerRows = (text) => text.split(";").map((row) => {
+    const [layer, first, next, gap, label] = row.split(" ");
+    return [...[layer, first, next, gap].map(Number), label];
+  });
 
   function layers(rows) {
     const height = 120, step = Math.max(6, Math.min(18, 900 / rows.length)), left = 46;
@@ -446,7 +452,7 @@
       bars("\u03c31 of each layer, the largest gain of the block as a linear map (logarithmic)", 1),
       bars("gap \u03c31/\u03c32 of each layer (logarithmic)", 3),
       el("details", {}, el("summary", {}, "the numbers"),
-        plainTable("", ["layer", "\u03c31", "\u03c32", "gap", "label"], rows.map((row) => row.map((value) => (value === null ? "" : value))))),
+        plainTable("", ["layer", "\u03c31", "\u03c32", "gap", "label"], rows)),
     ];
   }
 
@@ -465,39 +471,43 @@
       if (child !== null && !below.has(child)) below.set(child, edge);
       else rest.push(edge);
     }
-    const deepest = Math.max(...family.columns);
-    const width = left + deepest * step + 620;
-    const image = svg("svg", { width, height: count * line + 12, viewBox: `0 0 ${width} ${count * line + 12}`, role: "img",
-      "aria-label": `Lineage of ${family.members.length} models; the relations are listed below` });
     const kind = ([, , directed, verdict]) =>
       `edge${directed ? "" : " plain"}${verdict === "same weights" || verdict === "identical" ? " same" : ""}`;
-    const head = (px, py, dx, dy) =>
-      svg("path", { class: "head", d: dx ? `M${px} ${py}l-7 -4v8z` : `M${px} ${py}l-4 ${7 * -dy}h8z` });
+    const head = (path) => svg("path", { class: "head", d: path });
+    // Other relations run right of all names, each in a lane of its own as far as there are lanes.
+    const labels = family.members.slice(0, count).map((reference, member) => {
+      const edge = below.get(member);
+      const full = called(reference);
+      const short = full.length > 60 ? `${full.slice(0, 59)}\u2026` : full;
+      const how = edge ? ` ${edge[3]}${edge[4] ? `: ${edge[4]}` : ""}` : "";
+      const aside = how + (typeof reference === "number" ? "" : " (not audited)");
+      return { full, short, aside, end: x(member) + 20 + 7 * (short.length + aside.length) };
+    });
+    const far = Math.max(...labels.map((label) => label.end));
+    const width = far + 14 + 7 * LANES;
+    const image = svg("svg", { width, height: count * line + 12, viewBox: `0 0 ${width} ${count * line + 12}`, role: "img",
+      "aria-label": `Lineage of ${family.members.length} models; the relations are listed below` });
     for (const [child, edge] of below) {
       const parent = family.parents[child];
       if (child >= count || parent >= count) continue;
       const [cx, cy, px, py] = [x(child), y(child), x(parent), y(parent)];
       image.append(svg("path", { class: kind(edge), d: `M${px} ${py + 6}V${cy}H${cx - 6}` }));
-      if (edge[2]) image.append(edge[1] === child ? head(cx - 5, cy, 1, 0) : head(px, py + 6, 0, -1));
+      if (edge[2]) image.append(head(edge[1] === child ? `M${cx - 5} ${cy}l-7 -4v8z` : `M${px} ${py + 6}l-4 7h8z`));
     }
-    const far = x(0) + deepest * step;
-    for (const edge of rest) {
+    rest.filter(([older, younger]) => older < count && younger < count).forEach((edge, place) => {
       const [older, younger] = edge;
-      if (older >= count || younger >= count) continue;
-      const bend = far + 30 + 8 * Math.min(20, Math.abs(y(older) - y(younger)) / line);
-      image.append(svg("path", { class: `${kind(edge)} more`,
-        d: `M${x(older) + 6} ${y(older)}C${bend} ${y(older)} ${bend} ${y(younger)} ${x(younger) + 6} ${y(younger)}` }));
-    }
+      const lane = far + 7 * (1 + (place % LANES));
+      const [from, to] = [labels[older].end, labels[younger].end];
+      image.append(svg("path", { class: kind(edge), d: `M${from} ${y(older)}H${lane}V${y(younger)}H${to}` }));
+      if (edge[2]) image.append(head(`M${to} ${y(younger)}l7 -4v8z`));
+    });
     for (let member = 0; member < count; member += 1) {
       const reference = family.members[member];
       const known = typeof reference === "number";
       const grave = known ? SEVERITIES[gravest(models[reference].found)] : "";
-      const edge = below.get(member);
-      const how = edge ? ` ${edge[3]}${edge[4] ? `: ${edge[4]}` : ""}` : "";
-      const full = called(reference);
+      const { full, short, aside } = labels[member];
       const text = svg("text", { x: x(member) + 11, y: y(member) + 4, class: reference === here ? "here" : null },
-        full.length > 60 ? `${full.slice(0, 59)}\u2026` : full,
-        svg("tspan", { class: "aside" }, how + (known ? "" : " (not audited)")));
+        short, svg("tspan", { class: "aside" }, aside));
       const mark = svg("circle", { class: `knot ${grave || ""}`, cx: x(member), cy: y(member), r: 5 });
       const node = svg("g", {}, mark, text, svg("title", {}, full));
       image.append(known ? svg("a", { href: address(reference) }, node) : node);
@@ -514,7 +524,7 @@
       [modelLink(family.members[older]), directed ? "\u2192" : "\u2014", modelLink(family.members[younger]), relation ? `${verdict}: ${relation}` : verdict]);
     main.replaceChildren(back(), el("h2", {}, "Family of ", name(called(family.members[0]))),
       ...drawing(family, null), el("h3", {}, "Relations"),
-      plainTable("", ["older", "", "younger", "verdict"], rows));
+      plainTable("", ["model", "", "model", "verdict"], rows));
   }
 
   function rulePage(id) {
@@ -590,7 +600,6 @@
   window.addEventListener("beforeprint", print(true));
   window.addEventListener("afterprint", print(false));
 
-  overview();
   apply();
   show();
   document.documentElement.dataset.ready = String(Math.round(performance.now()));
