@@ -531,7 +531,7 @@
     const [title, summary, page] = data.rules[id] || ["", "", ""];
     const rows = findings.filter((row) => row.rule === id);
     main.replaceChildren(back(), el("h2", {}, `${id} ${title}`), el("p", {}, summary), el("pre", {}, page),
-      el("h3", {}, `${number(rows.length)} findings`), ...rows.slice(0, 200).map((row) => findingBox(row, true)),
+      el("h3", {}, "Findings: ", number(rows.length)), ...rows.slice(0, 200).map((row) => findingBox(row, true)),
       rows.length > 200 ? el("p", {}, "The table of findings has the others.") : "");
   }
 
@@ -592,6 +592,7 @@
     for (const grid of [findingsGrid, modelsGrid, familiesGrid]) if (main.contains(grid.element)) grid.draw(true);
   });
   const print = (printing) => () => {
+    for (const part of printing ? main.querySelectorAll("details") : []) part.open = true;
     for (const grid of [findingsGrid, modelsGrid, familiesGrid]) {
       grid.printing = printing;
       grid.draw(true);
