@@ -137,10 +137,9 @@ def uri(model: AuditedModel | None, file: str) -> str:
 
     GitHub takes paths only, so an address such as `s3://bucket/x` becomes `s3/bucket/x`.
     """
-    path = "" if model is None else one_line(model.path)
-    name = one_line(file)
+    path = "" if model is None else one_line(model.path.replace("\\", "/"))
+    name = one_line(file.replace("\\", "/"))
     whole = path if not name or PurePosixPath(path).name == name else f"{path}/{name}"
-    whole = whole.replace("\\", "/")
     remote = _REMOTE.match(whole)
     if remote:
         whole = f"{remote[1]}/{whole[remote.end() :]}"
