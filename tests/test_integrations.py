@@ -1,4 +1,4 @@
-"""The GitHub Action and the pre-commit hook: valid by their schemas, and run as here is possible."""
+"""The GitHub Action and the pre-commit hook: valid by their schemas, and run as far as it goes."""
 
 from __future__ import annotations
 
@@ -51,14 +51,17 @@ exec {sys.executable} -m ckptforensics "$@"
 
     def run(code: int, **inputs: str) -> subprocess.CompletedProcess[str]:
         given = {
-            **{"SOURCES": ".", "FAIL_ON": "error", "FORMATS": "html", "CATALOG": ""},
-            **{"FOLDER": str(tmp_path / "out"), **inputs},
+            "SOURCES": ".",
+            "FAIL_ON": "error",
+            "FORMATS": "html",
+            "CATALOG": "",
+            "FOLDER": str(tmp_path / "out"),
         }
         files = {
             name: str(tmp_path / name) for name in ("GITHUB_OUTPUT", "GITHUB_STEP_SUMMARY", "CALLS")
         }
         path = f"{ckpt.parent}:{os.environ['PATH']}"
-        environment = {**os.environ, **given, **files, "CODE": str(code), "PATH": path}
+        environment = {**os.environ, **given, **inputs, **files, "CODE": str(code), "PATH": path}
         return subprocess.run(
             # As GitHub calls it for `shell: bash`.
             ["bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", script],
