@@ -223,6 +223,23 @@ def test_hostile_names_are_words(tab):
     assert seen.silent()
 
 
+def test_two_models_that_are_shown_alike_have_a_page_each(tab):
+    first, second = audit(2, hostile=False).models
+    twins = (
+        first.model_copy(update={"name": "a\x07", "path": "here"}),
+        second.model_copy(update={"name": "a\\x07", "path": "there"}),
+    )
+    document = audit(2, hostile=False).model_copy(update={"models": twins, "findings": ()})
+    seen = tab().open(render(document, "html"))
+    for place, path in enumerate(("here", "there")):
+        seen.page.evaluate("location.hash = ''")
+        seen.page.locator(".grid[aria-label=Models] tr.row").nth(place).click()
+        seen.page.wait_for_selector("main dl")
+        assert path in seen.page.locator("main dl").inner_text()
+        assert seen.page.locator("main h2").inner_text() == "a\\x07"
+    assert seen.silent()
+
+
 def test_no_other_script_runs_and_nothing_is_loaded(tab):
     seen = tab().audit(10)
     seen.page.evaluate(

@@ -101,6 +101,20 @@ def test_gaps_are_said_in_words():
     )
 
 
+@pytest.mark.parametrize(
+    ("time", "said"),
+    [
+        ("2026-11-28T02:10:00Z", "2026-11-28T02:10:00Z"),
+        ("2026-11-28T02:10:00.5+00:00", "2026-11-28T02:10:00Z"),
+        ("2026-11-28T04:10:00+02:00", "2026-11-28T02:10:00Z"),
+        ("2026-11-28T02:10:00", "2026-11-28T02:10:00Z"),
+        ("yester\x1bday", "yester\\x1bday"),
+    ],
+)
+def test_times_are_utc(time, said):
+    assert words.utc(time) == said
+
+
 def relative(verdict: str, arrow: str = "unknown", relation: str | None = None) -> RelativeRecord:
     return RelativeRecord(name="R", verdict=verdict, relation=relation, arrow=arrow, evidence=())
 

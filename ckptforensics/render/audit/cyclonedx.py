@@ -52,7 +52,7 @@ def audit_cyclonedx(document: AuditDocument, view: View) -> str:
         _component(model, references[model.name], findings[model.name], places)
         for model in document.models
     ]
-    seed = json.dumps([components, document.coverage.model_dump(mode="json"), _time(document)])
+    seed = json.dumps([components, document.coverage.model_dump(mode="json"), words.made(document)])
     bom: dict[str, Any] = {
         "$schema": "http://cyclonedx.org/schema/bom-1.7.schema.json",
         "bomFormat": "CycloneDX",
@@ -75,10 +75,6 @@ def purl(model: AuditedModel) -> str | None:
     return f"pkg:huggingface/{name}" + (f"@{commit.lower()}" if commit else "")
 
 
-def _time(document: AuditDocument) -> str | None:
-    return None if not document.runs else document.runs[0].ended or document.runs[0].started
-
-
 def _metadata(document: AuditDocument) -> dict[str, Any]:
     tool = {"type": "application", "name": "ckptforensics", "version": document.tool_version}
     coverage = document.coverage
@@ -90,7 +86,7 @@ def _metadata(document: AuditDocument) -> dict[str, Any]:
             *(_property("not-read", f"{gap.what}: {gap.reason}") for gap in coverage.not_read),
         ],
     }
-    when = _time(document)
+    when = words.made(document)
     return made if when is None else {"timestamp": when, **made}
 
 

@@ -159,9 +159,9 @@ def _invocation(document: AuditDocument) -> dict[str, Any]:
         "toolExecutionNotifications": told,
     }
     if run is not None:
-        invocation["startTimeUtc"] = run.started
+        invocation["startTimeUtc"] = words.utc(run.started)
         if run.ended is not None:
-            invocation["endTimeUtc"] = run.ended
+            invocation["endTimeUtc"] = words.utc(run.ended)
     return invocation
 
 

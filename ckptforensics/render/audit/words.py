@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
 from itertools import groupby
 from types import MappingProxyType
 
@@ -155,6 +156,22 @@ def told(sentence: Sequence[str | int], this: str, other: str) -> str:
     """A sentence with the names in their places."""
     names = (one_line(this), one_line(other))
     return "".join(names[part] if isinstance(part, int) else part for part in sentence)
+
+
+def utc(time: str) -> str:
+    """A time of a document as RFC 3339 in UTC, to the second, as other formats want it."""
+    try:
+        known = datetime.fromisoformat(time)
+    except ValueError:
+        return one_line(time)
+    there = known if known.tzinfo else known.replace(tzinfo=UTC)
+    return there.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def made(document: AuditDocument) -> str | None:
+    """When the audit ended, or began where it has no end; None where no run is recorded."""
+    run = document.runs[0] if document.runs else None
+    return None if run is None else utc(run.ended or run.started)
 
 
 def took(document: AuditDocument) -> str:
