@@ -1,8 +1,9 @@
 """An audit as one HTML page that loads nothing: its script shows what a block of data holds.
 
-The templates are in `html/templates`: audit.html, its style and its script. All text of a document
-is one line and goes into the data, which is JSON that cannot end its element; the script puts it
-into the page as text. A policy allows the one script and the one style by their hashes.
+The templates are in `html/templates`: audit.html, and its style and script in a folder. All text
+of a document is one line and goes into the data, which is JSON that cannot end its element; the
+script puts it into the page as text. A policy allows the one script and the one style by their
+hashes.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from base64 import b64encode
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from markupsafe import Markup
@@ -31,13 +32,14 @@ from ckptforensics.results.audit import (
 
 # All that could end a script's element or begin another, and its spelling in JSON.
 _ESCAPES = (("<", "\\u003c"), (">", "\\u003e"), ("&", "\\u0026"))
-_STYLES = ("style.css", "audit.css")
-_SCRIPTS = ("audit.js",)
+_STYLES = ("style.css", "audit/audit.css")
+# One script, in the order in which its parts need one another.
+_SCRIPTS = ("elements", "data", "grid", "lineage", "overview", "pages", "ways")
 
 
 def audit_html(document: AuditDocument, view: View) -> str:
     """The whole audit as a page in one file; the view changes nothing."""
-    script, style = _source(_SCRIPTS), _source(_STYLES)
+    script, style = _source(f"audit/{name}.js" for name in _SCRIPTS), _source(_STYLES)
     data = _json(_data(document))
     return (
         environment()
@@ -60,7 +62,7 @@ def audit_html(document: AuditDocument, view: View) -> str:
     )
 
 
-def _source(names: Sequence[str]) -> str:
+def _source(names: Iterable[str]) -> str:
     made = environment()
     assert made.loader is not None
     return "".join(made.loader.get_source(made, name)[0] for name in names)
