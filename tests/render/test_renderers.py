@@ -30,6 +30,9 @@ EXPECTED = {
     "quantization-plan": ("table", "json", "csv"),
     "quantization-diff": ("table", "json", "csv"),
     "report": ("table", "json", "html"),
+    "audit": (
+        *("table", "json", "jsonl", "csv", "markdown", "sarif", "cyclonedx", "intoto", "html"),
+    ),
 }
 
 
@@ -44,7 +47,8 @@ def saved(kind: str) -> Document:
 
 def test_every_kind_has_its_formats():
     assert {kind: formats_of(kind) for kind in DOCUMENTS} == EXPECTED
-    assert EXPECTED["comparison"] == FORMATS
+    assert set(FORMATS) == {form for forms in EXPECTED.values() for form in forms}
+    assert FORMATS[:4] == EXPECTED["comparison"]
     assert formats_of("other") == ()
 
 
@@ -92,6 +96,7 @@ def test_show_refuses_a_format_of_another_kind_as_a_usage_error(form, capsys, tm
         ("inspect", EXPECTED["inspect"]),
         ("families", EXPECTED["families"]),
         ("compare", EXPECTED["comparison"]),
+        ("audit", EXPECTED["audit"]),
         ("show", FORMATS),
     ],
 )

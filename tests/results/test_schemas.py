@@ -41,6 +41,7 @@ COMMANDS = {
     "quantization": ["quant", "eval", PLANTED, *TOKENS, "--no-cache", "--alpha", "0.4,0.6"],
     "quantization-plan": ["quant", "plan", PLANTED, "--keep", "2"],
     "quantization-diff": ["quant", "diff", PLANTED, PLANTED],
+    "audit": ["audit", PLANTED],
 }
 
 

@@ -1,1 +1,1 @@
-"""An audit in the forms in which it is handed on: for people, code hosting, inventories, signers."""
+"""An audit in all its forms: for people, code hosting, inventories and signers."""

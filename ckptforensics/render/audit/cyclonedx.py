@@ -52,7 +52,7 @@ def audit_cyclonedx(document: AuditDocument, view: View) -> str:
         _component(model, references[model.name], findings[model.name], places)
         for model in document.models
     ]
-    seed = json.dumps([components, document.coverage.model_dump(mode="json"), _time(document)])
+    seed = json.dumps([components, document.coverage.model_dump(mode="json"), words.made(document)])
     bom: dict[str, Any] = {
         "$schema": "http://cyclonedx.org/schema/bom-1.7.schema.json",
         "bomFormat": "CycloneDX",
@@ -75,10 +75,6 @@ def purl(model: AuditedModel) -> str | None:
     return f"pkg:huggingface/{name}" + (f"@{commit.lower()}" if commit else "")
 
 
-def _time(document: AuditDocument) -> str | None:
-    return None if not document.runs else document.runs[0].ended or document.runs[0].started
-
-
 def _metadata(document: AuditDocument) -> dict[str, Any]:
     tool = {"type": "application", "name": "ckptforensics", "version": document.tool_version}
     coverage = document.coverage
@@ -90,7 +86,7 @@ def _metadata(document: AuditDocument) -> dict[str, Any]:
             *(_property("not-read", f"{gap.what}: {gap.reason}") for gap in coverage.not_read),
         ],
     }
-    when = _time(document)
+    when = words.made(document)
     return made if when is None else {"timestamp": when, **made}
 
 
@@ -115,11 +111,16 @@ def _component(
 
 def _named(model: AuditedModel) -> dict[str, Any]:
     """What a component and its relatives call a model."""
-    made = {"type": _MODEL, "name": one_line(model.name)}
+    made: dict[str, Any] = {"type": _MODEL, "name": one_line(model.name)}
     if model.commit is not None:
         made["version"] = one_line(model.commit)
     package = purl(model)
     return made if package is None else {**made, "purl": package}
+
+
+def _named_or_alone(name: str, places: Mapping[str, AuditedModel]) -> dict[str, Any]:
+    model = places.get(name)
+    return {"type": _MODEL, "name": one_line(name)} if model is None else _named(model)
 
 
 def _licence(licence: str) -> dict[str, str]:
@@ -145,10 +146,7 @@ def _pedigree(model: AuditedModel, places: Mapping[str, AuditedModel]) -> dict[s
     for relative in model.relatives:
         if relative.verdict not in (*RELATIVES, "same weights"):
             continue
-        other = places.get(relative.name)
-        named = (
-            {"type": _MODEL, "name": one_line(relative.name)} if other is None else _named(other)
-        )
+        named = _named_or_alone(relative.name, places)
         told = words.told(words.relation(relative), model.name, relative.name)
         named["properties"] = [
             _property("relation", told),

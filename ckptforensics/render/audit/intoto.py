@@ -11,12 +11,18 @@ from typing import Any
 from ckptforensics.errors import one_line
 from ckptforensics.render.audit import words
 from ckptforensics.render.view import View
-from ckptforensics.results.audit import AuditDocument, AuditedFile, AuditedModel, FindingRecord
+from ckptforensics.results.audit import (
+    SEVERITIES,
+    AuditDocument,
+    AuditedFile,
+    AuditedModel,
+    FindingRecord,
+)
 
 STATEMENT = "https://in-toto.io/Statement/v1"
 PREDICATE = "https://in-toto.io/attestation/svr/v0.2"
-# What OpenSSF model signing leaves out of a model.
-_IGNORED = (".git", ".gitattributes", ".github", ".gitignore", "model.sig")
+# What OpenSSF model signing leaves out of a model, by the first part of its path.
+_IGNORED = ((".git",), (".gitattributes",), (".github",), (".gitignore",), ("model.sig",))
 
 
 def audit_intoto(document: AuditDocument, view: View) -> str:
@@ -41,7 +47,7 @@ def subject_digest(files: Sequence[AuditedFile]) -> str | None:
     It is the SHA-256 of the digests of all files, as bytes, in order of their paths, part by part.
     """
     signed = [(PurePosixPath(file.name), file.sha256) for file in files]
-    signed = [(path, digest) for path, digest in signed if path.parts[:1] not in _ignored()]
+    signed = [(path, digest) for path, digest in signed if path.parts[:1] not in _IGNORED]
     total = hashlib.sha256()
     for _, digest in sorted(signed, key=lambda row: row[0].parts):
         if digest is None:
@@ -50,15 +56,9 @@ def subject_digest(files: Sequence[AuditedFile]) -> str | None:
     return total.hexdigest() if signed else None
 
 
-def _ignored() -> list[tuple[str, ...]]:
-    return [(name,) for name in _IGNORED]
-
-
 def _statement(
     document: AuditDocument, model: AuditedModel, findings: Sequence[FindingRecord], left: int
 ) -> dict[str, Any]:
-    run = document.runs[0] if document.runs else None
-    when = "1970-01-01T00:00:00Z" if run is None else run.ended or run.started
     name = PurePosixPath(one_line(model.path).replace("\\", "/")).name or one_line(model.name)
     return {
         "_type": STATEMENT,
@@ -66,7 +66,7 @@ def _statement(
         "predicateType": PREDICATE,
         "predicate": {
             "verifier": {"id": f"pkg:pypi/ckptforensics@{document.tool_version}", "policies": []},
-            "timeCreated": when,
+            "timeCreated": words.made(document) or "1970-01-01T00:00:00Z",
             "properties": list(_properties(model, findings)),
             # What a consumer that knows ckptforensics may read; others ignore it.
             "ckptforensics_audit": {
@@ -87,10 +87,9 @@ def _properties(model: AuditedModel, findings: Sequence[FindingRecord]) -> Itera
     if model.state != "signed" or model.not_read:
         return
     yield "CKPTFORENSICS_WEIGHTS_READ"
-    levels = {row.severity for row in findings if row.counts}
-    passed = (("error", {"error"}), ("warning", {"error", "warning"}), ("note", set(levels)))
-    for severity, bars in passed:
-        if not levels & bars:
+    gravest = words.gravest(findings)
+    for place, severity in enumerate(SEVERITIES):
+        if gravest > place:
             yield f"CKPTFORENSICS_NO_{severity.upper()}"
     claims = [claim.verdict for claim in model.claims]
     if claims and all(verdict == "confirmed" for verdict in claims):

@@ -73,11 +73,7 @@ def _blocks(document: AuditDocument, most: int | None) -> Iterable[str]:
             severity = rows[0].severity
             said = "" if rule is None else f": {inline(rule.summary)}"
             yield f"\n## {_SIGNS[severity]} {severity} {number}{said}\n\n{_table(counting, most)}"
-    missing = [(row.what, row.reason) for row in coverage.not_read] + [
-        (f"{model.name}: {row.what}", row.reason)
-        for model in document.models
-        for row in model.not_read
-    ]
+    missing = words.missing(document)
     if missing:
         yield f"\n## Not read\n\n{_missing(missing, most)}"
     yield f"\n{inline(words.took(document))}; ckptforensics {inline(document.tool_version)}\n"

@@ -1,8 +1,9 @@
 """An audit as one HTML page that loads nothing: its script shows what a block of data holds.
 
-The templates are in `html/templates`: audit.html, its style and its script. All text of a document
-is one line and goes into the data, which is JSON that cannot end its element; the script puts it
-into the page as text. A policy allows the one script and the one style by their hashes.
+The templates are in `html/templates`: audit.html, and its style and script in a folder. All text
+of a document is one line and goes into the data, which is JSON that cannot end its element; the
+script puts it into the page as text. A policy allows the one script and the one style by their
+hashes.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from base64 import b64encode
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from markupsafe import Markup
@@ -20,17 +21,25 @@ from ckptforensics.render.audit import words
 from ckptforensics.render.audit.families import Family, families
 from ckptforensics.render.html.page import environment
 from ckptforensics.render.view import View
-from ckptforensics.results.audit import AuditDocument, AuditedModel, FindingRecord, RelativeRecord
+from ckptforensics.results import Skipped
+from ckptforensics.results.audit import (
+    AuditDocument,
+    AuditedFile,
+    AuditedModel,
+    FindingRecord,
+    RelativeRecord,
+)
 
-# A brace, an angle and an ampersand are all that could end a script's element, or begin another.
-_ESCAPES = str.maketrans({"<": "\\u003c", ">": "\\u003e", "&": "\\u0026"})
-_STYLES = ("style.css", "audit.css")
-_SCRIPTS = ("audit.js",)
+# All that could end a script's element or begin another, and its spelling in JSON.
+_ESCAPES = (("<", "\\u003c"), (">", "\\u003e"), ("&", "\\u0026"))
+_STYLES = ("style.css", "audit/audit.css")
+# One script, in the order in which its parts need one another.
+_SCRIPTS = ("elements", "data", "grid", "lineage", "overview", "pages", "ways")
 
 
 def audit_html(document: AuditDocument, view: View) -> str:
     """The whole audit as a page in one file; the view changes nothing."""
-    script, style = _source(_SCRIPTS), _source(_STYLES)
+    script, style = _source(f"audit/{name}.js" for name in _SCRIPTS), _source(_STYLES)
     data = _json(_data(document))
     return (
         environment()
@@ -53,7 +62,7 @@ def audit_html(document: AuditDocument, view: View) -> str:
     )
 
 
-def _source(names: Sequence[str]) -> str:
+def _source(names: Iterable[str]) -> str:
     made = environment()
     assert made.loader is not None
     return "".join(made.loader.get_source(made, name)[0] for name in names)
@@ -66,13 +75,14 @@ def _hash(text: str) -> str:
 def _json(data: Mapping[str, Any]) -> str:
     """JSON in which nothing can be taken for markup, inside strings as well."""
     text = json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-    return text.translate(_ESCAPES)
+    for mark, spelled in _ESCAPES:
+        text = text.replace(mark, spelled)
+    return text
 
 
 def _data(document: AuditDocument) -> dict[str, Any]:
     """What the script shows. Lists stand for records where there are many; it names their parts."""
-    names = _shown_names(document)
-    findings = words.by_model(document)
+    names = {model.name: place for place, model in enumerate(document.models)}
     sentences = _Numbered()
     return {
         "tool": one_line(document.tool_version),
@@ -82,12 +92,9 @@ def _data(document: AuditDocument) -> dict[str, Any]:
             for rule in document.rules
         },
         "states": dict(words.STATES),
-        "missing": [
-            [one_line(gap.what), one_line(gap.reason)] for gap in document.coverage.not_read
-        ],
+        "missing": _gaps(document.coverage.not_read),
         "models": [_model(model, names, sentences) for model in document.models],
         "findings": [_finding(row, names) for row in document.findings],
-        "stray": [name for name in findings if name not in names],
         "families": [_family(family, names) for family in families(document)],
         "sentences": sentences.rows,
     }
@@ -106,11 +113,6 @@ class _Numbered:
             self._places[row] = len(self.rows)
             self.rows.append(row)
         return self._places[row]
-
-
-def _shown_names(document: AuditDocument) -> dict[str, int]:
-    """The place of each model by its name."""
-    return {model.name: place for place, model in enumerate(document.models)}
 
 
 def _lines(page: str) -> str:
@@ -138,13 +140,12 @@ def _model(model: AuditedModel, names: Mapping[str, int], sentences: _Numbered) 
         "width": model.hidden_size,
         "depth": model.num_layers,
         "fingerprint": _said(model.fingerprint),
-        "files": [
-            [one_line(f.name), f.role, f.bytes, f.stated_sha256, f.sha256] for f in model.files
-        ],
-        "layers": [
-            [row.layer, *(_short(value) for value in (*row.sigma, row.gap)), row.label]
+        "files": [[one_line(f.name), f.role, f.bytes, f.sha256, _stated(f)] for f in model.files],
+        # One text is read at once; it is taken apart when the model is opened.
+        "layers": ";".join(
+            f"{row.layer} {row.sigma[0]:.4g} {row.sigma[1]:.4g} {row.gap:.4g} {row.label or ''}"
             for row in model.layers
-        ],
+        ),
         "claims": [
             [
                 one_line(row.parent),
@@ -157,18 +158,23 @@ def _model(model: AuditedModel, names: Mapping[str, int], sentences: _Numbered) 
             for row in model.claims
         ],
         "relatives": [_relative(row, names, sentences) for row in model.relatives],
-        "missing": [[one_line(gap.what), one_line(gap.reason)] for gap in model.not_read],
+        "missing": _gaps(model.not_read),
     }
-    return {key: value for key, value in made.items() if value not in (None, [])}
+    return {key: value for key, value in made.items() if value not in (None, [], "")}
+
+
+def _gaps(rows: Iterable[Skipped]) -> list[list[str]]:
+    return [[one_line(row.what), one_line(row.reason)] for row in rows]
 
 
 def _said(value: str | None) -> str | None:
     return None if value is None else one_line(value)
 
 
-def _short(value: float) -> float:
-    """Four digits are more than a drawing shows."""
-    return float(f"{value:.4g}")
+def _stated(file: AuditedFile) -> str | bool | None:
+    """The digest that the store states; true where it is the one that was computed."""
+    same = file.stated_sha256 is not None and file.stated_sha256 == file.sha256
+    return True if same else file.stated_sha256
 
 
 def _relative(row: RelativeRecord, names: Mapping[str, int], sentences: _Numbered) -> list[Any]:

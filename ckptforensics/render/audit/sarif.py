@@ -137,10 +137,9 @@ def uri(model: AuditedModel | None, file: str) -> str:
 
     GitHub takes paths only, so an address such as `s3://bucket/x` becomes `s3/bucket/x`.
     """
-    path = "" if model is None else one_line(model.path)
-    name = one_line(file)
+    path = "" if model is None else one_line(model.path.replace("\\", "/"))
+    name = one_line(file.replace("\\", "/"))
     whole = path if not name or PurePosixPath(path).name == name else f"{path}/{name}"
-    whole = whole.replace("\\", "/")
     remote = _REMOTE.match(whole)
     if remote:
         whole = f"{remote[1]}/{whole[remote.end() :]}"
@@ -160,9 +159,9 @@ def _invocation(document: AuditDocument) -> dict[str, Any]:
         "toolExecutionNotifications": told,
     }
     if run is not None:
-        invocation["startTimeUtc"] = run.started
+        invocation["startTimeUtc"] = words.utc(run.started)
         if run.ended is not None:
-            invocation["endTimeUtc"] = run.ended
+            invocation["endTimeUtc"] = words.utc(run.ended)
     return invocation
 
 
@@ -173,11 +172,8 @@ def _not_told(document: AuditDocument) -> Iterator[str]:
         yield f"{counted(over, 'finding')} left out: GitHub takes {MOST_RESULTS:,} results"
     yield f"read: {words.read(document.coverage)}"
     yield f"not read: {words.gaps(document.coverage)}"
-    for gap in document.coverage.not_read:
-        yield f"not read: {gap.what}: {gap.reason}"
-    for model in document.models:
-        for gap in model.not_read:
-            yield f"not read: {model.name}: {gap.what}: {gap.reason}"
+    for what, reason in words.missing(document):
+        yield f"not read: {what}: {reason}"
 
 
 def _capped(texts: list[str]) -> list[str]:

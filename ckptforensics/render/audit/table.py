@@ -8,7 +8,7 @@ from types import MappingProxyType
 from rich.console import Console
 
 from ckptforensics.errors import one_line
-from ckptforensics.quantities import counted, size
+from ckptforensics.quantities import size
 from ckptforensics.render.audit import words
 from ckptforensics.render.tables.console import (
     fact,
@@ -19,7 +19,6 @@ from ckptforensics.render.tables.console import (
     text_of,
 )
 from ckptforensics.render.view import View
-from ckptforensics.results import Skipped
 from ckptforensics.results.audit import AuditDocument, AuditedModel, FindingRecord
 
 _STYLES: Mapping[str, str] = MappingProxyType(
@@ -62,13 +61,9 @@ def _coverage(console: Console, document: AuditDocument, most: int | None) -> No
     if missing:
         console.print()
         say(console, "not read", style="bold")
-    for what, row in missing[:most]:
-        _missing(console, what, row)
+    for what, reason in missing[:most]:
+        say(console, one_line(f"{what}: {reason}"), begin="  - ")
     _rest(console, len(missing), most)
-
-
-def _missing(console: Console, what: str, row: Skipped) -> None:
-    say(console, one_line(f"{what}: {row.reason}"), begin="  - ")
 
 
 def _findings(

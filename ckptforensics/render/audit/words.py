@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
 from itertools import groupby
 from types import MappingProxyType
 
@@ -13,7 +14,6 @@ from ckptforensics.render.wording import relation_text
 from ckptforensics.results.audit import (
     SEVERITIES,
     AuditDocument,
-    AuditedModel,
     Coverage,
     FindingRecord,
     Location,
@@ -45,6 +45,16 @@ def gaps(coverage: Coverage) -> str:
     )
     said = [f"{n:,} {one if n == 1 else many} {what}" for n, one, many, what in rows if n]
     return "; ".join(said) if said else "nothing: every model was read and every pair compared"
+
+
+def missing(document: AuditDocument) -> list[tuple[str, str]]:
+    """All that was not read, of the sources first, then of the models: what, and why."""
+    rows = [(gap.what, gap.reason) for gap in document.coverage.not_read]
+    return rows + [
+        (f"{model.name}: {gap.what}", gap.reason)
+        for model in document.models
+        for gap in model.not_read
+    ]
 
 
 def read(coverage: Coverage) -> str:
@@ -148,9 +158,20 @@ def told(sentence: Sequence[str | int], this: str, other: str) -> str:
     return "".join(names[part] if isinstance(part, int) else part for part in sentence)
 
 
-def digests(model: AuditedModel) -> bool:
-    """Whether every file of the model was read to its SHA-256, and there is one."""
-    return bool(model.files) and all(file.sha256 is not None for file in model.files)
+def utc(time: str) -> str:
+    """A time of a document as RFC 3339 in UTC, to the second, as other formats want it."""
+    try:
+        known = datetime.fromisoformat(time)
+    except ValueError:
+        return one_line(time)
+    there = known if known.tzinfo else known.replace(tzinfo=UTC)
+    return there.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def made(document: AuditDocument) -> str | None:
+    """When the audit ended, or began where it has no end; None where no run is recorded."""
+    run = document.runs[0] if document.runs else None
+    return None if run is None else utc(run.ended or run.started)
 
 
 def took(document: AuditDocument) -> str:
@@ -164,7 +185,7 @@ def took(document: AuditDocument) -> str:
     return one_line(f"run {run.number}, {run.started} {end}{seconds}, over {sources}")
 
 
-def by_model(document: AuditDocument) -> Mapping[str, list[FindingRecord]]:
+def by_model(document: AuditDocument) -> dict[str, list[FindingRecord]]:
     """The findings of each audited model, in their order."""
     found: dict[str, list[FindingRecord]] = {model.name: [] for model in document.models}
     for row in document.findings:
