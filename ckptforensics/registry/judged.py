@@ -13,6 +13,8 @@ from ckptforensics.results import PairRecord
 from ckptforensics.results.audit import ClaimRecord, RelativeRecord
 from ckptforensics.results.comparison import RELATIVES, Arrow
 
+# Verdicts at which nothing was trained.
+SAME = ("same weights", "identical", "re-parameterised")
 _ARROWS: Mapping[Arrow, Arrow] = {"a->b": "b->a", "b->a": "a->b", "unknown": "unknown"}
 
 
@@ -38,11 +40,19 @@ class Relative:
 
     @property
     def hidden(self) -> bool:
-        """Whether it was found only by undoing a change of basis, or of the order of neurons."""
-        return self.pair is not None and (
-            self.pair.verdict == "re-parameterised"
-            or self.pair.alignment.kind in ("rotation", "signed-permutation")
-        )
+        """Whether a change of basis, or of the order of units, had to be undone.
+
+        Containers permute the rows of queries and keys and round, which is nothing of the kind.
+        """
+        if self.pair is None:
+            return False
+        alignment = self.pair.alignment
+        return alignment.kind in ("rotation", "signed-permutation") or bool(alignment.found)
+
+    @property
+    def same_function(self) -> bool:
+        """Whether it has the same weights, if in another container or rounding."""
+        return not self.hidden and self.record.verdict in SAME
 
 
 @dataclass

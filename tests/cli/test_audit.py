@@ -78,8 +78,8 @@ def test_what_has_changed_is_read_again_and_only_that(here, audited, tmp_path):
     assert ("template", "CKPT015") in findings
     with sqlite3.connect(here / "models.db") as db:
         rows = db.execute(
-            "SELECT models.name, rule, findings.state FROM findings JOIN models ON model = models.id "
-            "WHERE models.path LIKE ?",
+            "SELECT models.name, rule, findings.state FROM findings "
+            "JOIN models ON model = models.id WHERE models.path LIKE ?",
             (f"{models}%",),
         )
         states = {(name, rule): state for name, rule, state in rows}

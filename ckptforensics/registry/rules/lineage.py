@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ckptforensics.registry.claims.licences import compare_licences, family_of
-from ckptforensics.registry.judged import Judged, Relative, World, is_relative
+from ckptforensics.registry.judged import SAME, Judged, Relative, World, is_relative
 from ckptforensics.registry.reading import Claim, Tokenizer
 from ckptforensics.registry.rules.rule import Draft
 from ckptforensics.results import PairRecord
@@ -18,8 +18,6 @@ _FITTING = {
     # Two models alone do not show that one is a mixture of the other and a third.
     "merge": {"merge", "finetune", "adapter"},
 }
-# Verdicts at which nothing was trained.
-_SAME = ("identical", "re-parameterised", "same weights")
 # Share of the common tokens of a sample that must have other ids for a vocabulary to be another.
 _REMAPPED = 0.01
 _QUOTED = 4
@@ -47,7 +45,7 @@ def wrong_relation(judged: Judged, world: World) -> Iterator[Draft]:
             continue
         if relation is not None and relation not in fitting:
             shown = f"{verdict} ({relation})"
-        elif relation is None and verdict in _SAME and claim.relation in ("finetune", "merge"):
+        elif relation is None and verdict in SAME and claim.relation in ("finetune", "merge"):
             shown = f"{verdict}: nothing was trained"
         else:
             continue
@@ -63,7 +61,7 @@ def wrong_relation(judged: Judged, world: World) -> Iterator[Draft]:
 
 def undeclared_parent(judged: Judged, world: World) -> Iterator[Draft]:
     """Relatives that nothing declared explains; hidden copies have a rule of their own."""
-    open_ones = [r for r in judged.undeclared if not r.hidden and r.record.verdict != "identical"]
+    open_ones = [r for r in judged.undeclared if not r.hidden and not r.same_function]
     if open_ones:
         yield Draft(
             about="undeclared",
@@ -92,7 +90,7 @@ def same_weights(judged: Judged, world: World) -> Iterator[Draft]:
     same = [
         r
         for r in judged.relatives
-        if r.record.verdict in ("same weights", "identical")
+        if r.same_function
         and r.other.name.partition("@")[0] != model.name.partition("@")[0]
         and not world.declared.related(model.number, r.other.number)
     ]
@@ -209,9 +207,7 @@ def _ancestors(judged: Judged) -> list[Relative]:
 def _copies(judged: Judged) -> list[Relative]:
     """Relatives with the same weights or the same function that are not ancestors already."""
     known = {r.other.number for r in _ancestors(judged)}
-    return [
-        r for r in judged.relatives if r.record.verdict in _SAME and r.other.number not in known
-    ]
+    return [r for r in judged.relatives if r.record.verdict in SAME and r.other.number not in known]
 
 
 def _remapped(mine: Tokenizer | None, theirs: Tokenizer | None) -> list[str]:
