@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from ckptforensics.results import LayersDocument
 ROOT = Path(__file__).resolve().parents[1]
 # Tests measure, whatever was signed before; those of the cache name a directory.
 os.environ["CKPT_CACHE"] = ""
+# Nor is anybody's catalog written to.
+os.environ["XDG_DATA_HOME"] = tempfile.mkdtemp(prefix="ckpt-tests-")
 # Tables are as wide as a pipe's, whatever terminal the tests run in.
 os.environ.pop("COLUMNS", None)
 # Nor do the processes that tests start wait for each other's threads (see pytest_sessionstart).

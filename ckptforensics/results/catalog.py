@@ -25,11 +25,28 @@ class CataloguedRecord(Frozen):
     last_run: int | None
 
 
-class CatalogDocument(Document):
-    """The result of `catalog info`, `list` and `import`; `models` is empty but for `list`.
+class StateCounts(Frozen):
+    """Models by how much of them was read."""
 
-    `bytes` is the size of the database, `array_bytes` that of the signatures beside it. Findings
-    count those that are `open`, `fixed` and `not checked` since.
+    signed: int = 0
+    headers: int = 0
+    unread: int = 0
+    vanished: int = 0
+
+
+class FindingCounts(Frozen):
+    """Findings that are open, that are fixed, and whose models were not read since."""
+
+    open: int = 0
+    fixed: int = 0
+    not_checked: int = 0
+
+
+class CatalogDocument(Document):
+    """The result of the commands of `catalog`; `models` is empty but for `list`.
+
+    `version` is that of the database's schema, `bytes` its size, `array_bytes` that of the
+    signatures (`arrays`) beside it, `relations` the number of pairs that were compared.
     """
 
     schema_version: Literal["1.0"] = "1.0"
@@ -40,7 +57,7 @@ class CatalogDocument(Document):
     arrays: int
     array_bytes: int
     runs: int
-    models_by_state: dict[State, int]
+    states: StateCounts
     relations: int
-    findings: dict[Literal["open", "fixed", "not checked"], int]
+    findings: FindingCounts
     models: tuple[CataloguedRecord, ...] = ()

@@ -176,7 +176,7 @@ def test_a_catalog_is_exported_and_imported(here, audited):
         "catalog", "import", "roots.zip", "--catalog", "other.db", "--format", "json", cwd=here
     )
     taken = json.loads(done.stdout)
-    assert taken["models_by_state"] == {"signed": len(signed)}
+    assert taken["states"]["signed"] == len(signed)
     again = ckpt("catalog", "export", "again.zip", "--catalog", "other.db", cwd=here)
     assert again.returncode == 0
     assert (here / "again.zip").read_bytes() == (here / "roots.zip").read_bytes()

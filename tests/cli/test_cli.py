@@ -73,12 +73,13 @@ def test_help_has_sections(capsys):
     help_text = run(capsys, "--help").out
     titles = re.findall(r"^(\w[\w ()]*):$", help_text, re.MULTILINE)
     running = "Running the model (needs torch and transformers)"
-    assert titles == ["Options", "From the weights", running, "Help"]
+    assert titles == ["Options", "From the weights", "Many models", running, "Help"]
     parts = [help_text.partition(f"{title}:\n")[2].partition("\n\n")[0] for title in titles[1:]]
     assert [re.findall(r"^  (\w+)", part, re.MULTILINE) for part in parts] == [
         ["sign", "layers", "compare", "norms", "report", "inspect", "quant"],
+        ["audit", "catalog"],
         ["trace", "empirical", "paths", "ablate", "sinks", "replicate"],
-        ["families", "show", "cache"],
+        ["families", "show", "explain", "cache"],
     ]
 
 

@@ -42,6 +42,7 @@ COMMANDS = {
     "quantization-plan": ["quant", "plan", PLANTED, "--keep", "2"],
     "quantization-diff": ["quant", "diff", PLANTED, PLANTED],
     "audit": ["audit", PLANTED],
+    "catalog": ["catalog", "list"],
 }
 
 

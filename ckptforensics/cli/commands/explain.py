@@ -21,7 +21,7 @@ _RULE = re.compile(r"ckpt\d{3}", re.IGNORECASE)
     help="The catalog that has the finding.  [default: the user's own]",
 )
 def command(what: str | None, catalog: Path | None) -> None:
-    """Explain a rule, or a finding of the last audit by its identifier.
+    """Explain a rule of audits, or a finding by its identifier.
 
     Without an argument it lists the rules.
     """

@@ -6,7 +6,12 @@ import sqlite3
 from pathlib import Path
 
 from ckptforensics.registry.catalog import database
-from ckptforensics.results.catalog import CatalogDocument, CataloguedRecord
+from ckptforensics.results.catalog import (
+    CatalogDocument,
+    CataloguedRecord,
+    FindingCounts,
+    StateCounts,
+)
 from ckptforensics.version import __version__
 
 
@@ -22,9 +27,9 @@ def catalog_document(path: Path, *, models: bool = False) -> CatalogDocument:
             arrays=arrays[0],
             array_bytes=arrays[1],
             runs=db.execute("SELECT count(*) FROM runs").fetchone()[0],
-            models_by_state=_counts(db, "SELECT state, count(*) FROM models GROUP BY state"),
+            states=StateCounts(**_counts(db, "models")),
             relations=db.execute("SELECT count(*) FROM relations").fetchone()[0],
-            findings=_counts(db, "SELECT state, count(*) FROM findings GROUP BY state"),
+            findings=FindingCounts(**_counts(db, "findings")),
             models=tuple(_records(db)) if models else (),
         )
 
@@ -57,8 +62,10 @@ def _taken(path: Path) -> int:
     return sum(file.stat().st_size for file in files if file.is_file())
 
 
-def _counts(db: sqlite3.Connection, query: str) -> dict[str, int]:
-    return {row[0]: row[1] for row in db.execute(query)}
+def _counts(db: sqlite3.Connection, table: str) -> dict[str, int]:
+    """Rows of a table by their state, whose name is a field of a record."""
+    rows = db.execute(f"SELECT state, count(*) FROM {table} GROUP BY state")  # noqa: S608
+    return {row[0].replace(" ", "_"): row[1] for row in rows}
 
 
 def _records(db: sqlite3.Connection) -> list[CataloguedRecord]:

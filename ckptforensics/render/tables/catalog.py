@@ -12,8 +12,8 @@ from ckptforensics.results.catalog import CatalogDocument
 def catalog_table(document: CatalogDocument, view: View) -> str:
     """What the catalog holds, and a row a model where it lists them."""
     console = make_console(view)
-    states = ", ".join(f"{n:,} {state}" for state, n in document.models_by_state.items())
-    findings = ", ".join(f"{n:,} {state}" for state, n in document.findings.items())
+    states = _counts(document.states.model_dump())
+    findings = _counts(document.findings.model_dump())
     fact(console, "catalog", f"{document.path}, version {document.version}")
     fact(console, "models", states or "none")
     fact(console, "findings", findings or "none")
@@ -28,3 +28,8 @@ def catalog_table(document: CatalogDocument, view: View) -> str:
             table.add_row(one_line(model.name), one_line(model.family or "-"), read)
         print_table(console, table)
     return text_of(console)
+
+
+def _counts(counts: dict[str, int]) -> str:
+    """What there is of each, in words."""
+    return ", ".join(f"{n:,} {name.replace('_', ' ')}" for name, n in counts.items() if n)
