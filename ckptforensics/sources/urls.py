@@ -38,6 +38,13 @@ _STATES = (
     "ETag", "etag", "generation", "md5Hash", "content_md5", "version_aware",
     "LastModified", "last_modified", "updated", "mtime", "created",
 )  # fmt: skip
+# What fsspec needs for a protocol.
+_PACKAGES = {
+    **dict.fromkeys(("s3", "s3a"), "s3fs"),
+    **dict.fromkeys(("gs", "gcs"), "gcsfs"),
+    **dict.fromkeys(("az", "abfs", "abfss", "adl"), "adlfs"),
+    **dict.fromkeys(("http", "https"), "aiohttp requests"),
+}
 _LONGEST_MESSAGE = 300
 
 
@@ -252,7 +259,7 @@ def explained(url: str) -> Iterator[None]:
         raise MissingDependency(
             f"a package is needed to read such a URL: {_said(problem)}",
             path=path,
-            hint="pip install 'ckptforensics[cloud]' brings that for s3:// and https://",
+            hint=f"pip install {_PACKAGES.get(urlsplit(url).scheme, 'the package it names')}",
         ) from None
     except FileNotFoundError:
         raise UsageError(

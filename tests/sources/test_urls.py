@@ -187,7 +187,7 @@ def test_a_missing_package_is_named(monkeypatch):
     monkeypatch.setattr("fsspec.core.url_to_fs", missing)
     with pytest.raises(MissingDependency, match="Install s3fs") as caught:
         open_checkpoint("s3://bucket/x")
-    assert "pip install 'ckptforensics[cloud]'" in str(caught.value)
+    assert str(caught.value).endswith("; pip install s3fs")
 
 
 def test_offline(memory):
