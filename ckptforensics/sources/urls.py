@@ -117,8 +117,9 @@ class Place:
         with explained(self._url(path)):
             said = self.fs.ls(path, detail=True)
         found = [_remote_file(item, str(item["name"])) for item in said]
-        own = path.rstrip("/")
-        kept = [file for file in found if file.path.rstrip("/") != own]
+        # A page over HTTP may lead anywhere.
+        own = f"{path.rstrip('/')}/"
+        kept = [file for file in found if file.path.rstrip("/") == f"{own}{file.name}"]
         return sorted(kept, key=lambda file: (file.name, file.path))
 
     def beginning(self, path: str, count: int) -> bytes:
@@ -210,7 +211,7 @@ def locate_at_url(
         )
     place = Place(url)
     listed, named = _listed(place)
-    top = _mirror_folder(place, listed)
+    top = _mirror_folder(place, listed, named)
     mirrors = {
         top / name: UrlMirror(place, file, top / name)
         for name, file in listed.items()
@@ -319,17 +320,13 @@ def _spelled(value: Any) -> str:
 def _listed(place: Place) -> tuple[dict[str, RemoteFile], str | None]:
     """The files of the folder, and the name of the one that the URL means, if it means one."""
     own = place.info()
-    if (not own.is_folder and own.name.endswith((*WEIGHTS, *INDEXES))) or _has_content(own, place):
-        parent = place.path.rstrip("/").rpartition("/")[0]
-        with contextlib.suppress(UsageError):  # a server may not list
-            return {**_files(place, place.list(parent)), own.name: own}, own.name
-        return {own.name: own}, own.name
-    return _files(place, place.list()), None
-
-
-def _has_content(own: RemoteFile, place: Place) -> bool:
-    """Whether it is a file; over HTTP a folder is a page."""
-    return not own.is_folder and not place.url.startswith(("http://", "https://"))
+    page = place.url.startswith(("http://", "https://"))  # a folder is one, too
+    if own.is_folder or (page and not own.name.endswith((*WEIGHTS, *INDEXES))):
+        return _files(place, place.list()), None
+    beside: dict[str, RemoteFile] = {}
+    with contextlib.suppress(UsageError):  # a server may not list
+        beside = _files(place, place.list(place.path.rstrip("/").rpartition("/")[0]))
+    return {**beside, own.name: own}, own.name
 
 
 def _files(place: Place, listed: list[RemoteFile]) -> dict[str, RemoteFile]:
@@ -346,12 +343,16 @@ def _files(place: Place, listed: list[RemoteFile]) -> dict[str, RemoteFile]:
     return found
 
 
-def _mirror_folder(place: Place, listed: Mapping[str, RemoteFile]) -> Path:
+def _mirror_folder(place: Place, listed: Mapping[str, RemoteFile], named: str | None) -> Path:
+    """Where the files are mirrored: elsewhere when any of them is another."""
     base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    url = place.url.rstrip("/")
+    folder = url if named is None else url.rpartition("/")[0]
     facts = sorted((f.name, f.size, f.state) for f in listed.values())
-    folder = place.path.rstrip("/") if len(listed) != 1 else place.path
-    key = hashlib.sha256(json.dumps([urlsplit(place.url).scheme, folder, facts]).encode())
-    top = base / "ckptforensics" / "urls" / key.hexdigest()[:40]
+    # Of a server that states nothing of its files, nothing is kept for the next run.
+    once = "" if all(f.state for f in listed.values()) else os.urandom(16).hex()
+    key = hashlib.sha256(json.dumps([folder, facts, once]).encode()).hexdigest()
+    top = base / "ckptforensics" / "urls" / key[:40]
     with writing(top):
         top.mkdir(parents=True, exist_ok=True)
     return top

@@ -21,7 +21,9 @@ from ckptforensics.registry.stores.tree import Folder
 from ckptforensics.results.audit import FileRole
 from ckptforensics.sources.contents import (
     LONGEST_BEGINNING,
+    PICKLE_SUFFIXES,
     container_of,
+    is_pickle_of_weights,
     is_saved_signature,
     may_be_torch,
 )
@@ -46,6 +48,8 @@ _LONGEST_POINTER = 4096
 # Of files that say something of every model beside them.
 SHARED_ROLES: tuple[FileRole, ...] = ("card", "configuration", "tokenizer", "adapter")
 _CONFIG = "config.json"
+# Beside a model, what its program keeps, and the model as Rust programs read it.
+_BESIDE = (*PICKLE_SUFFIXES, ".ot")
 _PROJECTOR = "mmproj"
 # How the weights of a whole directory are named.
 _LIKELY = ("model", "pytorch_model", "consolidated")
@@ -277,6 +281,7 @@ class _Contents:
             if main is not None:  # the same model in another format or as its maker saves it
                 stem = layout.single.partition(".")[0]
                 own = [n for n in own if not self._is_a_copy(n, stem)]
+                own = [n for n in own if not n.endswith(_BESIDE)]
             units += self._splits(own)
         return units
 
@@ -306,9 +311,11 @@ class _Contents:
         if name.endswith(SAFETENSORS.suffixes):
             return None if is_saved_signature(head) else "safetensors"
         if name.endswith(TORCH.suffixes):
+            if role_of(name) != "weights":
+                return None
             likely = name.startswith(_LIKELY) or not head
             return "torch" if likely or may_be_torch(head) or stands_for(head) else None
-        return container_of(head)
+        return container_of(head) or ("torch" if is_pickle_of_weights(name, head) else None)
 
     def _is_large_shard(self, entry: Entry) -> bool:
         named = entry.name.endswith(WEIGHT_SUFFIXES) and SHARD.fullmatch(entry.name)
