@@ -372,8 +372,11 @@ class _Contents:
             ]
             if there or not names:
                 return _Unit(tuple(there), self.folder.opens, whole=True, problems=lost)
-        if len(indexes) > 1:
+        if len(indexes) > 1 and index is None:
             return None
+        broken = [] if index is None or shards else list(self._broken(index))
+        if broken and not names:
+            return _Unit((), None, whole=True, problems=broken)
         converted = [n for n in names if not n.startswith("consolidated.")] or names
         splits = {split_name(n) for n in converted}
         ranks = converted is names and len(splits) > 1
@@ -384,7 +387,7 @@ class _Contents:
             return None
         if ranks and not all(n.startswith("consolidated.") for n in converted):
             return None
-        lost = [p for n in converted[:1] for p in _lost_shards(n, set(converted))]
+        lost = [*broken, *_lost_shards(converted[0], set(converted))]
         return _Unit(tuple(converted), self.folder.opens, whole=True, problems=lost)
 
     def _shards(self, index: str) -> set[str]:
@@ -392,6 +395,13 @@ class _Contents:
         shards = self._json(self.folder.files[index], _LONGEST_INDEX).get("weight_map")
         names = set(shards.values()) if isinstance(shards, dict) and _strings(shards) else set()
         return names if all(Path(n).name == n for n in names) else set()
+
+    def _broken(self, index: str) -> Iterator[Problem]:
+        """That an index names no shards, where its content is at hand."""
+        entry = self.folder.files[index]
+        if self.problem(entry) is None and entry.head(1) is not None:
+            said = "the index names no files of its own directory"
+            yield Problem("layout", shown(index), said)
 
     def _adapters(self) -> Iterator[_Unit]:
         weights = [n for n in self.folder.files if ADAPTER_WEIGHTS.fullmatch(n)]

@@ -442,3 +442,30 @@ def test_a_repository_with_every_format(tmp_path):
     weights = {file.name for file in found["m"].files if file.role == "weights"}
     assert weights == {"model.safetensors", "pytorch_model.bin", "consolidated.safetensors"}
     assert not found["m"].problems
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"{",
+        b"[]",
+        b'{"weight_map": 3}',
+        b'{"weight_map": {"a": "../secret.safetensors"}}',
+        b'{"weight_map": {"a": ["x"]}}',
+        b'{"weight_map": {"a": "x", "a": "y"}}',
+        b"[" * 100_000,
+    ],
+)
+@pytest.mark.parametrize("whole", [True, False])
+def test_an_index_that_cannot_be_followed(tmp_path, content, whole):
+    files = {"model-00001-of-00001.safetensors": WEIGHTS} if whole else {}
+    index = {"model.safetensors.index.json": content}
+    write(tmp_path / "m", {"config.json": CONFIG, **index, **files})
+    (tmp_path / "secret.safetensors").write_bytes(WEIGHTS)
+    model = listed(tmp_path)["m"]
+    assert problems(model) == [("layout", "model.safetensors.index.json")]
+    assert (model.opens is None) != whole
+    assert not any("secret" in file.name for file in model.files)
+    if whole:
+        with pytest.raises(CkptError):
+            open_checkpoint(model.opens)
