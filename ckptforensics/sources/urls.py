@@ -18,7 +18,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
-from urllib.request import url2pathname
 
 from ckptforensics.errors import CkptError, FormatError, MissingDependency, UsageError
 from ckptforensics.sources.contents import LONGEST_BEGINNING
@@ -31,7 +30,7 @@ from ckptforensics.sources.hub import (
 )
 from ckptforensics.sources.local import SeveralModels, Source, locate, locate_adapter
 from ckptforensics.sources.mirror import Mirror, RemoteFiles, writing
-from ckptforensics.sources.names import UrlPath
+from ckptforensics.sources.names import UrlPath, path_of_url
 
 # What servers say that tells a state of a file from others, the surest first.
 _STATES = (
@@ -46,11 +45,6 @@ _PACKAGES = {
     **dict.fromkeys(("http", "https"), "aiohttp requests"),
 }
 _LONGEST_MESSAGE = 300
-
-
-def path_of_url(url: str) -> Path:
-    """The local path that `file://` names."""
-    return Path(url2pathname(urlsplit(url).path))
 
 
 @dataclass(frozen=True)

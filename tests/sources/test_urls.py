@@ -161,7 +161,7 @@ def test_a_server_that_ignores_ranges(memory, monkeypatch):
         checkpoint.store.read(NAME)
 
 
-def test_files_of_this_machine_are_not_copied(tmp_path):
+def test_files_of_this_machine_are_not_copied(tmp_path, capsys):
     folder = tmp_path / "a b"
     shutil.copytree(PLANTED, folder)
     checkpoint = open_checkpoint(folder.as_uri())
@@ -169,6 +169,8 @@ def test_files_of_this_machine_are_not_copied(tmp_path):
     assert checkpoint.source.files == (folder / "model.safetensors",)
     with pytest.raises(UsageError, match="no such file"):
         open_checkpoint(f"file://{tmp_path}/nowhere")
+    assert run(capsys, "inspect", folder.as_uri()).code == 0
+    assert run(capsys, "sign", folder.as_uri(), PLANTED, "-q").code == 0
 
 
 @pytest.mark.parametrize(

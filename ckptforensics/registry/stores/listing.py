@@ -67,7 +67,7 @@ def _list(source: str, offline: bool, tell: Tell | None) -> Listing:
 
         return hub.list_hub(source.removeprefix("hub:"), offline=offline, tell=tell)
     if source.startswith("file://"):
-        from ckptforensics.sources.urls import path_of_url
+        from ckptforensics.sources.names import path_of_url
 
         source = str(path_of_url(source))
     elif _URL.fullmatch(source):
