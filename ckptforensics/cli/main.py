@@ -85,8 +85,8 @@ def cli() -> None:
     """Tell from a checkpoint's weights alone what a language model is.
 
     MODEL is a directory with config.json and weights, one .safetensors, .bin, .pt, .pth or .gguf
-    file, an index of shards, or org/name[@revision] on the Hugging Face Hub. Pickles are never
-    executed. Results go to stdout, progress and hints to stderr.
+    file, an index of shards, org/name[@revision] on the Hugging Face Hub, or a URL such as
+    s3://bucket/x. Pickles are never executed. Results go to stdout, progress and hints to stderr.
 
     Exit codes: 0 done, 1 findings of --fail-on, 2 analysis error, 3 nothing analysable, 4 usage.
     """

@@ -8,6 +8,8 @@ from ckptforensics.sources.names import ContainerName
 
 # Of a file, enough to tell.
 LONGEST_BEGINNING = 512
+PICKLE_SUFFIXES = (".ckpt", ".pkl", ".pickle")
+_PICKLE = re.compile(rb"\x80[\x02-\x05]")
 _LONGEST_HEADER = 100_000_000
 # What follows the length in a safetensors file of `results.save_signature`.
 _SIGNATURE_BEGINS = b'{"__metadata__":{"ckptforensics":'
@@ -39,9 +41,14 @@ def is_saved_signature(beginning: bytes) -> bool:
     return beginning[8:].startswith(_SIGNATURE_BEGINS)
 
 
+def is_pickle_of_weights(name: str, beginning: bytes) -> bool:
+    """Whether a file is a pickle whose name says that it holds weights, as old programs wrote."""
+    return name.endswith(PICKLE_SUFFIXES) and _PICKLE.match(beginning) is not None
+
+
 def may_be_torch(beginning: bytes) -> bool:
     """Whether a file of one of torch's suffixes may hold weights: a zip archive or a pickle.
 
     Other programs use these suffixes too.
     """
-    return beginning.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"))
+    return beginning.startswith(b"PK\x03\x04") or _PICKLE.match(beginning) is not None

@@ -11,7 +11,12 @@ from types import MappingProxyType
 from typing import Any, NoReturn, Protocol
 
 from ckptforensics.errors import FormatError, NotFetched, NothingAnalysable, UsageError
-from ckptforensics.sources.contents import LONGEST_BEGINNING, container_of, is_saved_signature
+from ckptforensics.sources.contents import (
+    LONGEST_BEGINNING,
+    container_of,
+    is_pickle_of_weights,
+    is_saved_signature,
+)
 from ckptforensics.sources.links import refuse_links_out
 from ckptforensics.sources.names import (
     ADAPTER_CONFIG,
@@ -213,11 +218,13 @@ def container_by_content(path: Path) -> ContainerName | None:
         return None
     try:
         with path.open("rb") as file:
-            return container_of(file.read(LONGEST_BEGINNING))
+            beginning = file.read(LONGEST_BEGINNING)
     except PermissionError:
         raise
     except OSError as problem:
         raise FormatError(f"cannot read the file: {problem.strerror}", path=path) from None
+    pickle = is_pickle_of_weights(path.name, beginning)
+    return container_of(beginning) or ("torch" if pickle else None)
 
 
 def file_beside(source: Source, name: str) -> Path | None:

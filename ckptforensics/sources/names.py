@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
+from urllib.parse import urlsplit
 
 ContainerName = Literal["safetensors", "torch", "gguf"]
 
@@ -55,6 +56,13 @@ def is_url(model: str | Path) -> bool:
     return _URL.fullmatch(text) is not None and not os.path.lexists(text)
 
 
+def path_of_url(url: str) -> Path:
+    """The local path that `file://` names."""
+    from urllib.request import url2pathname  # slow, and needed here only
+
+    return Path(url2pathname(urlsplit(url).path))
+
+
 class UrlPath(type(Path())):  # type: ignore[misc]
     """A URL where a path is shown; a plain one would lose a slash of it."""
 
@@ -64,4 +72,6 @@ class UrlPath(type(Path())):  # type: ignore[misc]
 
 def as_path(model: str | Path) -> Path:
     """What a user named as a path, which may be that of a URL."""
-    return UrlPath(model) if is_url(model) else Path(model)
+    if not is_url(model):
+        return Path(model)
+    return path_of_url(str(model)) if str(model).startswith("file://") else UrlPath(model)

@@ -18,7 +18,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
-from urllib.request import url2pathname
 
 from ckptforensics.errors import CkptError, FormatError, MissingDependency, UsageError
 from ckptforensics.sources.contents import LONGEST_BEGINNING
@@ -31,19 +30,21 @@ from ckptforensics.sources.hub import (
 )
 from ckptforensics.sources.local import SeveralModels, Source, locate, locate_adapter
 from ckptforensics.sources.mirror import Mirror, RemoteFiles, writing
-from ckptforensics.sources.names import UrlPath
+from ckptforensics.sources.names import UrlPath, path_of_url
 
 # What servers say that tells a state of a file from others, the surest first.
 _STATES = (
     "ETag", "etag", "generation", "md5Hash", "content_md5", "version_aware",
     "LastModified", "last_modified", "updated", "mtime", "created",
 )  # fmt: skip
+# What fsspec needs for a protocol.
+_PACKAGES = {
+    **dict.fromkeys(("s3", "s3a"), "s3fs"),
+    **dict.fromkeys(("gs", "gcs"), "gcsfs"),
+    **dict.fromkeys(("az", "abfs", "abfss", "adl"), "adlfs"),
+    **dict.fromkeys(("http", "https"), "aiohttp requests"),
+}
 _LONGEST_MESSAGE = 300
-
-
-def path_of_url(url: str) -> Path:
-    """The local path that `file://` names."""
-    return Path(url2pathname(urlsplit(url).path))
 
 
 @dataclass(frozen=True)
@@ -110,8 +111,9 @@ class Place:
         with explained(self._url(path)):
             said = self.fs.ls(path, detail=True)
         found = [_remote_file(item, str(item["name"])) for item in said]
-        own = path.rstrip("/")
-        kept = [file for file in found if file.path.rstrip("/") != own]
+        # A page over HTTP may lead anywhere.
+        own = f"{path.rstrip('/')}/"
+        kept = [file for file in found if file.path.rstrip("/") == f"{own}{file.name}"]
         return sorted(kept, key=lambda file: (file.name, file.path))
 
     def beginning(self, path: str, count: int) -> bytes:
@@ -203,7 +205,7 @@ def locate_at_url(
         )
     place = Place(url)
     listed, named = _listed(place)
-    top = _mirror_folder(place, listed)
+    top = _mirror_folder(place, listed, named)
     mirrors = {
         top / name: UrlMirror(place, file, top / name)
         for name, file in listed.items()
@@ -252,7 +254,7 @@ def explained(url: str) -> Iterator[None]:
         raise MissingDependency(
             f"a package is needed to read such a URL: {_said(problem)}",
             path=path,
-            hint="pip install 'ckptforensics[cloud]' brings that for s3:// and https://",
+            hint=f"pip install {_PACKAGES.get(urlsplit(url).scheme, 'the package it names')}",
         ) from None
     except FileNotFoundError:
         raise UsageError(
@@ -312,17 +314,13 @@ def _spelled(value: Any) -> str:
 def _listed(place: Place) -> tuple[dict[str, RemoteFile], str | None]:
     """The files of the folder, and the name of the one that the URL means, if it means one."""
     own = place.info()
-    if (not own.is_folder and own.name.endswith((*WEIGHTS, *INDEXES))) or _has_content(own, place):
-        parent = place.path.rstrip("/").rpartition("/")[0]
-        with contextlib.suppress(UsageError):  # a server may not list
-            return {**_files(place, place.list(parent)), own.name: own}, own.name
-        return {own.name: own}, own.name
-    return _files(place, place.list()), None
-
-
-def _has_content(own: RemoteFile, place: Place) -> bool:
-    """Whether it is a file; over HTTP a folder is a page."""
-    return not own.is_folder and not place.url.startswith(("http://", "https://"))
+    page = place.url.startswith(("http://", "https://"))  # a folder is one, too
+    if own.is_folder or (page and not own.name.endswith((*WEIGHTS, *INDEXES))):
+        return _files(place, place.list()), None
+    beside: dict[str, RemoteFile] = {}
+    with contextlib.suppress(UsageError):  # a server may not list
+        beside = _files(place, place.list(place.path.rstrip("/").rpartition("/")[0]))
+    return {**beside, own.name: own}, own.name
 
 
 def _files(place: Place, listed: list[RemoteFile]) -> dict[str, RemoteFile]:
@@ -339,12 +337,16 @@ def _files(place: Place, listed: list[RemoteFile]) -> dict[str, RemoteFile]:
     return found
 
 
-def _mirror_folder(place: Place, listed: Mapping[str, RemoteFile]) -> Path:
+def _mirror_folder(place: Place, listed: Mapping[str, RemoteFile], named: str | None) -> Path:
+    """Where the files are mirrored: elsewhere when any of them is another."""
     base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    url = place.url.rstrip("/")
+    folder = url if named is None else url.rpartition("/")[0]
     facts = sorted((f.name, f.size, f.state) for f in listed.values())
-    folder = place.path.rstrip("/") if len(listed) != 1 else place.path
-    key = hashlib.sha256(json.dumps([urlsplit(place.url).scheme, folder, facts]).encode())
-    top = base / "ckptforensics" / "urls" / key.hexdigest()[:40]
+    # Of a server that states nothing of its files, nothing is kept for the next run.
+    once = "" if all(f.state for f in listed.values()) else os.urandom(16).hex()
+    key = hashlib.sha256(json.dumps([folder, facts, once]).encode()).hexdigest()
+    top = base / "ckptforensics" / "urls" / key[:40]
     with writing(top):
         top.mkdir(parents=True, exist_ok=True)
     return top

@@ -47,6 +47,7 @@ def list_file(path: Path) -> Listing:
     folder = path.absolute().parent.resolve()
     # The file itself is the user's word, wherever it leads.
     roots = (folder, Path(os.path.realpath(path)).parent)
+    beside_roots = (folder, *huggingface.blobs_of(folder))
     index = path.name.endswith(_INDEXES)
     top = Folder("", str(folder))
     with os.scandir(folder) as items:
@@ -55,7 +56,7 @@ def list_file(path: Path) -> Listing:
         split = split_name(name) == split_name(path.name) or (index and role_of(name) == "weights")
         beside = role_of(name) in SHARED_ROLES and not name.endswith(_INDEXES)
         if name == path.name or split or beside:
-            own = roots if name == path.name else (folder,)
+            own = roots if name == path.name else beside_roots
             top.files[name] = local_entry(folder / name, own)
     models, left = models_of(top, Place("directory", shown(path.name), "", shown(str(folder))))
     of_it = [m for m in models if _is_weights_of(m, path, index)]
@@ -74,9 +75,7 @@ def _is_weights_of(model: Found, path: Path, index: bool) -> bool:
 
 def store_of(path: Path) -> str | None:
     """Whether a folder is a repository of a Hugging Face cache, or a store of Ollama's."""
-    if path.name.startswith("models--") and (
-        (path / "snapshots").is_dir() or (path / "blobs").is_dir()
-    ):
+    if huggingface.is_repository(path):
         return "huggingface"
     if (path / "manifests").is_dir() and (path / "blobs").is_dir():
         return "ollama"

@@ -19,6 +19,8 @@ from ckptforensics.sources.names import ADAPTER_CONFIG, ADAPTER_WEIGHTS, NOT_A_M
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
 # Of downloads that are not finished.
 PARTIAL_SUFFIXES = (".incomplete", ".part", ".partial", ".crdownload", ".aria2")
+# Projectors of llama.cpp, and models that other programs compiled.
+_OF_OTHERS = ("mmproj", "openvino_")
 _CARD = re.compile(r"(readme|model_?card)(\.md|\.markdown)?", re.IGNORECASE)
 _TOKENIZER = re.compile(
     r"tokenizer.*|vocab\.(json|txt|model)|merges\.txt|special_tokens_map\.json|added_tokens\.json"
@@ -99,7 +101,7 @@ def role_of(name: str) -> FileRole:
     if (
         name.endswith(WEIGHT_SUFFIXES)
         and not NOT_A_MODEL.fullmatch(name)
-        and not name.startswith("mmproj")
+        and not name.startswith(_OF_OTHERS)
     ):
         return "weights"
     return "other"
@@ -142,6 +144,11 @@ def local_entry(path: Path, roots: tuple[Path, ...], stated: str | None = None) 
         changed(status),
         partial(_local_head, target),
     )
+
+
+def leads_out(path: Path, root: Path) -> bool:
+    """Whether a path leads out of a directory, by links."""
+    return not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(root))
 
 
 def changed(status: os.stat_result) -> str:

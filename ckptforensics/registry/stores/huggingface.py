@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ckptforensics.errors import CkptError
 from ckptforensics.registry.found import Found, Listing, Problem
-from ckptforensics.registry.stores.files import Entry, local_entry, read_small, shown
+from ckptforensics.registry.stores.files import Entry, leads_out, local_entry, read_small, shown
 from ckptforensics.registry.stores.models import Place, models_of
 from ckptforensics.registry.stores.tree import walk
 
@@ -58,6 +58,9 @@ def list_repository(place: Path) -> Listing:
     repo = shown(place.name.removeprefix("models--").replace("--", "/"))
     if place.is_symlink() or not place.is_dir():
         return Listing((), ((shown(str(place)), "this is no directory of the cache"),))
+    if leads_out(place / "snapshots", place):
+        said = "the link leads out of the cache"
+        return Listing((), ((shown(str(place / "snapshots")), said),))
     refs, not_read = _refs(place)
     partials = _partial_blobs(place)
     models: list[Found] = []
@@ -77,6 +80,26 @@ def list_repository(place: Path) -> Listing:
         problems = (nothing, *partials)
         models = [Found(repo, "huggingface", shown(str(place)), None, problems=problems)]
     return Listing(tuple(models), tuple(not_read))
+
+
+def list_snapshot(snapshot: Path) -> Listing:
+    """The models of one commit of a repository of a cache."""
+    listing = list_repository(snapshot.parent.parent)
+    models = tuple(m for m in listing.models if m.commit == snapshot.name)
+    return replace(listing, models=models)
+
+
+def blobs_of(folder: Path) -> tuple[Path, ...]:
+    """Where links of a folder in a snapshot may lead; nowhere else for any other folder."""
+    snapshots = next((p for p in folder.parents if p.name == "snapshots"), None)
+    own = snapshots is not None and is_repository(snapshots.parent)
+    return (snapshots.parent / "blobs",) if snapshots is not None and own else ()
+
+
+def is_repository(path: Path) -> bool:
+    """Whether a directory is a repository of a cache."""
+    inner = (path / "snapshots", path / "blobs")
+    return path.name.startswith("models--") and any(folder.is_dir() for folder in inner)
 
 
 def _snapshot(place: Path, snapshot: Path, name: str) -> Listing:

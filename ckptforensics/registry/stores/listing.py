@@ -12,7 +12,7 @@ from pathlib import Path
 from ckptforensics.errors import UsageError
 from ckptforensics.registry.found import Found, Listing
 from ckptforensics.registry.stores import huggingface, lmstudio, ollama
-from ckptforensics.registry.stores.directory import list_directory, list_file
+from ckptforensics.registry.stores.directory import list_directory, list_file, store_of
 from ckptforensics.registry.stores.files import shown
 
 Tell = Callable[[str], None]
@@ -67,7 +67,7 @@ def _list(source: str, offline: bool, tell: Tell | None) -> Listing:
 
         return hub.list_hub(source.removeprefix("hub:"), offline=offline, tell=tell)
     if source.startswith("file://"):
-        from ckptforensics.sources.urls import path_of_url
+        from ckptforensics.sources.names import path_of_url
 
         source = str(path_of_url(source))
     elif _URL.fullmatch(source):
@@ -117,13 +117,13 @@ def _list_path(source: str, offline: bool, tell: Tell | None) -> Listing:
 
 def _list_any_directory(path: Path, tell: Tell | None) -> Listing:
     """A directory that is a store or a part of one is listed as such."""
-    from ckptforensics.registry.stores.directory import store_of
-
     kind = store_of(path)
     if kind == "ollama":
         return ollama.list_store(path, tell=tell)
     if kind == "huggingface":
         return huggingface.list_repository(path)
+    if path.parent.name == "snapshots" and huggingface.is_repository(path.parent.parent):
+        return huggingface.list_snapshot(path)
     return list_directory(path, tell=tell)
 
 
@@ -134,9 +134,14 @@ def _listed(place: Path, listing: Callable[[], Listing]) -> Listing:
         return Listing((), ((shown(str(place)), f"cannot be listed: {problem.strerror}"),))
 
 
+def _place_of(model: Found) -> tuple[str, str]:
+    local = model.store not in ("hub", "url")
+    return model.store, os.path.abspath(model.path) if local else f"{model.path} {model.opens}"
+
+
 def _unique(found: list[Found]) -> tuple[Found, ...]:
     """Each model once, under a name of its own: one that several share is told by its place."""
-    once = list({(m.path, m.opens, m.name): m for m in found}.values())
+    once = list({_place_of(model): model for model in reversed(found)}.values())
     counts = Counter(model.name for model in once)
     named = [replace(model, name=model.path) if counts[model.name] > 1 else model for model in once]
     seen: Counter[str] = Counter()

@@ -21,7 +21,9 @@ from ckptforensics.registry.stores.tree import Folder
 from ckptforensics.results.audit import FileRole
 from ckptforensics.sources.contents import (
     LONGEST_BEGINNING,
+    PICKLE_SUFFIXES,
     container_of,
+    is_pickle_of_weights,
     is_saved_signature,
     may_be_torch,
 )
@@ -46,6 +48,8 @@ _LONGEST_POINTER = 4096
 # Of files that say something of every model beside them.
 SHARED_ROLES: tuple[FileRole, ...] = ("card", "configuration", "tokenizer", "adapter")
 _CONFIG = "config.json"
+# Beside a model, what its program keeps, and the model as Rust programs read it.
+_BESIDE = (*PICKLE_SUFFIXES, ".ot")
 _PROJECTOR = "mmproj"
 # How the weights of a whole directory are named.
 _LIKELY = ("model", "pytorch_model", "consolidated")
@@ -277,6 +281,7 @@ class _Contents:
             if main is not None:  # the same model in another format or as its maker saves it
                 stem = layout.single.partition(".")[0]
                 own = [n for n in own if not self._is_a_copy(n, stem)]
+                own = [n for n in own if not n.endswith(_BESIDE)]
             units += self._splits(own)
         return units
 
@@ -306,9 +311,11 @@ class _Contents:
         if name.endswith(SAFETENSORS.suffixes):
             return None if is_saved_signature(head) else "safetensors"
         if name.endswith(TORCH.suffixes):
+            if role_of(name) != "weights":
+                return None
             likely = name.startswith(_LIKELY) or not head
             return "torch" if likely or may_be_torch(head) or stands_for(head) else None
-        return container_of(head)
+        return container_of(head) or ("torch" if is_pickle_of_weights(name, head) else None)
 
     def _is_large_shard(self, entry: Entry) -> bool:
         named = entry.name.endswith(WEIGHT_SUFFIXES) and SHARD.fullmatch(entry.name)
@@ -365,8 +372,11 @@ class _Contents:
             ]
             if there or not names:
                 return _Unit(tuple(there), self.folder.opens, whole=True, problems=lost)
-        if len(indexes) > 1:
+        if len(indexes) > 1 and index is None:
             return None
+        broken = [] if index is None or shards else list(self._broken(index))
+        if broken and not names:
+            return _Unit((), None, whole=True, problems=broken)
         converted = [n for n in names if not n.startswith("consolidated.")] or names
         splits = {split_name(n) for n in converted}
         ranks = converted is names and len(splits) > 1
@@ -377,7 +387,7 @@ class _Contents:
             return None
         if ranks and not all(n.startswith("consolidated.") for n in converted):
             return None
-        lost = [p for n in converted[:1] for p in _lost_shards(n, set(converted))]
+        lost = [*broken, *_lost_shards(converted[0], set(converted))]
         return _Unit(tuple(converted), self.folder.opens, whole=True, problems=lost)
 
     def _shards(self, index: str) -> set[str]:
@@ -385,6 +395,13 @@ class _Contents:
         shards = self._json(self.folder.files[index], _LONGEST_INDEX).get("weight_map")
         names = set(shards.values()) if isinstance(shards, dict) and _strings(shards) else set()
         return names if all(Path(n).name == n for n in names) else set()
+
+    def _broken(self, index: str) -> Iterator[Problem]:
+        """That an index names no shards, where its content is at hand."""
+        entry = self.folder.files[index]
+        if self.problem(entry) is None and entry.head(1) is not None:
+            said = "the index names no files of its own directory"
+            yield Problem("layout", shown(index), said)
 
     def _adapters(self) -> Iterator[_Unit]:
         weights = [n for n in self.folder.files if ADAPTER_WEIGHTS.fullmatch(n)]

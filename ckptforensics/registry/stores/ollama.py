@@ -17,7 +17,14 @@ from typing import Any
 
 from ckptforensics.errors import CkptError, FormatError
 from ckptforensics.registry.found import Found, FoundFile, Listing, Problem
-from ckptforensics.registry.stores.files import Entry, local_entry, read_small, role_of, shown
+from ckptforensics.registry.stores.files import (
+    Entry,
+    leads_out,
+    local_entry,
+    read_small,
+    role_of,
+    shown,
+)
 from ckptforensics.registry.stores.tree import walk
 from ckptforensics.results.audit import FileRole
 from ckptforensics.sources import parse_json_object
@@ -53,6 +60,10 @@ def default_place() -> Path:
 
 def list_store(place: Path, *, tell: Callable[[str], None] | None = None) -> Listing:
     """All models of a store, and blobs with weights that no manifest names."""
+    for name in ("manifests", "blobs"):
+        if leads_out(place / name, place):
+            said = "the link leads out of the store"
+            return Listing((), ((shown(str(place / name)), said),))
     store = _Store(place)
     tree = walk(place / "manifests", tell=tell)
     for folder in tree.top.everything():

@@ -117,35 +117,34 @@ class _Walker:
             self._add(folder, named / name, place / name, depth)
 
     def _add(self, folder: Folder, named: Path, path: Path, depth: int) -> None:
-        if self._is_folder(folder, path):
-            if path.name in PASSED_OVER:
-                return
-            kind = self.is_store(path)
-            if kind is not None:
-                self.tree.stores.append((path, kind))
-            elif depth >= DEEPEST:
-                said = f"folders are listed {DEEPEST} deep, and this one is below"
-                self.tree.not_read.append((shown(str(named)), said))
-            else:
-                inner = Folder(folder.below(path.name), str(named))
-                folder.folders.append(inner)
-                self.walk(inner, named, path, depth + 1)
-        elif not path.is_dir():
+        try:
+            mode = path.lstat().st_mode
+        except OSError:  # told by whoever makes the entry
+            mode = 0
+        if stat.S_ISDIR(mode):
+            self._add_folder(folder, named, path, depth)
+        elif stat.S_ISLNK(mode) and path.is_dir():
+            # One to a folder of the tree is one more name of what is listed.
+            self._check_link(folder, path)
+        else:
             self.count += 1
             if self.tell is not None and self.count % _TELL_EVERY == 0:
                 self.tell(f"{self.count:,} files")
             folder.files[path.name] = self.entry(path, self.roots)
 
-    def _is_folder(self, folder: Folder, path: Path) -> bool:
-        """Whether to walk it. A link to a folder of the tree is one more name of what is listed."""
-        try:
-            status = path.lstat()
-            if stat.S_ISLNK(status.st_mode) and path.is_dir():
-                self._check_link(folder, path)
-                return False
-        except OSError:  # told by whoever makes the entry
-            return False
-        return stat.S_ISDIR(status.st_mode)
+    def _add_folder(self, folder: Folder, named: Path, path: Path, depth: int) -> None:
+        if path.name in PASSED_OVER:
+            return
+        kind = self.is_store(path)
+        if kind is not None:
+            self.tree.stores.append((path, kind))
+        elif depth >= DEEPEST:
+            said = f"folders are listed {DEEPEST} deep, and this one is below"
+            self.tree.not_read.append((shown(str(named)), said))
+        else:
+            inner = Folder(folder.below(path.name), str(named))
+            folder.folders.append(inner)
+            self.walk(inner, named, path, depth + 1)
 
     def _check_link(self, folder: Folder, path: Path) -> None:
         target = Path(os.path.realpath(path))

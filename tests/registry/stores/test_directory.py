@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from ckptforensics.checkpoint import open_checkpoint
-from ckptforensics.errors import UsageError
+from ckptforensics.errors import CkptError, UsageError
 from ckptforensics.findings import sign
 from ckptforensics.registry.stores import tree
 from ckptforensics.registry.stores.listing import list_models
@@ -397,3 +397,75 @@ def test_a_source_that_does_not_exist(source):
 
 def test_a_directory_without_models_is_told(tmp_path):
     assert listing(tmp_path).not_read == ((str(tmp_path), "there are no models in it"),)
+
+
+def test_a_model_named_twice_is_listed_once(tmp_path, monkeypatch):
+    planted(tmp_path / "a" / "m")
+    monkeypatch.chdir(tmp_path)
+    assert len(listing(tmp_path, "a", "a/m", "./a").models) == 1
+
+
+def test_pickles_that_their_names_call_weights(tmp_path):
+    for name in ("old.ckpt", "old.pkl", "notes.dat"):
+        torch.save([1], tmp_path / name, _use_new_zipfile_serialization=False)
+    planted(tmp_path / "m")
+    (tmp_path / "m" / "vocab.pkl").write_bytes(b"\x80\x04\x95\0")
+    (tmp_path / "plain.pkl").write_bytes(b"\x80\x04\x95\0")
+    found = listed(tmp_path)
+    assert set(found) == {"old.ckpt", "old.pkl", "notes.dat", "plain.pkl", "m"}
+    with pytest.raises(CkptError):
+        open_checkpoint(found["plain.pkl"].opens)
+
+
+def test_a_repository_with_every_format(tmp_path):
+    """As large ones on the Hub are: one model, whatever copies of it lie beside."""
+    folder = planted(tmp_path / "m")
+    torch.save({"w": torch.ones(2, 2)}, folder / "pytorch_model.bin")
+    write(
+        folder,
+        {
+            "tf_model.h5": b"\x89HDF\r\n",
+            "flax_model.msgpack": b"\x81",
+            "rust_model.ot": (folder / "pytorch_model.bin").read_bytes(),
+            "onnx/model.onnx": b"\x08\x07",
+            "openvino/openvino_model.bin": b"\x01" * 100,
+            "openvino_model.bin": b"\x01" * 100,
+            "consolidated.safetensors": WEIGHTS,
+            "params.json": b"{}",
+            "checkpoint-5/model.safetensors": WEIGHTS,
+            "checkpoint-5/config.json": CONFIG,
+            "checkpoint-5/optimizer.pt": b"PK\x03\x04",
+        },
+    )
+    found = listed(tmp_path)
+    assert set(found) == {"m", "m/checkpoint-5"}
+    weights = {file.name for file in found["m"].files if file.role == "weights"}
+    assert weights == {"model.safetensors", "pytorch_model.bin", "consolidated.safetensors"}
+    assert not found["m"].problems
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"{",
+        b"[]",
+        b'{"weight_map": 3}',
+        b'{"weight_map": {"a": "../secret.safetensors"}}',
+        b'{"weight_map": {"a": ["x"]}}',
+        b'{"weight_map": {"a": "x", "a": "y"}}',
+        b"[" * 100_000,
+    ],
+)
+@pytest.mark.parametrize("whole", [True, False])
+def test_an_index_that_cannot_be_followed(tmp_path, content, whole):
+    files = {"model-00001-of-00001.safetensors": WEIGHTS} if whole else {}
+    index = {"model.safetensors.index.json": content}
+    write(tmp_path / "m", {"config.json": CONFIG, **index, **files})
+    (tmp_path / "secret.safetensors").write_bytes(WEIGHTS)
+    model = listed(tmp_path)["m"]
+    assert problems(model) == [("layout", "model.safetensors.index.json")]
+    assert (model.opens is None) != whole
+    assert not any("secret" in file.name for file in model.files)
+    if whole:
+        with pytest.raises(CkptError):
+            open_checkpoint(model.opens)

@@ -176,3 +176,39 @@ def test_content_unlike_the_blob_s_name_is_found_by_reading(tmp_path):
     (model,) = listing(source(tmp_path)).models
     matches = {file.name: verify_digest(file)[1] for file in model.files}
     assert [name for name, same in matches.items() if not same] == ["model.safetensors"]
+
+
+def test_one_snapshot_or_a_file_of_it(tmp_path):
+    snapshot = hf_repository(tmp_path, FILES)
+    hf_repository(tmp_path, FILES, commit=OTHER, ref="v1.0")
+    (model,) = listing(snapshot).models
+    assert (model.name, model.commit) == ("org/name", COMMIT)
+    (model,) = listing(snapshot / "model.safetensors").models
+    assert not model.problems
+    assert {"README.md", "config.json"} <= {file.name for file in model.files}
+
+
+@pytest.mark.parametrize("name", ["snapshots", "blobs"])
+def test_folders_that_lead_out_of_the_cache(tmp_path, name):
+    hf_repository(tmp_path / "c", FILES)
+    folder = tmp_path / "c" / "models--org--name" / name
+    folder.rename(tmp_path / "outside")
+    folder.symlink_to(tmp_path / "outside")
+    found = listing(tmp_path / "c")
+    assert all(model.opens is None for model in found.models)
+    told = [problem.kind for model in found.models for problem in model.problems]
+    assert "link-out" in told or [why for _, why in found.not_read] == [
+        "the link leads out of the cache"
+    ]
+
+
+def test_what_the_library_notes_is_passed_over(tmp_path):
+    hf_repository(tmp_path, FILES)
+    missing = tmp_path / "models--org--name" / ".no_exist" / COMMIT
+    missing.mkdir(parents=True)
+    (missing / "adapter_config.json").touch()
+    (tmp_path / ".locks" / "models--org--name").mkdir(parents=True)
+    (tmp_path / "datasets--org--d" / "snapshots").mkdir(parents=True)
+    found = listing(source(tmp_path))
+    assert [model.name for model in found.models] == ["org/name"]
+    assert not found.not_read

@@ -263,3 +263,29 @@ def test_one_blob_may_be_of_several_models(tmp_path, gguf):
     found = listed(store(tmp_path))
     assert set(found) == {"llama3:a", "llama3:b"}
     assert len({model.opens for model in found.values()}) == 1
+
+
+@pytest.mark.parametrize("name", ["manifests", "blobs"])
+def test_folders_that_lead_out_of_the_store(tmp_path, gguf, name):
+    ollama_model(tmp_path / "s", {"model": gguf})
+    (tmp_path / "s" / name).rename(tmp_path / "outside")
+    (tmp_path / "s" / name).symlink_to(tmp_path / "outside")
+    found = listing(tmp_path / "s")
+    assert not found.models
+    assert found.not_read == ((str(tmp_path / "s" / name), "the link leads out of the store"),)
+
+
+def test_wrong_content_under_a_right_name(tmp_path, gguf):
+    ollama_model(tmp_path, {"model": gguf})
+    blob = tmp_path / "blobs" / f"sha256-{sha256(gguf)}"
+    blob.write_bytes(gguf[:-1] + b"\x7f")
+    (model,) = listing(store(tmp_path)).models
+    assert not model.problems
+    weights = next(file for file in model.files if file.role == "weights")
+    assert verify_digest(weights) == (sha256(gguf[:-1] + b"\x7f"), False)
+
+
+def test_the_digest_of_nothing_is_no_digest(tmp_path, gguf):
+    ollama_model(tmp_path, {"model": gguf, "system": b""})
+    (model,) = listing(store(tmp_path)).models
+    assert {file.name: file.stated for file in model.files}["system"] is None
