@@ -13,8 +13,10 @@ from ckptforensics.errors import one_line
 from ckptforensics.render import formats_of, render
 from ckptforensics.render.audit import words
 from ckptforensics.render.audit.markdown import code, inline
+from ckptforensics.results import save_document
 from ckptforensics.results.audit import Coverage, RelativeRecord
 from tests.support.audits import HOSTILE_NAMES, RULES, audit
+from tests.support.containers import run
 
 EMPTY = audit(1, hostile=False).model_copy(
     update={
@@ -54,7 +56,10 @@ def test_nothing_unprintable_and_no_surrogate_leaves_in_any_form(form):
 
 @pytest.mark.parametrize("form", FORMS)
 def test_an_audit_of_nothing_is_shown(form):
-    assert render(EMPTY, form).endswith("\n")
+    text = render(EMPTY, form)
+    assert text.endswith("\n")
+    if form in ("table", "markdown", "sarif", "cyclonedx", "html"):
+        assert "no model was found, so nothing was read" in text
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -67,6 +72,8 @@ def test_the_table_says_first_what_was_not_read_and_fits(width):
     text = render(audit(30, hostile=False), width=width)
     assert text.startswith("not read ")
     assert "4 models could not be read at all" in " ".join(text.split())
+    for what, reason in words.missing(audit(30, hostile=False))[:10]:
+        assert f"{what}: {reason}" in " ".join(text.split())
     wide = [line for line in text.splitlines() if len(line) > width and " " in line.strip()]
     assert wide == []
     order = [
@@ -94,6 +101,7 @@ def test_the_table_is_short_unless_all_is_asked_for():
 def test_gaps_are_said_in_words():
     whole = EMPTY.coverage.model_copy(update={"models": 2, "signed": 2})
     assert words.gaps(whole) == "nothing: every model was read and every pair compared"
+    assert words.gaps(EMPTY.coverage) == "no model was found, so nothing was read"
     one = whole.model_copy(update={"headers": 1, "vanished": 2, "pairs_left": 1})
     assert words.gaps(one) == (
         "1 model had its headers read only; 2 models are gone since the last run; "
@@ -230,3 +238,13 @@ def test_markdown_ends_before_a_summary_is_too_long():
     text = render(document, "markdown", verbose=True)
     assert len(text.encode()) < 1_000_000
     assert "left out: a summary holds 1 MiB" in text.splitlines()[-1]
+
+
+def test_a_saved_audit_is_shown_in_every_form(capsys, tmp_path):
+    document = audit(3, hostile=False)
+    save_document(document, tmp_path / "x.json")
+    for form in FORMS:
+        ran = run(capsys, "show", tmp_path / "x.json", "--format", form)
+        assert (ran.code, ran.err) == (0, "")
+        expected = render(document, form)
+        assert ran.out.replace("\r\n", "\n") == expected.replace("\r\n", "\n")

@@ -215,8 +215,8 @@ def test_what_is_no_version(version, tmp_path):
 
 
 def test_a_kind_of_a_later_release_says_so(tmp_path):
-    with pytest.raises(ResultError, match=r"its kind is 'later'.*upgrade ckptforensics"):
-        load_result(written(tmp_path, {"schema_version": "1.0", "kind": "later"}))
+    with pytest.raises(ResultError, match=r"its kind is 'horoscope'.*upgrade ckptforensics"):
+        load_result(written(tmp_path, {"schema_version": "1.0", "kind": "horoscope"}))
 
 
 def test_the_parts_of_a_report_have_versions_of_their_own(tmp_path):

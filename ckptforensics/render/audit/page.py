@@ -47,8 +47,7 @@ def audit_html(document: AuditDocument, view: View) -> str:
         .render(
             document=document,
             missing=words.gaps(document.coverage),
-            whole=document.coverage.signed == document.coverage.models
-            and not document.coverage.not_read,
+            whole=words.whole(document.coverage),
             read=words.read(document.coverage),
             found=words.counts(document.findings),
             took=words.took(document),

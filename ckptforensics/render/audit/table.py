@@ -47,17 +47,13 @@ def audit_table(document: AuditDocument, view: View) -> str:
 
 def _coverage(console: Console, document: AuditDocument, most: int | None) -> None:
     coverage = document.coverage
-    whole = coverage.signed == coverage.models and not coverage.not_read
-    fact(console, "not read", words.gaps(coverage), "" if whole else "yellow")
+    fact(console, "not read", words.gaps(coverage), "" if words.whole(coverage) else "yellow")
     fact(console, "read", words.read(coverage))
     worst = document.worst
     style = "" if worst is None else _STYLES[worst]
     fact(console, "findings", words.counts(document.findings), style)
     fact(console, "when", words.took(document))
-    missing = [(row.what, row) for row in coverage.not_read]
-    missing += [
-        (f"{model.name}: {row.what}", row) for model in document.models for row in model.not_read
-    ]
+    missing = words.missing(document)
     if missing:
         console.print()
         say(console, "not read", style="bold")

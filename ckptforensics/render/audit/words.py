@@ -34,8 +34,16 @@ THIS, OTHER = 0, 1
 Sentence = tuple[str | int, ...]
 
 
+def whole(coverage: Coverage) -> bool:
+    """Whether there are models, all of them were read, and every pair that should be compared."""
+    left = coverage.pairs_left or coverage.not_read
+    return 0 < coverage.models == coverage.signed and not left
+
+
 def gaps(coverage: Coverage) -> str:
     """What was not read, in one sentence; says so where nothing is missing."""
+    if whole(coverage):
+        return "nothing: every model was read and every pair compared"
     rows = (
         (coverage.unread, "model could", "models could", "not be read at all"),
         (coverage.headers, "model had its", "models had their", "headers read only"),
@@ -44,7 +52,9 @@ def gaps(coverage: Coverage) -> str:
         (len(coverage.not_read), "place", "places", "of the sources could not be listed"),
     )
     said = [f"{n:,} {one if n == 1 else many} {what}" for n, one, many, what in rows if n]
-    return "; ".join(said) if said else "nothing: every model was read and every pair compared"
+    # An audit of nothing must not look like a clean one.
+    none = [] if coverage.models else ["no model was found, so nothing was read"]
+    return "; ".join(none + said)
 
 
 def missing(document: AuditDocument) -> list[tuple[str, str]]:

@@ -20,7 +20,7 @@ const findingsGrid = new Grid({
     {
       title: "rule",
       class: "wide-only",
-      width: "13rem",
+      width: "15rem",
       key: (row) => row.rule,
       cell: (row) => `${row.rule} ${ruleName(row.rule)}`,
     },
@@ -116,7 +116,7 @@ const familiesGrid = new Grid({
     {
       title: "findings",
       class: "wide-only",
-      width: "14rem",
+      width: "18rem",
       key: (row) => gravest(familyFound(row)),
       cell: (row) =>
         el(

@@ -48,6 +48,7 @@ function facts(rows) {
   );
 }
 
+// A table that is drawn whole; with a class a narrow screen shows its rows one below another.
 function plainTable(className, titles, rows) {
   return el(
     "div",
@@ -59,9 +60,11 @@ function plainTable(className, titles, rows) {
       el(
         "tbody",
         {},
-        ...rows.map((cells) =>
-          el("tr", {}, ...cells.map((cell) => el("td", { class: "words" }, cell))),
-        ),
+        ...rows.map((cells) => {
+          const titled = (cell, place) =>
+            el("td", { class: "words", "data-title": titles[place] }, cell);
+          return el("tr", {}, ...cells.map(titled));
+        }),
       ),
     ),
   );
