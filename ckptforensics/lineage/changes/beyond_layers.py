@@ -30,10 +30,8 @@ def only_outside(changed: Sequence[Change]) -> Finding:
     """Nothing but tensors outside the layers changed: embeddings, head or the last norm."""
     for change in changed:
         if change.tensors.part == "embedding" and change.relative > _REORDERED:
-            rows = [
-                _rows(*one) for one in zip(change.tensors.read, change.tensors.rows, strict=True)
-            ]
-            if np.array_equal(*rows):
+            a, b = map(_rows, change.tensors.read, change.tensors.rows)
+            if np.array_equal(a, b):
                 words = f"{change.tensors.tensor} has the same rows in another order"
                 doubt = "either order may be the first"
                 told = f"{words}: tokens were renumbered"
