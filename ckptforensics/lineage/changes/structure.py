@@ -65,8 +65,9 @@ def find_structure(pair: Pair) -> tuple[Finding, ...]:
 def agreement(few: Units, many: Units, generator: np.random.Generator) -> Agreement:
     """Whether the units of one FFN are units of another, in the same coordinates.
 
-    Rows are compared by |cos|: the nearest gate row, or one as near as a copy of it, and the nearest
-    input row must be of the same unit. Without a gate, the input row and the output column must be.
+    Rows are compared by |cos|: the nearest gate row, or one as near as a copy of it, and the
+    nearest input row must be of the same unit. Without a gate, the input row and the output column
+    must be.
     """
     count = len(few.up)
     chosen = np.sort(generator.permutation(count)[:_UNITS])
