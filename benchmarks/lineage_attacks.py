@@ -34,6 +34,10 @@ HIDING: dict[str, attacks.Attack] = {
     "neurons in 2 copies": attacks.hidden(lambda m, g: attacks.copies(m, g, 2)),
     "neurons in 8 copies": attacks.hidden(attacks.copies),
     "a planted direction in every layer": attacks.hidden(attacks.planted),
+    "residual stream padded with zeros": attacks.hidden(attacks.padded),
+    "residual stream padded, read by noise": attacks.hidden(
+        lambda m, g: attacks.padded(m, g, noise=True)
+    ),
     "2% noise": attacks.hidden(attacks.moved),
     "10% noise": attacks.hidden(lambda m, g: attacks.moved(m, g, 0.1)),
 }

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from tools import launder
-from tools.transforms import EMBEDDING, HEAD, Model, Tensors, is_layer_matrix, weight
+from tools.transforms import EMBEDDING, HEAD, WRITERS, Model, Tensors, is_layer_matrix, weight
 
 Attack = Callable[[Model, np.random.Generator], Model]
 _FFN = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
@@ -81,6 +81,35 @@ def planted(model: Model, generator: np.random.Generator) -> Model:
         tensors[weight(layer, _FFN[1])] = np.concatenate([up, scale * row[None]])
         tensors[weight(layer, _FFN[2])] = np.concatenate([down, size * column[:, None]], axis=1)
     return _wider(model, tensors)
+
+
+def padded(
+    model: Model, generator: np.random.Generator, more: int = 16, noise: bool = False
+) -> Model:
+    """More residual coordinates, in which nothing is written; with `noise` they are read.
+
+    The norms divide by more coordinates, which their gains undo.
+    """
+    width = int(model.config["hidden_size"])
+    back = np.float32(np.sqrt(width / (width + more)))
+    tensors: Tensors = {}
+    for name, tensor in model.tensors.items():
+        if tensor.ndim == 1:
+            tensors[name] = np.concatenate([tensor * back, np.full(more, back * tensor.mean())])
+        elif name.endswith(tuple(f"{part}.weight" for part in WRITERS)):
+            tensors[name] = np.pad(tensor, ((0, more), (0, 0)))
+        else:
+            tensors[name] = np.pad(tensor, ((0, 0), (0, more)))
+            if noise and name not in (EMBEDDING, HEAD):
+                drawn = generator.standard_normal((len(tensor), more))
+                tensors[name][:, width:] = tensor.std() * drawn
+    eps = model.config.get("rms_norm_eps", 1e-6) * width / (width + more)
+    return model.change(
+        {name: np.asarray(t, np.float32) for name, t in tensors.items()},
+        hidden_size=width + more,
+        rms_norm_eps=eps,
+        head_dim=model.head_dim,
+    )
 
 
 def hidden(attack: Attack) -> Attack:

@@ -40,7 +40,7 @@ from ckptforensics.lineage.tree import (
     through_others,
     tree_of,
 )
-from ckptforensics.lineage.verdict import Decision, Evidence, decide
+from ckptforensics.lineage.verdict import EXACT_LOG10_P, Decision, Evidence, decide
 from ckptforensics.progress import Progress, Silent, running
 from ckptforensics.results import (
     AlignmentRecord,
@@ -199,14 +199,16 @@ def seed_of(a: Model, b: Model) -> int:
 
 def compare_pair(pair: Pair) -> PairRecord:
     """All tests of one pair at its level, and what follows from them."""
-    records, outcomes = [], []
-    for test in CRITERIA:
-        if pair.level in test.levels:
-            record, outcome = _run(test, pair)
-            records.append(record)
-            outcomes.append((test, outcome))
-            pair.progress.step(test.name)
-    exact = assignments.combined([o for test, o in outcomes if test.group == "exact"])
+    tests = [test for test in CRITERIA if pair.level in test.levels]
+    found: dict[str, tuple[CriterionRecord, Outcome]] = {}
+    # At last those with random orders, of which fewer do where another test shows more.
+    for test in sorted(tests, key=lambda test: test in directions.CRITERIA):
+        found[test.name] = _, outcome = _run(test, pair)
+        if test.group == "exact" and (outcome.log10_p or 0.0) <= EXACT_LOG10_P:
+            pair.shown = True
+        pair.progress.step(test.name)
+    records = [found[test.name][0] for test in tests]
+    exact = assignments.combined([found[t.name][1] for t in tests if t.group == "exact"])
     looked = _Looked.at(pair) if pair.reads_weights else _Looked()
     evidence = Evidence(
         level=pair.level,
@@ -222,9 +224,9 @@ def compare_pair(pair: Pair) -> PairRecord:
     changes: tuple[ChangeRecord, ...] = ()
     alignment = AlignmentRecord(kind="none", held_out_fit=None)
     if decision.verdict in RELATIVES and pair.reads_weights:
-        found = pair.once(find_alignment)
+        known = pair.once(find_alignment)
         undone = () if decision.verdict == "identical" else _undone(pair)
-        alignment = AlignmentRecord(kind=found.kind, held_out_fit=found.held_out_fit, found=undone)
+        alignment = AlignmentRecord(kind=known.kind, held_out_fit=known.held_out_fit, found=undone)
         if decision.verdict != "identical":
             evidence = replace(evidence, map_found=undone)
             if decision.verdict != "re-parameterised":

@@ -51,9 +51,8 @@ class Effort:
     weighed_features: bool = False
     tokens: int = 512
     neurons: int = 256
-    function_tokens: int = 256
+    function_tokens: int = 128
     function_neurons: int = 32
-    function_layers: int | None = None
     neuron_layers: int | None = 12
     direction_layers: int | None = 4
     expert_layers: int | None = 3

@@ -25,6 +25,9 @@ from ckptforensics.progress import Progress
 from ckptforensics.results import ModelRecord, Signature
 from ckptforensics.tokens import read_vocabulary
 
+# Elements that are read between two rows rather than each row on its own, and those of a run.
+_GAP, _RUN = 1 << 16, 1 << 22
+
 
 @dataclass(frozen=True)
 class Units:
@@ -230,7 +233,8 @@ class Model:
         info = checkpoint.store.info(name)
         ids = np.asarray(tokens, np.int64)
         order = np.argsort(ids, kind="stable")
-        runs = np.split(ids[order], np.flatnonzero(np.diff(ids[order]) > 1) + 1) if ids.size else []
+        remote = checkpoint.source.remote is not None
+        runs = list(_runs(ids[order], info.shape[-1], 1 if remote else _GAP))
         bounds = [(int(run[0]), int(run[-1]) + 1) for run in runs]
         checkpoint.store.prefetch_rows(name, bounds)
         out = np.empty((ids.size, info.shape[-1]), np.float32)
@@ -313,6 +317,21 @@ def _plain(ref: WeightRef) -> bool:
         and not ref.split_heads
         and ref.input_scale is None
     )
+
+
+def _runs(ids: Ints, columns: int, gap: int) -> Iterator[Ints]:
+    """Sorted rows in runs that are read at once: a few rows between are read too, which is faster.
+
+    Parameters
+    ----------
+    gap : elements between two rows of a run, at most
+    """
+    if not ids.size:
+        return
+    longest = max(1, _RUN // columns)
+    ends = np.flatnonzero(np.diff(ids) > max(1, gap // columns)) + 1
+    for run in np.split(ids, ends):
+        yield from np.split(run, np.flatnonzero(np.diff((run - run[0]) // longest)) + 1)
 
 
 def _folded(ffn: Ffn, norm: Norm | None) -> Units:

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from ckptforensics.arrays import Array, Bools, Floats, Ints
+from ckptforensics.arrays import Array, Bools, Doubles, Floats, Ints
 from ckptforensics.compute.products import multiply
 
 _TINY = 1e-30
@@ -24,6 +24,13 @@ def relative_error(actual: Array, expected: Array) -> float:
     """|actual - expected| / |expected|."""
     size = float(np.linalg.norm(expected))
     return float(np.linalg.norm(actual - expected)) / max(size, _TINY)
+
+
+def ranks(values: Floats) -> Doubles:
+    """Ranks from 1; equal values have the mean of theirs."""
+    _, which, counts = np.unique(values, return_inverse=True, return_counts=True)
+    found: Doubles = (np.cumsum(counts) - (counts - 1) / 2)[which]
+    return found
 
 
 def assign(score: Floats, generator: np.random.Generator) -> Ints:

@@ -31,6 +31,7 @@ class Pair:
     progress : told of each criterion
     seed : of every random choice
     effort : what the level samples; by default that of `level`
+    shown : whether an exact test has shown more than any number of random orders could
     """
 
     a: Model
@@ -39,6 +40,7 @@ class Pair:
     progress: Progress = field(default_factory=Silent)
     seed: int = 0
     effort: Effort = field(default=None, kw_only=True)  # type: ignore[assignment]
+    shown: bool = field(default=False, init=False)
     _found: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:

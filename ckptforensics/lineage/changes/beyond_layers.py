@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,6 +10,7 @@ from ckptforensics.arrays import Floats
 from ckptforensics.lineage.changes.changes import Change, sample_rows
 from ckptforensics.lineage.changes.finding import Finding
 from ckptforensics.lineage.changes.tensor_pairs import Reader
+from ckptforensics.lineage.correspondence.equal_parts import Hashes, row_hashes
 from ckptforensics.results.comparison import Arrow
 
 # Rows that are new and nothing but initialised: their columns' sizes vary less than this around
@@ -30,8 +30,8 @@ def only_outside(changed: Sequence[Change]) -> Finding:
     """Nothing but tensors outside the layers changed: embeddings, head or the last norm."""
     for change in changed:
         if change.tensors.part == "embedding" and change.relative > _REORDERED:
-            rows = [_row_hashes(read, change.tensors.rows[0]) for read in change.tensors.read]
-            if change.tensors.rows[0] == change.tensors.rows[1] and rows[0] == rows[1]:
+            a, b = map(_rows, change.tensors.read, change.tensors.rows)
+            if np.array_equal(a, b):
                 words = f"{change.tensors.tensor} has the same rows in another order"
                 doubt = "either order may be the first"
                 told = f"{words}: tokens were renumbered"
@@ -42,13 +42,10 @@ def only_outside(changed: Sequence[Change]) -> Finding:
     return Finding("finetune", "unknown", reason, 50)
 
 
-def _row_hashes(read: Reader, rows: int) -> list[bytes]:
-    """Digests of all rows, sorted."""
-    return sorted(
-        hashlib.blake2b(row.tobytes(), digest_size=8).digest()
-        for start in range(0, rows, _ROWS)
-        for row in read(start, min(start + _ROWS, rows))
-    )
+def _rows(read: Reader, rows: int) -> Hashes:
+    """Hashes of all rows, sorted."""
+    step = range(0, rows, _ROWS)
+    return np.sort(np.concatenate([row_hashes(read(i, min(i + _ROWS, rows))) for i in step]))
 
 
 def drawn_anew(changed: Sequence[Change]) -> Finding | None:

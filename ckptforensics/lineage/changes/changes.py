@@ -35,6 +35,8 @@ _SAMPLED_ENTRIES = 1 << 24
 _LATTICE_RUNS, _LATTICE_RUN = 4, 8
 # Types that a wider one is rounded to when a model is stored anew.
 _NARROW = ("BF16", "F16")
+# Cosine below which tensors in one basis, and units matched after a map, have nothing in common.
+_ALIKE, _ALIKE_MATCHED = 0.05, 0.3
 # Largest relative error that rounding to so many bits leaves, with scales of any size of group: of
 # Gaussian values 4 bits leave .08 to .13, and each bit less doubles it.
 _QUANTIZER_ERROR = {8: 0.05, 7: 0.05, 6: 0.06, 5: 0.1, 4: 0.2, 3: 0.35, 2: 0.6, 1: 0.8}
@@ -103,6 +105,16 @@ class Change:
         square = self.relative**2
         removed = square if later else square / (1 + square)
         return max(0.0, abs(removed - (1 - self.cosine**2))) ** 0.5
+
+    @property
+    def foreign(self) -> bool:
+        """Whether tensors of layers have nothing in common.
+
+        Independent ones have a cosine of about 1 / sqrt(entries); units that were matched are a
+        little alike anyway.
+        """
+        least = _ALIKE_MATCHED if self.tensors.mapped else _ALIKE
+        return self.tensors.part == "layer" and self.cosine < least
 
     @property
     def record(self) -> ChangeRecord:

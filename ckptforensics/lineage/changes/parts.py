@@ -16,9 +16,8 @@ from ckptforensics.lineage.correspondence.equal_parts import (
 from ckptforensics.lineage.pair import Pair
 from ckptforensics.results import CriterionRecord
 
-# Cosine of matrices in one basis below which they have nothing in common, and from which on they
-# are one matrix that changed; independent ones have about 1 / sqrt(entries).
-_FOREIGN, _ALIKE = 0.05, 0.2
+# Cosine of matrices of one name from which on they are one matrix that changed.
+_ALIKE = 0.2
 # Two models share parts only if so many of their layers' matrices have nothing in common.
 _LEAST_FOREIGN = 0.1
 _INITIALISATION = "initialisation"
@@ -33,7 +32,7 @@ def shared_parts(pair: Pair, tests: Sequence[CriterionRecord]) -> tuple[str, ...
     every = pair.once(measure_changes)
     changes = [c for c in every if c.tensors.matrix or c.tensors.error is not None]
     layers = [c for c in changes if c.tensors.part == "layer"]
-    foreign = sum(map(_is_foreign, layers))
+    foreign = sum(change.foreign for change in layers)
     if layers and foreign < _LEAST_FOREIGN * len(layers):
         return () if _functions_agree(tests) or not _unlike(layers) else (_INITIALISATION,)
     equal = _equal_parts(pair)
@@ -67,13 +66,6 @@ def _equal_parts(pair: Pair) -> EqualParts | None:
         return pair.once(equal_parts)
     except NotApplicable:
         return None
-
-
-def _is_foreign(change: Change) -> bool:
-    """Whether two matrices have nothing in common; of independent ones |B - A| exceeds |A|."""
-    if change.tensors.error is not None:
-        return change.tensors.error >= 1
-    return change.cosine < _FOREIGN
 
 
 def _functions_agree(tests: Sequence[CriterionRecord]) -> bool:

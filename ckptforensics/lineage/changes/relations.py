@@ -29,10 +29,6 @@ _MOST = 0.5
 _UNIFORM = (0.85, 1.15)
 # A copy that was only quantized is explained whole, but for a few odd matrices.
 _NEARLY_ALL = 0.9
-# Cosine of matrices in one basis below which they have nothing in common: of independent ones it is
-# about 1 / sqrt(entries).
-_ALIKE = 0.05
-_ALIKE_MATCHED = 0.3
 # Share of zeros that one model has more than the other, to be called pruned.
 _PRUNED = 0.1
 # Share of the entries that pruning left which must be equal to say what was pruned.
@@ -129,7 +125,7 @@ def find_relation(pair: Pair) -> tuple[Finding, ...]:
     """
     if not pair.reads_weights:
         return ()
-    changes = [c for c in pair.once(measure_changes) if not _foreign(c)]
+    changes = [c for c in pair.once(measure_changes) if not c.foreign]
     layers = [c for c in changes if c.tensors.part == "layer" and c.tensors.matrix]
     alike = 2 * len(layers) >= sum(
         c.tensors.part == "layer" and c.tensors.matrix for c in pair.once(measure_changes)
@@ -208,7 +204,7 @@ def _of_values(pair: Pair, changes: list[Change], layers: list[Change]) -> Itera
 def _replaced(pair: Pair) -> list[Finding]:
     """Tensors of one name that have nothing in common: no part of what the others say."""
     changes = pair.once(measure_changes)
-    foreign = [c for c in changes if _foreign(c)]
+    foreign = [c for c in changes if c.foreign]
     if not foreign:
         return []
     if moved := reordered(pair):
@@ -218,12 +214,6 @@ def _replaced(pair: Pair) -> list[Finding]:
         f"such as {foreign[0].tensors.tensor}: they were replaced, or only one model has them"
     )
     return [Finding(None, "unknown", reason, 60)]
-
-
-def _foreign(change: Change) -> bool:
-    """Whether tensors of layers have nothing in common: matched units are a little alike anyway."""
-    least = _ALIKE_MATCHED if change.tensors.mapped else _ALIKE
-    return change.cosine < least and change.tensors.part == "layer"
 
 
 def _told_with(adapter: Finding, finding: Finding) -> Finding:

@@ -32,8 +32,8 @@ from ckptforensics.results.comparison import Arrow
 _UNITS, _EXPERTS = 256, 8
 # Share of the units that must agree; of independent models no more than a few in a hundred do.
 _AGREE = 0.5
-# Cosine of a unit's row and that of its copy.
-_COPY = 0.999
+# Cosine of a unit's row and that of its copy, and what a copy may be farther than the nearest.
+_COPY, _AS_NEAR = 0.999, 0.005
 # Norm of what a part adds, relative to that of others, below which it adds nothing.
 _NOTHING = 1e-3
 # Cosine with the nearest unit below which a unit is no other model's, and layers looked at beside.
@@ -49,7 +49,8 @@ class Agreement:
     Attributes
     ----------
     share : of the sampled units, of which gate row and input row have the same partner
-    partners : the unit of the other FFN that each of the sampled ones is nearest to
+    partners : the unit of the other FFN that each of the sampled ones is nearest to, by both rows
+        where they agree
     """
 
     share: float
@@ -64,23 +65,27 @@ def find_structure(pair: Pair) -> tuple[Finding, ...]:
 def agreement(few: Units, many: Units, generator: np.random.Generator) -> Agreement:
     """Whether the units of one FFN are units of another, in the same coordinates.
 
-    Rows are compared by |cos|: the nearest gate row and the nearest input row must be of the same
-    unit. Without a gate, the input row and the output column must be.
+    Rows are compared by |cos|: the nearest gate row, or one as near as a copy of it, and the
+    nearest input row must be of the same unit. Without a gate, the input row and the output column
+    must be.
     """
     count = len(few.up)
     chosen = np.sort(generator.permutation(count)[:_UNITS])
-    first = _nearest(few.rows[chosen], many.rows)
+    first = _cosines(few.rows[chosen], many.rows)
     if few.gate is None:
-        second = _nearest(np.ascontiguousarray(few.down.T[chosen]), many.down.T)
+        second = _cosines(np.ascontiguousarray(few.down.T[chosen]), many.down.T)
     else:
-        second = _nearest(few.up[chosen], many.up)
-    return Agreement(float(np.mean(first == second)), first)
+        second = _cosines(few.up[chosen], many.up)
+    near = np.logical_and(*(x >= x.max(axis=0) - _AS_NEAR for x in (first, second)))
+    partners = np.where(near, first + second, first - 2).argmax(axis=0)
+    return Agreement(float(near.any(axis=0).mean()), partners)
 
 
-def _nearest(few: Floats, many: Floats) -> Ints:
+def _cosines(few: Floats, many: Floats) -> Floats:
+    """(rows of many, rows of few) sizes of the cosines."""
     unit = many / np.maximum(np.linalg.norm(many, axis=1, keepdims=True), 1e-30)
-    nearest: Ints = np.abs(multiply(unit, np.ascontiguousarray(few.T))).argmax(axis=0)
-    return nearest
+    cosines: Floats = np.abs(multiply(unit, np.ascontiguousarray(unit_rows(few).T)))
+    return cosines
 
 
 # Depth
@@ -252,7 +257,7 @@ def _width(pair: Pair) -> Iterator[Finding]:
     layers = [(a, b) for a, b in _layers(pair) if pair.a.width(a) != pair.b.width(b)]
     if pair.same_width and not layers:
         return
-    if not pair.same_width and pair.once(find_alignment).kind != "signed-permutation":
+    if not pair.same_width and pair.once(find_alignment).kind == "none":
         return
     shares, made, doubts = [], [], []
     for layer_a, layer_b in layers or _layers(pair):

@@ -1,7 +1,8 @@
 """Rows and columns that two models have in common bit by bit, wherever they stand.
 
-Every matrix is hashed by rows and by columns in one pass; names, order, files and stored types do
-not enter. A row that any model may have (constant, nearly all zeros) is no evidence.
+Every matrix is hashed by rows and by columns in one pass, by entries at places that nobody knows
+before; names, order, files and stored types do not enter. A row that any model may have (constant,
+nearly all zeros) is no evidence.
 """
 
 from __future__ import annotations
@@ -17,14 +18,17 @@ from ckptforensics.arrays import Floats, Ints
 from ckptforensics.compute.threads import in_threads
 from ckptforensics.errors import NotApplicable
 from ckptforensics.lineage.correspondence.scores import score_refs
-from ckptforensics.lineage.effort import within
 from ckptforensics.lineage.models import Model
 from ckptforensics.lineage.pair import Pair
+from ckptforensics.lineage.randomness import Stream
 from ckptforensics.tensors import matrix_shape
 
 Hashes = NDArray[np.uint64]
-# Entries that are hashed at once.
+# Entries that are read at once.
 _BLOCK = 1 << 20
+# Places of a row or column that are hashed, about, or half as many, so many of them together; and
+# runs of rows of one model that are looked for in the other.
+_PLACES, _TOGETHER, _RUNS, _RUN = 128, 8, 16, 128
 # A tensor is equal if so many of its rows, or of its columns, are.
 EQUAL = 0.9
 # Bits that a common row must have to be no coincidence, and rows whose bits are counted.
@@ -91,52 +95,178 @@ class EqualParts:
 
 
 def equal_parts(pair: Pair) -> EqualParts:
-    """Hash every matrix of both models and look for A's rows and columns in B.
+    """Look for A's rows and columns in B, by entries at places that are drawn for the pair.
+
+    Of A's matrices with many rows runs of rows are looked for. What is found is read whole.
 
     Raises
     ------
     NotApplicable
-        if the models are larger than what the level reads whole, or have no matrix.
+        if a model has no matrix.
     CkptError
         if a tensor cannot be decoded.
     """
-    if not within(max(model.stored_bytes for model in pair.models), pair.effort.entry_bytes):
-        raise NotApplicable("the models are large: every row is hashed with --thorough")
-    tables = [_table(model) for model in pair.models]
-    if not all(tables):
+    keys = [_readable(model) for model in pair.models]
+    if not all(keys):
         raise NotApplicable("a model has no matrix that is analysed")
-    known = _all(tables[1])
+    known = _Known.of(pair, keys[1])
     found, entries = [], 0
-    for (name, layer, role), sides in tables[0].items():
-        rows, columns = sides
-        size = rows.hashes.size * columns.hashes.size
-        entries += size
-        shares = [
-            _common(pair.a, name, side, known, by_rows=which == 0)
-            for which, side in enumerate(sides)
-        ]
-        if max(shares) > 0:
-            found.append(EqualTensor(name, layer, role, max(shares), size))
-    return EqualParts(tuple(found), len(tables[0]), entries)
+    for name, layer, role in keys[0]:
+        columns, rows = matrix_shape(pair.a.weights.store.info(name))
+        entries += rows * columns
+        share = _share(pair, name, known)
+        if share > 0:
+            found.append(EqualTensor(name, layer, role, share, rows * columns))
+    return EqualParts(tuple(found), len(keys[0]), entries)
 
 
-@dataclass(frozen=True)
-class _Side:
-    """Hashes of the rows, or of the columns, of a matrix, and which of them are not constant."""
-
-    hashes: Hashes
-    varied: NDArray[np.bool_]
+def row_hashes(rows: Floats) -> Hashes:
+    """64 bits of each row; equal rows have the same, whatever number type they were stored as."""
+    bits = np.ascontiguousarray(rows + np.float32(0)).view(np.uint32).astype(np.uint64)  # no -0
+    factors = np.random.default_rng(0).integers(0, 1 << 63, bits.shape[1], dtype=np.uint64)
+    return np.einsum("ij,j->i", bits, factors * np.uint64(2) + np.uint64(1))
 
 
 _Key = tuple[str, int | None, str]
 
 
-def _table(model: Model) -> dict[_Key, tuple[_Side, _Side]]:
-    found = {}
+@dataclass(frozen=True)
+class _Side:
+    """Hashes of some rows, or of columns, of a matrix that vary, and which these are."""
+
+    name: str
+    by_rows: bool
+    hashes: Hashes
+    at: Ints
+    looked_at: int
+
+    @classmethod
+    def of(cls, name: str, vectors: Floats, at: Ints, *, by_rows: bool) -> _Side:
+        """`vectors` are (rows or columns, places)."""
+        varied = vectors.min(axis=1) < vectors.max(axis=1)
+        return cls(name, by_rows, row_hashes(vectors[varied]), at[varied], len(at))
+
+
+@dataclass(frozen=True)
+class _Known:
+    """The hashes of all of B's rows and columns, sorted, and where each stands."""
+
+    hashes: Hashes
+    sides: Ints
+    at: Ints
+    every: tuple[_Side, ...]
+
+    @classmethod
+    def of(cls, pair: Pair, keys: Sequence[_Key]) -> _Known:
+        every = tuple(side for key in keys for side in _whole(pair, pair.b, key[0]))
+        hashes, first = np.unique(np.concatenate([s.hashes for s in every]), return_index=True)
+        sides = np.repeat(np.arange(len(every)), [s.hashes.size for s in every])
+        return cls(hashes, sides[first], np.concatenate([s.at for s in every])[first], every)
+
+
+def _places(pair: Pair, length: int) -> Ints:
+    """Where a row or column of a length is looked at; of a longer one at these too, mostly.
+
+    So that rows with zeros behind them are found, a place is drawn by its number alone, and the
+    share of the places depends on the power of two.
+    """
+    drawn = pair.generator(Stream.EQUAL_PARTS).random(-(-length // _TOGETHER)).repeat(_TOGETHER)
+    share = _PLACES / (1 << (length - 1).bit_length())
+    return np.flatnonzero(drawn[:length] <= max(share, drawn.min()))
+
+
+def _whole(pair: Pair, model: Model, name: str) -> tuple[_Side, _Side]:
+    """All rows and all columns of a matrix, in one pass."""
+    store = model.weights.store
+    info = store.info(name)
+    columns, rows = matrix_shape(info)
+    across, down = _places(pair, columns), _places(pair, rows)
+    step = max(1, _BLOCK // columns)
+
+    def part(start: int) -> tuple[Floats, Floats]:
+        stop = min(rows, start + step)
+        values = store.read_rows(name, start, stop)
+        return values[:, across], values[down[(down >= start) & (down < stop)] - start]
+
+    parts = in_threads(part, range(0, rows, step))
+    model.bytes_read += info.nbytes
+    by_row, by_column = (np.concatenate([p[i] for p in parts]) for i in (0, 1))
+    return (
+        _Side.of(name, by_row, np.arange(rows), by_rows=True),
+        _Side.of(name, by_column.T, np.arange(columns), by_rows=False),
+    )
+
+
+def _some(pair: Pair, name: str) -> tuple[_Side, _Side]:
+    """Rows and columns of a matrix of A: of one with many rows some runs, which is faster."""
+    store = pair.a.weights.store
+    info = store.info(name)
+    columns, rows = matrix_shape(info)
+    if rows <= _RUNS * _RUN:
+        return _whole(pair, pair.a, name)
+    generator = pair.generator(Stream.EQUAL_PARTS, rows)
+    starts = np.sort(generator.permutation(rows // _RUN)[:_RUNS]) * _RUN
+    at = (starts[:, None] + np.arange(_RUN)).reshape(-1)
+    across, down = _places(pair, columns), _places(pair, rows)
+    some = [store.read_rows(name, i, i + _RUN)[:, across] for i in starts.tolist()]
+    runs = np.split(down, np.flatnonzero(np.diff(down) > 1) + 1)
+    whole = [store.read_rows(name, int(run[0]), int(run[-1]) + 1) for run in runs if run.size]
+    pair.a.bytes_read += info.nbytes * min(rows, at.size + down.size) // rows
+    return (
+        _Side.of(name, np.concatenate(some), at, by_rows=True),
+        _Side.of(name, np.concatenate(whole).T, np.arange(columns), by_rows=False),
+    )
+
+
+def _share(pair: Pair, name: str, known: _Known) -> float:
+    """Share of a matrix' rows, or of its columns, that B has; 0 where they say nothing."""
+    best = 0.0
+    for side in _some(pair, name):
+        best = max(best, _common(pair, side, known))
+        if best >= EQUAL:
+            break
+    return best
+
+
+def _common(pair: Pair, side: _Side, known: _Known) -> float:
+    if not known.hashes.size or not side.hashes.size:
+        return 0.0
+    at = np.minimum(np.searchsorted(known.hashes, side.hashes), known.hashes.size - 1)
+    hits = np.flatnonzero(known.hashes[at] == side.hashes)
+    if np.unique(side.hashes[hits]).size < _LEAST:
+        return 0.0
+    some = hits[np.linspace(0, hits.size - 1, _LOOKED_AT).round().astype(int)]
+    mine = _read(pair.a, side, side.at[some])
+    if min(_bits(row) for row in mine) < _LEAST_BITS:
+        return 0.0
+    equal = 0
+    for row, place in zip(mine, at[some].tolist(), strict=True):
+        other = known.every[known.sides[place]]
+        theirs = _read(pair.b, other, known.at[place : place + 1])[0]
+        shared = min(row.size, theirs.size)
+        equal += bool(
+            np.array_equal(row[:shared], theirs[:shared])
+            and not row[shared:].any()
+            and not theirs[shared:].any()
+        )
+    return hits.size / side.looked_at * equal / _LOOKED_AT
+
+
+def _read(model: Model, side: _Side, places: Ints) -> list[Floats]:
+    """Rows, or columns, of a matrix as they are."""
+    store = model.weights.store
+    if side.by_rows:
+        return [store.read_rows(side.name, i, i + 1)[0] for i in places.tolist()]
+    columns, _ = matrix_shape(store.info(side.name))
+    return list(np.ascontiguousarray(store.read(side.name).reshape(-1, columns)[:, places].T))
+
+
+def _readable(model: Model) -> list[_Key]:
+    found = []
     for key in _matrices(model):
         info = model.weights.store.info(key[0])
         if not info.unreadable and len(info.shape) > 1 and min(matrix_shape(info)) > 1:
-            found[key] = _hashed(model, key[0])
+            found.append(key)
     return found
 
 
@@ -165,63 +295,6 @@ def _matrices(model: Model) -> Iterator[_Key]:
 def roles_of(model: Model) -> dict[str, tuple[int | None, str]]:
     """Layer and role of every tensor that holds weights, by its name."""
     return {name: (layer, role) for name, layer, role in _matrices(model)}
-
-
-def _hashed(model: Model, name: str) -> tuple[_Side, _Side]:
-    store = model.weights.store
-    info = store.info(name)
-    columns, rows = matrix_shape(info)
-    # Any odd numbers, the same for rows and columns: one model may store what the other transposes.
-    factors = np.random.default_rng(0).integers(0, 1 << 63, max(rows, columns), dtype=np.uint64)
-    factors = factors * np.uint64(2) + np.uint64(1)
-    step = max(1, _BLOCK // columns)
-
-    def part(start: int) -> tuple[Hashes, Hashes, Floats, Floats, Floats, Floats]:
-        values = store.read_rows(name, start, min(rows, start + step)) + np.float32(0)  # -0 is 0
-        bits = np.ascontiguousarray(values).view(np.uint32).astype(np.uint64)
-        return (
-            np.einsum("ij,j->i", bits, factors[:columns]),
-            np.einsum("ij,i->j", bits, factors[start : start + len(bits)]),
-            *(values.min(axis=1), values.max(axis=1)),
-            *(values.min(axis=0), values.max(axis=0)),
-        )
-
-    parts = in_threads(part, range(0, rows, step))
-    model.bytes_read += info.nbytes
-    by_row = np.concatenate([p[0] for p in parts])
-    by_column = np.stack([p[1] for p in parts]).sum(axis=0, dtype=np.uint64)
-    varied_rows = np.concatenate([p[2] < p[3] for p in parts])
-    varied_columns = np.min([p[4] for p in parts], axis=0) < np.max([p[5] for p in parts], axis=0)
-    return _Side(by_row, varied_rows), _Side(by_column, varied_columns)
-
-
-def _all(table: dict[_Key, tuple[_Side, _Side]]) -> Hashes:
-    hashes = [side.hashes[side.varied] for sides in table.values() for side in sides]
-    return np.unique(np.concatenate(hashes))  # sorted, for a binary search
-
-
-def _common(model: Model, name: str, side: _Side, known: Hashes, *, by_rows: bool) -> float:
-    """Share of the rows (or columns) that are among the known ones; 0 where they say nothing."""
-    if not known.size:
-        return 0.0
-    at = np.minimum(np.searchsorted(known, side.hashes), known.size - 1)
-    hits = np.flatnonzero((known[at] == side.hashes) & side.varied)
-    different = np.unique(side.hashes[hits]).size
-    if different < _LEAST:
-        return 0.0
-    some = hits[np.linspace(0, hits.size - 1, _LOOKED_AT).round().astype(int)]
-    if min(_bits(row) for row in _read(model, name, some, by_rows=by_rows)) < _LEAST_BITS:
-        return 0.0
-    return hits.size / side.hashes.size
-
-
-def _read(model: Model, name: str, places: Ints, *, by_rows: bool) -> Iterator[Floats]:
-    store = model.weights.store
-    if by_rows:
-        yield from (store.read_rows(name, int(i), int(i) + 1)[0] for i in places)
-    else:
-        columns, _ = matrix_shape(store.info(name))
-        yield from np.ascontiguousarray(store.read(name).reshape(-1, columns)[:, places].T)
 
 
 def _bits(row: Floats) -> float:

@@ -42,7 +42,13 @@ from ckptforensics.lineage.criteria.exchangeable import (
     without_own_index,
 )
 from ckptforensics.lineage.models import Model
-from ckptforensics.lineage.numeric import assign, log10_fixed_points, told_apart, unit_rows
+from ckptforensics.lineage.numeric import (
+    assign,
+    log10_fixed_points,
+    ranks,
+    told_apart,
+    unit_rows,
+)
 from ckptforensics.lineage.pair import Pair, spread
 from ckptforensics.lineage.randomness import Stream
 
@@ -251,9 +257,8 @@ def _sizes(model: Model, layer: int) -> dict[str, Floats]:
 def _normal_scores(values: Floats) -> Floats:
     """Ranks as quantiles of the normal distribution; 0 where all values are equal."""
     from scipy.special import ndtri
-    from scipy.stats import rankdata
 
-    scores: Floats = ndtri((rankdata(values) - 0.5) / values.size).astype(np.float32)
+    scores: Floats = ndtri((ranks(values) - 0.5) / values.size).astype(np.float32)
     return scores
 
 

@@ -3,13 +3,15 @@
 Independently initialised models have exchangeable residual coordinates: any order of one model's
 is as likely as the stored one. So a statistic of the stored order is compared with that of random
 orders, one for all layers at once, and p = (1 + #{as good}) / (1 + #orders) is exact. While none is
-as good more are drawn, up to `_MORE` times as many: with or without, p is valid (docs/lineage.md).
+as good more are drawn, up to `_MORE` times as many, unless another exact test shows what they could
+not: with or without, p is valid (docs/lineage.md).
 """
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +24,7 @@ from ckptforensics.lineage.criteria.criterion import EVERY_LEVEL, Criterion, Out
 from ckptforensics.lineage.criteria.exchangeable import need_free_coordinates
 from ckptforensics.lineage.effort import Effort
 from ckptforensics.lineage.models import Model
+from ckptforensics.lineage.numeric import ranks
 from ckptforensics.lineage.pair import Pair, spread
 from ckptforensics.lineage.randomness import Stream
 from ckptforensics.linear import Fit, block_map
@@ -136,6 +139,14 @@ def _frames(pair: Pair, which: Vector) -> _Frames:
     return _Frames(a, b, tuple(numbers.tolist()) if one_by_one else None)
 
 
+def _directions(pair: Pair) -> _Frames:
+    return _frames(pair, "u")
+
+
+def _triggers(pair: Pair) -> _Frames:
+    return _frames(pair, "v")
+
+
 def _subspaces(pair: Pair) -> _Frames:
     """The leading left singular vectors of L of layers spread over both models."""
     pair.need_same_width()
@@ -163,17 +174,43 @@ def _squares(overlaps: Floats) -> float:
     return float(np.sum(np.square(overlaps), dtype=np.float64))
 
 
-def _permutation_test(pair: Pair, frames: _Frames, statistic: Callable[[Floats], float]) -> Outcome:
+class _Orders:
+    """Statistics of random orders of B's coordinates, of each order when it is first asked for."""
+
+    def __init__(self, frames: _Frames, generator: np.random.Generator) -> None:
+        self.frames = frames
+        self._generator = generator
+        self._found: list[dict[_Statistic, float]] = []
+
+    @classmethod
+    def of(cls, pair: Pair, find: Callable[[Pair], _Frames]) -> _Orders:
+        return cls(find(pair), pair.generator(Stream.COORDINATE_ORDERS))
+
+    def each(self, statistic: _Statistic) -> Iterator[float]:
+        """The statistic of one order after the other; the same orders for every statistic."""
+        for place in itertools.count():
+            if place == len(self._found):
+                order = self._generator.permutation(self.frames.a.shape[0])
+                overlaps = self.frames.overlaps(order)
+                self._found.append({which: which(overlaps) for which in (_largest, _squares)})
+            yield self._found[place][statistic]
+
+
+_Statistic = Callable[[Floats], float]
+
+
+def _permutation_test(
+    pair: Pair, find: Callable[[Pair], _Frames], statistic: _Statistic
+) -> Outcome:
     """The statistic of the stored order among those of random orders of B's coordinates."""
+    orders = pair.once(_Orders.of, find)
+    frames = orders.frames
     need_free_coordinates(pair, (_by_coordinate(frames.a), _by_coordinate(frames.b)))
-    generator = pair.generator(Stream.COORDINATE_ORDERS)
     stored = frames.overlaps()
     observed = statistic(stored)
-    width = frames.a.shape[0]
+    each = orders.each(statistic)
     drawn = random_orders(
-        observed,
-        frames.orders(pair.effort),
-        lambda: statistic(frames.overlaps(generator.permutation(width))),
+        observed, frames.orders(pair.effort), lambda: next(each), go_on=not pair.shown
     )
     profile: tuple[float | None, ...] = ()
     note = "all pairs of layers, as the depths differ"
@@ -189,15 +226,18 @@ def _by_coordinate(vectors: Floats) -> Floats:
     return vectors.reshape(len(vectors), -1)
 
 
-def random_orders(observed: float, count: int, draw: Callable[[], float]) -> Doubles:
+def random_orders(
+    observed: float, count: int, draw: Callable[[], float], *, go_on: bool = True
+) -> Doubles:
     """The statistic of `count` random orders, of more while none is as good as the stored one.
 
-    Whether more are drawn is decided where none was as good. So p <= alpha, for an alpha that only
-    more orders can give, needs that of all that were drawn at most a share of alpha is as good, and
-    for a larger alpha that of the first ones is: p stays valid.
+    Not with `go_on` False, where another test shows more than they could. Whether more are drawn is
+    decided where none was as good. So p <= alpha, for an alpha that only more orders can give,
+    needs that of all that were drawn at most a share of alpha is as good, and for a larger alpha
+    that of the first ones is: p stays valid.
     """
     drawn: list[float] = []
-    for most in (count, _MORE * count):
+    for most in (count, _MORE * count) if go_on else (count,):
         drawn += [draw() for _ in range(most - len(drawn))]
         if max(drawn) >= _as_good_as(observed):
             break
@@ -236,7 +276,10 @@ def _gain_rank(pair: Pair) -> Outcome:
     generator = pair.generator(Stream.COORDINATE_ORDERS)
     observed = float(a @ b)
     drawn = random_orders(
-        observed, pair.effort.orders[0], lambda: float(a @ generator.permutation(b))
+        observed,
+        pair.effort.orders[0],
+        lambda: float(a @ generator.permutation(b)),
+        go_on=not pair.shown,
     )
     return among(observed, drawn)
 
@@ -249,11 +292,9 @@ def _mean_ranks(model: Model) -> Doubles:
     varied = [row for row in gains if np.ptp(row) > 0]
     if not varied:
         raise NotApplicable(f"the gains of {model.name} are all the same: folded, or not used")
-    from scipy.stats import rankdata
-
-    ranks = np.stack([rankdata(row) for row in varied])
-    ranks -= ranks.mean(axis=1, keepdims=True)
-    mean: Doubles = (ranks / ranks.std(axis=1, keepdims=True)).mean(axis=0)
+    every = np.stack([ranks(row) for row in varied])
+    every -= every.mean(axis=1, keepdims=True)
+    mean: Doubles = (every / every.std(axis=1, keepdims=True)).mean(axis=0)
     size = float(np.linalg.norm(mean))
     return mean / size if size > 0 else mean
 
@@ -277,7 +318,7 @@ CRITERIA: tuple[Criterion, ...] = (
         "direction max",
         "exact",
         OF_L,
-        lambda pair: _permutation_test(pair, _frames(pair, "u"), _largest),
+        lambda pair: _permutation_test(pair, _directions, _largest),
         NULL,
         "signatures",
         EVERY_LEVEL,
@@ -286,7 +327,7 @@ CRITERIA: tuple[Criterion, ...] = (
         "direction sum",
         "exact",
         OF_L,
-        lambda pair: _permutation_test(pair, _frames(pair, "u"), _squares),
+        lambda pair: _permutation_test(pair, _directions, _squares),
         NULL,
         "signatures",
         EVERY_LEVEL,
@@ -295,7 +336,7 @@ CRITERIA: tuple[Criterion, ...] = (
         "trigger sum",
         "exact",
         UNFOLDED,
-        lambda pair: _permutation_test(pair, _frames(pair, "v"), _squares),
+        lambda pair: _permutation_test(pair, _triggers, _squares),
         NULL,
         "signatures",
         EVERY_LEVEL,
@@ -304,7 +345,7 @@ CRITERIA: tuple[Criterion, ...] = (
         "top-8 subspaces",
         "exact",
         OF_L,
-        lambda pair: _permutation_test(pair, _subspaces(pair), _squares),
+        lambda pair: _permutation_test(pair, _subspaces, _squares),
         NULL,
         levels=("thorough",),
     ),

@@ -16,7 +16,7 @@ from ckptforensics.arrays import Doubles, Floats
 from ckptforensics.errors import NotApplicable
 from ckptforensics.forward import embedding_name
 from ckptforensics.lineage.correspondence.equal_parts import equal_parts
-from ckptforensics.lineage.correspondence.layer_survey import function_cosines, head_spectra
+from ckptforensics.lineage.correspondence.layer_survey import survey
 from ckptforensics.lineage.correspondence.shared_tokens import shared_tokens
 from ckptforensics.lineage.criteria.criterion import Criterion, Outcome
 from ckptforensics.lineage.criteria.directions import INSIDE, UNFOLDED
@@ -44,7 +44,10 @@ _WIDE = 1_024
 
 def _functions(pair: Pair) -> Outcome:
     """The largest of all pairs of layers, each the median of its sampled gates."""
-    cosines = pair.once(function_cosines)
+    found = pair.once(survey)
+    if found.unmeasured is not None:
+        raise NotApplicable(found.unmeasured)
+    cosines = found.functions
     by_layer: dict[int, float] = {}
     for (a, _), value in cosines.items():
         by_layer[a] = max(value, by_layer.get(a, 0.0))
@@ -59,7 +62,7 @@ def _functions(pair: Pair) -> Outcome:
 
 def _heads(pair: Pair) -> Outcome:
     """Share of heads that are nearest to one of the other model, of all or of one layer's."""
-    a, b = (pair.once(_spectra, at) for at in (0, 1))
+    a, b = pair.once(survey).heads
     if not a or not b:
         raise NotApplicable("a model has no attention that is analysed")
     shares, notes = [], []
@@ -80,10 +83,6 @@ def _heads(pair: Pair) -> Outcome:
         for layer in pair.a.layers
     )
     return Outcome(max([*whole, *layers]), profile=profile, note="; ".join(notes))
-
-
-def _spectra(pair: Pair, at: int) -> dict[int, Doubles]:
-    return {layer: rows for layer, rows in head_spectra(pair.models[at]).items() if len(rows)}
 
 
 def _near(mine: Mapping[int, Doubles], theirs: Mapping[int, Doubles]) -> dict[int, Doubles]:
@@ -172,15 +171,17 @@ def _centred(rows: Floats) -> Floats:
 def _principal(narrow: Floats, wide: Floats) -> tuple[float, int]:
     """The mean squared cosine of the narrower space's principal angles, and the wider's rank."""
     bases = [_basis(rows) for rows in (narrow, wide)]
-    few, many = sorted(bases, key=lambda basis: basis.shape[1])
-    cosines = np.linalg.svd(few.T @ many, compute_uv=False)
-    return float(np.mean(np.square(cosines))), many.shape[1]
+    few, many = sorted(basis.shape[1] for basis in bases)
+    # The squares of the cosines are those of the singular values of this product.
+    return float(np.sum(np.square(bases[0].T @ bases[1]))) / few, many
 
 
 def _basis(rows: Floats) -> Doubles:
     """An orthonormal basis of the columns' space, without what is rounding."""
-    left, sizes, _ = np.linalg.svd(rows.astype(np.float64), full_matrices=False)
-    found: Doubles = left[:, sizes > 1e-5 * sizes[0]]
+    exact = rows.astype(np.float64)
+    squares, right = np.linalg.eigh(exact.T @ exact)
+    there = squares > 1e-10 * squares[-1]
+    found: Doubles = exact @ (right[:, there] / np.sqrt(squares[there]))
     return found
 
 

@@ -9,6 +9,7 @@ from ckptforensics.lineage.changes.relations import find_relation
 from ckptforensics.lineage.changes.structure import find_structure
 from ckptforensics.lineage.pair import Pair
 from tests.support.lineage import llama, pair_of, tuned
+from tools import attacks
 
 
 @pytest.fixture(scope="module")
@@ -186,3 +187,21 @@ def test_one_expert_made_dense(model, upcycled, tmp_path, tmp_path_factory):
             changed[name] = kept
     found = find_structure(pair_of(tmp_path, model, upcycled.change(changed)))
     assert [(f.relation, f.direction) for f in found] == [("width-changed", "unknown")]
+
+
+WIDER = {
+    "decoys": attacks.decoys,
+    "8 copies": attacks.copies,
+    "zeros behind the stream": attacks.padded,
+    "noise reads what is behind": lambda m, g: attacks.padded(m, g, noise=True),
+}
+
+
+@pytest.mark.parametrize("name", WIDER)
+def test_what_hides_in_more_width_is_width(name, tmp_path):
+    """Found in another basis too; of units that have copies any one will do."""
+    original = llama(tmp_path, 0)
+    made = attacks.hidden(WIDER[name])(original, np.random.default_rng(1))
+    (found,) = find_structure(pair_of(tmp_path, original, made))
+    assert found.relation == "width-changed"
+    assert "100% of the units" in found.reason or "or are copies" in found.reason

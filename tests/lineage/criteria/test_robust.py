@@ -12,7 +12,8 @@ import scipy.linalg
 from ckptforensics.checkpoint import open_checkpoint
 from ckptforensics.errors import NotApplicable
 from ckptforensics.lineage.compare import compare_pair
-from ckptforensics.lineage.correspondence.layer_survey import Behind, head_spectra
+from ckptforensics.lineage.correspondence.behind_gates import Behind
+from ckptforensics.lineage.correspondence.heads import head_spectra
 from ckptforensics.lineage.criteria import robust
 from ckptforensics.lineage.models import Model
 from ckptforensics.lineage.pair import Pair
@@ -50,7 +51,7 @@ def values(pair: Pair) -> list[float]:
 def test_spectra_are_those_of_the_dense_products():
     model = opened(ZOO / "seed0")
     attention = model.block(2).attention
-    found = head_spectra(model)[2]
+    found = head_spectra(attention)
     width = attention.head_dim
     gained = attention.value.weight * attention.norm.gain
     for head, rows in enumerate(found):
@@ -78,12 +79,16 @@ def test_what_is_explained_is_what_least_squares_explain():
     assert robust._explained(np.float32(space), target) == pytest.approx(1 - left.mean(), abs=1e-3)
 
 
+def flat(behind: Behind) -> tuple[np.ndarray, np.ndarray]:
+    return behind.up[0], behind.write[0]
+
+
 def test_sums_behind_a_gate_are_never_formed():
     generator = np.random.default_rng(2)
-    one, other = (Behind(*np.float32(generator.standard_normal((2, n, 9)))) for n in (3, 5))
-    dense = [sum(np.outer(u, w) for u, w in zip(*b, strict=True)) for b in (one, other)]
-    assert one.inner(other) == pytest.approx(float((dense[0] * dense[1]).sum()), rel=1e-5)
-    assert one.size() == pytest.approx(float(np.linalg.norm(dense[0])), rel=1e-5)
+    one, other = (Behind(*np.float32(generator.standard_normal((2, 1, n, 9)))) for n in (3, 5))
+    dense = [sum(np.outer(u, w) for u, w in zip(*b, strict=True)) for b in map(flat, (one, other))]
+    assert one.inner(other) == pytest.approx([float((dense[0] * dense[1]).sum())], rel=1e-5)
+    assert one.sizes() == pytest.approx([float(np.linalg.norm(dense[0]))], rel=1e-5)
 
 
 # Relatives
