@@ -11,7 +11,7 @@ from typing import Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ckptforensics.errors import UsageError
-from ckptforensics.registry.claims.files import read_small
+from ckptforensics.registry.stores.files import read_small
 from ckptforensics.results.audit import RuleId, Severity
 
 Format = Literal["safetensors", "torch", "gguf"]

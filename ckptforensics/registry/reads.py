@@ -15,13 +15,13 @@ from ckptforensics.jobs.processes import Job, run_jobs
 from ckptforensics.progress import Progress, running
 from ckptforensics.registry.catalog.models import CataloguedModel
 from ckptforensics.registry.catalog.writer import CatalogWriter, Work, place_of
-from ckptforensics.registry.claims.files import read_small
 from ckptforensics.registry.claims.matching import Names
 from ckptforensics.registry.code import reading_code
 from ckptforensics.registry.found import Found, Listing
 from ckptforensics.registry.options import AuditOptions
 from ckptforensics.registry.reading import ReadFile, Reading, Stumble
 from ckptforensics.registry.request import ReadingRequest
+from ckptforensics.registry.stores.files import read_small
 from ckptforensics.sources import parse_json_object
 
 _ADAPTER = "adapter_config.json"
@@ -75,7 +75,9 @@ def _new(
     for found in models:
         base = None if names is None else _base_of(found, names)
         listed = _listed(found, base, options)
-        if catalog.reuse(found, listed, run):
+        # A server that states nothing of a file may have another one by now.
+        told = all(file.changed for file in found.files)
+        if told and catalog.reuse(found, listed, run):
             reused.add(place_of(found))
         else:
             tasks.append(_Task(found, listed, base))

@@ -25,7 +25,6 @@ from ckptforensics.errors import (
 from ckptforensics.registry.catalog.lookup import signature_of_weights
 from ckptforensics.registry.claims import metadata
 from ckptforensics.registry.claims.card import read_card
-from ckptforensics.registry.claims.files import read_small
 from ckptforensics.registry.found import FoundFile
 from ckptforensics.registry.reading import (
     Licence,
@@ -37,6 +36,7 @@ from ckptforensics.registry.reading import (
 )
 from ckptforensics.registry.request import ReadingRequest
 from ckptforensics.registry.stores.digests import verify_digest
+from ckptforensics.registry.stores.files import content_of
 from ckptforensics.results import (
     Signature,
     SignatureDocument,
@@ -47,6 +47,7 @@ from ckptforensics.results.audit import AuditedLayer
 from ckptforensics.sources import parse_json_object
 
 _MOST_MESSAGE = 600
+_MOST_TEXT_BYTES = 64_000_000
 
 
 @dataclass
@@ -138,10 +139,10 @@ def _texts(state: _State) -> None:
     """Cards, configurations, templates: what they claim, each by itself."""
     for file in state.request.found.files:
         reader = _reader_of(file)
-        if reader is None or file.path is None:
+        if reader is None or (state.request.offline and file.path is None):
             continue
         try:
-            reader(state, file, read_small(file.path))
+            reader(state, file, content_of(file, _MOST_TEXT_BYTES))
         except CkptError as problem:
             state.stumble("card" if file.role == "card" else "text", file.name, problem)
         except RecursionError:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ckptforensics.results.comparison import Level
 
 _SEVERITIES = ("error", "warning", "note")
+_MOST_LIST_BYTES = 100_000_000
 # Where the ending of a file's name is not the form's.
 _ENDINGS = {"markdown": "md", "cyclonedx": "cdx.json", "intoto": "intoto.json"}
 
@@ -250,9 +251,11 @@ def _listed(file: Path | None) -> list[str]:
     """The sources in a file, without empty lines and comments."""
     if file is None:
         return []
-    from ckptforensics.registry.claims.files import read_small
+    from ckptforensics.registry.stores.files import read_small
 
-    rows = read_small(file.resolve()).decode("utf-8", "surrogateescape").splitlines()
+    rows = (
+        read_small(file.resolve(), _MOST_LIST_BYTES).decode("utf-8", "surrogateescape").splitlines()
+    )
     return [row.strip() for row in rows if row.strip() and not row.lstrip().startswith("#")]
 
 
