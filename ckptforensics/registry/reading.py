@@ -10,8 +10,9 @@ from ckptforensics.results.records import DamageRecord, Frozen, Name, Sha256
 
 # Where reading a model stopped, or what it stumbled over. Those of `found.ProblemKind`, and:
 ReadingProblem = Literal[
-    "card",  # a card, configuration or tokenizer that cannot be read as one
+    "card",  # a card that cannot be read as one
     "pickle",  # a pickle that names what is refused
+    "pickle-classes",  # a pickle beside the weights that holds a program's own objects
     "container",  # weights that break their format
     "family",  # no family that is known
     "values",  # weights that cannot be analysed: missing tensors, not finite
@@ -19,6 +20,8 @@ ReadingProblem = Literal[
     "dependency",  # a package is not installed
     "base",  # an adapter whose base is not at hand
     "several",  # several models in one place
+    "copy",  # other weights beside those that are read
+    "text",  # a configuration or tokenizer that cannot be read as one
     "crash",  # the process ended without an answer
 ]
 

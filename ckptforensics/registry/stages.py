@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from ckptforensics.errors import (
 from ckptforensics.registry.catalog.lookup import signature_of_weights
 from ckptforensics.registry.claims import metadata
 from ckptforensics.registry.claims.card import read_card
+from ckptforensics.registry.claims.pickles import globals_in, is_harmful
 from ckptforensics.registry.found import FoundFile
 from ckptforensics.registry.reading import (
     Licence,
@@ -47,6 +48,8 @@ from ckptforensics.results.audit import AuditedLayer
 from ckptforensics.sources import parse_json_object
 
 _MOST_MESSAGE = 600
+_MOST_NAMES = 8
+_TORCH_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 _MOST_TEXT_BYTES = 64_000_000
 
 
@@ -83,7 +86,7 @@ def read(request: ReadingRequest) -> Iterator[Reading]:
     """The reading after each stage."""
     state = _State(request)
     state.stumbles += [Stumble.of(problem) for problem in request.found.problems]
-    for stage in (_digests, _texts, _headers, _weights):
+    for stage in (_digests, _texts, _headers, _copies, _weights):
         try:
             stage(state)
         except MemoryError:
@@ -117,22 +120,69 @@ def _digests(state: _State) -> None:
             )
         )
     state.known["files"] = tuple(files)
-    state.known["weights"] = weights_digest(files)
 
 
-def weights_digest(files: list[ReadFile]) -> str | None:
-    """One digest of all weight files, whatever they are called; None where one is not known.
+def _weights_digest(state: _State) -> str | None:
+    """One digest of all weight files that are read, or of all there are where none can be.
 
-    A digest that a server states counts where nothing of the file was read.
+    Whatever they are called, and whatever lies beside them. None where one is not known; a digest
+    that a server states counts where the file was not read whole.
     """
+    read = _files_read(state)
     digests = [
         file.sha256 or (file.stated or "").partition("sha256:")[2]
-        for file in files
-        if file.role in ("weights", "adapter")
+        for file in state.known["files"]
+        if file.role in ("weights", "adapter") and (not read or file.name in read)
     ]
     if not digests or not all(digests):
         return None
     return hashlib.sha256("\n".join(sorted(digests)).encode()).hexdigest()
+
+
+def _files_read(state: _State) -> set[str]:
+    """Names of the files that the model, or the adapter, is read from."""
+    if state.checkpoint is None:
+        return set()
+    paths = {_real(path) for path in state.checkpoint.source.files}
+    names = {path.name for path in state.checkpoint.source.files}
+    return {
+        file.name
+        for file in state.request.found.files
+        if (file.name in names if file.path is None else _real(file.path) in paths)
+    }
+
+
+def _copies(state: _State) -> None:
+    """Weight files that are not read as a part of the model: told, and looked at for what they do.
+
+    A loader may well take them.
+    """
+    state.known["weights"] = _weights_digest(state)
+    read = _files_read(state)
+    for file in state.request.found.files:
+        if file.path is None or file.name in read or file.role not in ("weights", "other"):
+            continue
+        if file.name.endswith(_TORCH_SUFFIXES):
+            _look_at_pickle(state, file)
+        if file.role == "weights" and read:
+            note = CkptError("these weights lie beside those that are read, and were not read")
+            state.stumble("copy", file.name, note)
+
+
+def _look_at_pickle(state: _State, file: FoundFile) -> None:
+    """Tell which globals loading a file would import, of which plain data have no need."""
+    assert file.path is not None
+    if any(one.kind == "pickle" and one.file == file.name for one in state.stumbles):
+        return
+    try:
+        named = globals_in(file.path)
+    except CkptError:  # told where the model was opened, or another program's file
+        return
+    harmful = [name for name in named if is_harmful(name)]
+    if named:
+        kind = "pickle" if harmful else "pickle-classes"
+        shown = ", ".join((harmful or named)[:_MOST_NAMES])
+        state.stumble(kind, file.name, CkptError(f"loading this pickle imports {shown}"))
 
 
 def _texts(state: _State) -> None:
@@ -346,9 +396,11 @@ def _file_name(path: Path, state: _State) -> str:
     for file in state.request.found.files:
         if file.path is not None and file.path == path:
             return file.name
-    with suppress(OSError, ValueError):
-        resolved = path.resolve()
-        for file in state.request.found.files:
-            if file.path is not None and file.path.resolve() == resolved:
-                return file.name
+    for file in state.request.found.files:
+        if file.path is not None and _real(file.path) == _real(path):
+            return file.name
     return path.name
+
+
+def _real(path: Path) -> str:
+    return os.path.realpath(path)

@@ -389,6 +389,12 @@ RELATED: tuple[Row, ...] = (
 HOSTILE: tuple[Row, ...] = (
     Row("honest", "nothing is wrong", hostile(lambda folder: None)),
     Row("honest-torch", "nothing is wrong, as PyTorch saves it", hostile(torch_file)),
+    Row(
+        "pickle-beside",
+        "a pickle that runs a program, beside honest weights",
+        hostile(put("training_args.bin", pickle.dumps({"w": _Harm()}, protocol=2))),
+        "CKPT011",
+    ),
     Row("pickle", "a pickle that runs a program", hostile(harmful_pickle), "CKPT011 CKPT015"),
     Row(
         "bad-crc",

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 
 from ckptforensics.registry.judged import Judged, World
 from ckptforensics.registry.reading import ModelFacts
 from ckptforensics.registry.rules.rule import Draft
 
 # Stumbles that rules of their own are about; all others are a file that cannot be read.
-_TOLD = frozenset({"pickle", "not-fetched", "digest", "not-finite", "remote", "base", "family"})
+_TOLD = frozenset(
+    ("pickle", "pickle-classes", "not-fetched", "digest", "not-finite")
+    + ("remote", "base", "family", "copy")
+)
 # What a suffix promises of a container.
 _CONTAINERS = {
     ".safetensors": "safetensors",
@@ -112,6 +116,8 @@ def template_code(judged: Judged, world: World) -> Iterator[Draft]:
 def unsafe_pickle(judged: Judged, world: World) -> Iterator[Draft]:
     """A pickle that names or calls what no state dict needs."""
     yield from _stumbles(judged, "pickle")
+    for draft in _stumbles(judged, "pickle-classes"):
+        yield replace(draft, severity="note")
 
 
 def not_fetched(judged: Judged, world: World) -> Iterator[Draft]:
