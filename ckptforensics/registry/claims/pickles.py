@@ -12,6 +12,8 @@ import pickletools
 import re
 import zipfile
 from collections.abc import Iterator
+from functools import cache
+from importlib.resources import files
 from pathlib import Path
 
 from ckptforensics.errors import CkptError
@@ -30,87 +32,6 @@ _DATA = re.compile(
     r"|(?:builtins|__builtin__)\.(?:set|frozenset|dict|list|tuple|int|float|complex|slice|range"
     r"|bool|str|bytes|bytearray|object)"
     r"|copyreg\._reconstructor|copy_reg\._reconstructor|datetime\.\w+|pathlib\.\w+|argparse\.Namespace"
-)
-# Modules through which a pickle can run programs, reach files or the network, or load more code.
-_HARMFUL = frozenset(
-    [
-        "__builtin__",
-        "asyncio",
-        "bdb",
-        "builtins",
-        "cProfile",
-        "code",
-        "codeop",
-        "commands",
-        "concurrent",
-        "ctypes",
-        "dill",
-        "distutils",
-        "doctest",
-        "ensurepip",
-        "fileinput",
-        "ftplib",
-        "functools",
-        "glob",
-        "http",
-        "httplib",
-        "idlelib",
-        "imp",
-        "importlib",
-        "inspect",
-        "io",
-        "joblib",
-        "linecache",
-        "marshal",
-        "mmap",
-        "multiprocessing",
-        "nt",
-        "ntpath",
-        "operator",
-        "os",
-        "pdb",
-        "pickle",
-        "pip",
-        "pkgutil",
-        "platform",
-        "posix",
-        "posixpath",
-        "profile",
-        "pty",
-        "py_compile",
-        "pydoc",
-        "requests",
-        "runpy",
-        "shelve",
-        "shutil",
-        "signal",
-        "site",
-        "smtplib",
-        "socket",
-        "socketserver",
-        "ssl",
-        "subprocess",
-        "sys",
-        "sysconfig",
-        "tarfile",
-        "telnetlib",
-        "tempfile",
-        "test",
-        "threading",
-        "timeit",
-        "trace",
-        "types",
-        "typing",
-        "unittest",
-        "urllib",
-        "urllib2",
-        "uuid",
-        "venv",
-        "webbrowser",
-        "xmlrpc",
-        "zipfile",
-        "zipimport",
-    ]
 )
 _HARMFUL_OF_TORCH = re.compile(r"torch\.(?:hub|jit|_inductor|utils|load|save|serialization\.load)")
 
@@ -133,7 +54,14 @@ def globals_in(path: Path) -> list[str]:
 
 def is_harmful(name: str) -> bool:
     """Whether a global is of a module through which a pickle can do harm."""
-    return name.partition(".")[0] in _HARMFUL or _HARMFUL_OF_TORCH.match(name) is not None
+    return name.partition(".")[0] in _harmful_modules() or _HARMFUL_OF_TORCH.match(name) is not None
+
+
+@cache
+def _harmful_modules() -> frozenset[str]:
+    """Modules through which a pickle can run programs, reach files or the network."""
+    folder = files("ckptforensics.registry.claims")
+    return frozenset((folder / "harmful_modules.txt").read_text("utf-8").split())
 
 
 def _pickles(path: Path) -> Iterator[bytes]:
@@ -172,9 +100,9 @@ def _named(data: bytes) -> Iterator[str]:
                 if opcode.name == "MEMOIZE":
                     memo[len(memo)] = pushed[-1]
                 elif opcode.name.endswith("PUT"):
-                    memo[int(argument)] = pushed[-1]
+                    memo[int(argument or 0)] = pushed[-1]
                 elif opcode.name.endswith("GET"):
-                    pushed.append(memo.get(int(argument)))
+                    pushed.append(memo.get(int(argument or 0)))
                 elif opcode.name not in ("PROTO", "FRAME", "STOP"):
                     pushed.append(argument if isinstance(argument, str) else None)
         except (ValueError, IndexError, KeyError, UnicodeDecodeError, OverflowError):

@@ -12,8 +12,10 @@ from ckptforensics.registry.rules.rule import Draft
 
 # Stumbles that rules of their own are about; all others are a file that cannot be read.
 _TOLD = frozenset(
-    ("pickle", "pickle-classes", "not-fetched", "digest", "not-finite")
-    + ("remote", "base", "family", "copy")
+    {
+        *("pickle", "pickle-classes", "not-fetched", "digest", "not-finite"),
+        *("remote", "base", "family", "copy"),
+    }
 )
 # What a suffix promises of a container.
 _CONTAINERS = {
