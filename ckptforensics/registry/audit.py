@@ -22,7 +22,14 @@ from ckptforensics.registry.pairs import Declared
 from ckptforensics.registry.reads import read_models
 from ckptforensics.registry.rules.table import apply_rules, rule_records
 from ckptforensics.registry.stores.listing import list_models
-from ckptforensics.results.audit import AuditDocument, AuditedFile, AuditedModel, Coverage
+from ckptforensics.results.audit import (
+    SEVERITIES,
+    AuditDocument,
+    AuditedFile,
+    AuditedModel,
+    Coverage,
+    FindingRecord,
+)
 from ckptforensics.results.records import Skipped
 from ckptforensics.version import __version__
 
@@ -53,24 +60,37 @@ def audit(
         catalog.mark_vanished(run)
         models, own = catalog.models(), catalog.models(run)
         declared = Declared(models)
-        relations = compare_models(catalog, models, own, declared, options, work, progress)
+        relations, left = compare_models(catalog, models, own, declared, options, work, progress)
         judged = judge(models, own, declared, relations, options.policy)
         world = World(judged, {m.number: m for m in models}, declared, options.policy)
         findings = apply_rules(world, options.known, options.today)
-        unchecked = [m.number for m in own if m.state != "signed"]
+        unchecked = {m.number for m in own if m.state != "signed" or judged[m.number].failed}
+        kept = {finding.id for _, finding in findings}
+        for number, finding in catalog.unchecked_findings(run, kept, unchecked):
+            findings.append((number, _not_checked(finding, options)))
+        findings.sort(key=lambda row: SEVERITIES.index(row[1].severity))
         work.seconds = time.monotonic() - began
         catalog.end_run(run, findings, unchecked, work)
         return AuditDocument(
             tool_version=__version__,
-            coverage=_coverage(listing, judged, reused),
-            models=tuple(_audited(one) for one in judged.values()),
+            coverage=_coverage(listing, judged, reused, left),
+            models=tuple(_audited(one, left.get(number, 0)) for number, one in judged.items()),
             findings=tuple(finding for _, finding in findings),
             rules=rule_records(options.policy),
             runs=catalog.runs(run),
         )
 
 
-def _coverage(listing: Listing, judged: dict[int, Judged], reused: set[str]) -> Coverage:
+def _not_checked(finding: FindingRecord, options: AuditOptions) -> FindingRecord:
+    """A finding of a run before, whose model could not be read again: it stands."""
+    told = ("found by a run before, and not checked in this one", *finding.evidence)
+    update = {"checked": False, "evidence": told, "known": finding.id in options.known}
+    return finding.model_copy(update=update)
+
+
+def _coverage(
+    listing: Listing, judged: dict[int, Judged], reused: set[str], left: dict[int, int]
+) -> Coverage:
     models = [one.model for one in judged.values()]
     states = [model.state for model in models]
     compared = {
@@ -78,7 +98,9 @@ def _coverage(listing: Listing, judged: dict[int, Judged], reused: set[str]) -> 
         for one in judged.values()
         for identity in one.compared
     }
-    left = {frozenset((one.model.name, name)) for one in judged.values() for name, _ in one.failed}
+    failed = {
+        frozenset((one.model.name, name)) for one in judged.values() for name, _ in one.failed
+    }
     return Coverage(
         models=len(models),
         signed=states.count("signed"),
@@ -89,12 +111,12 @@ def _coverage(listing: Listing, judged: dict[int, Judged], reused: set[str]) -> 
         files=sum(len(model.reading.files) for model in models),
         bytes=sum(file.bytes for model in models for file in model.reading.files),
         pairs=len(compared),
-        pairs_left=len(left),
+        pairs_left=len(failed) + sum(left.values()),
         not_read=tuple(Skipped(what=what, reason=why) for what, why in listing.not_read),
     )
 
 
-def _audited(judged: Judged) -> AuditedModel:
+def _audited(judged: Judged, left: int) -> AuditedModel:
     model, reading = judged.model, judged.model.reading
     facts, signature = reading.facts, reading.signature
     return AuditedModel(
@@ -122,13 +144,16 @@ def _audited(judged: Judged) -> AuditedModel:
         layers=() if signature is None else signature.layers,
         claims=judged.claims,
         relatives=tuple(relative.record for relative in judged.relatives),
-        not_read=tuple(_not_read(judged, model)),
+        not_read=tuple(_not_read(judged, model, left)),
     )
 
 
-def _not_read(judged: Judged, model: CataloguedModel) -> list[Skipped]:
+def _not_read(judged: Judged, model: CataloguedModel, left: int) -> list[Skipped]:
     rows = [Skipped(what=s.file or "weights", reason=s.message) for s in model.reading.stumbles]
     rows += [Skipped(what=f"comparison with {name}", reason=why) for name, why in judged.failed]
+    if left:
+        reason = f"{left} more families of models have near signatures; raise --neighbours"
+        rows.append(Skipped(what="comparisons", reason=reason))
     return rows
 
 

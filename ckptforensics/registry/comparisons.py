@@ -29,8 +29,8 @@ def compare_models(
     options: AuditOptions,
     work: Work,
     progress: Progress | None,
-) -> Relations:
-    """All that is measured of pairs, after those were compared that are worth it and were not.
+) -> tuple[Relations, dict[int, int]]:
+    """Compare what is worth it and was not; all that is measured of pairs then, and `Plan.left`.
 
     First claimed parents and nearest signatures; then, where a claimed parent could be neither
     shown nor excluded, that parent beside what the model is a relative of.
@@ -38,14 +38,14 @@ def compare_models(
     codes = {comparing_code(options.level, by_signature=by): by for by in (False, True)}
     relations = catalog.relations(codes)
     first = plan_pairs(models, [m.number for m in of], declared, most=options.neighbours)
-    _compare(catalog, first, relations, options, work, progress)
+    _compare(catalog, first.pairs, relations, options, work, progress)
     second = {
         (pair.a.identity, pair.b.identity): pair
         for a, b in second_round(models, of, declared, relations)
         if (pair := as_pair(a, b, "claimed parent")) is not None
     }
     _compare(catalog, second.values(), relations, options, work, progress)
-    return relations
+    return relations, first.left
 
 
 def _compare(
@@ -110,5 +110,5 @@ def _measured(job: Job, a: str, b: str) -> PairRecord | str:
         except ValidationError:
             return "what it printed is no comparison"
     if job.overdue:
-        return f"it took more than {job.seconds:.0f} seconds"
+        return f"it took more than {job.seconds:g} seconds"
     return one_line(job.complaint().removeprefix("ckpt: error: "))[:_MOST_MESSAGE]

@@ -92,7 +92,11 @@ class _Judge:
     def __init__(
         self, models: Sequence[CataloguedModel], declared: Declared, measured: Relations
     ) -> None:
-        self._models, self._declared, self._measured = models, declared, measured
+        self._declared, self._measured = declared, measured
+        self._first: dict[str, int] = {}
+        for model in models:
+            before = self._first.get(model.identity, model.first_run)
+            self._first[model.identity] = min(before, model.first_run)
         named = Counter(
             parent.number
             for matches in declared.matches.values()
@@ -112,7 +116,9 @@ class _Judge:
     def relatives(self, model: CataloguedModel) -> Iterator[Relative]:
         """The others that have its weights, and those that a comparison found to be related."""
         for other in self._by_identity.get(model.identity, ()):
-            if other.number != model.number and model.reading.weights is not None:
+            # What nobody could read as a model has no weights that another could have.
+            read = model.reading.facts is not None and model.reading.weights is not None
+            if other.number != model.number and read:
                 yield relative_of(model, other, None)
         for identity, pair in self._measured.of(model.identity):
             if isinstance(pair, PairRecord):
@@ -142,7 +148,7 @@ class _Judge:
         matches = self._declared.matches[model.number]
         parents = len({claim.parent.casefold() for claim in model.reading.claims})
         for claim, match in zip(model.reading.claims, matches, strict=True):
-            verdict, why = self._verdict(model, claim, match, relatives, parents)
+            verdict, why = self._careful_verdict(model, claim, match, relatives, parents)
             yield ClaimRecord(
                 parent=claim.parent,
                 relation=claim.relation,
@@ -175,12 +181,19 @@ class _Judge:
     ) -> bool:
         """Whether it is the other model that has something to declare, and this one has not.
 
-        Where the weights do not show who came first, that is one without standing beside one with:
-        a model that another's confirmed claim names, or one whose own confirmed parent is not known
-        to be independent of the other. Without such a difference both have.
+        Where the weights do not show who came first, that is the one that this catalog has known
+        for longer, and one with standing beside one without: a model that another's confirmed claim
+        names, or one whose own confirmed parent is not known to be independent of the other.
+        Without such a difference both have something to declare.
         """
         other = relative.other
-        if relative.record.arrow == "a->b" or other.number in standing:
+        if relative.record.arrow == "a->b":
+            return False
+        # Of two that both have standing, or none, the one that was catalogued first is excused.
+        senior = self._first[model.identity] < self._first[other.identity]
+        if senior and (model.number in standing or other.number not in standing):
+            return True
+        if other.number in standing:
             return False
         if model.number not in standing:
             return False
@@ -195,6 +208,23 @@ class _Judge:
             not isinstance(pair, PairRecord) or is_relative(relative_of(other, parent, pair))
             for parent, pair in zip(parents, pairs, strict=True)
         )
+
+    def _careful_verdict(
+        self,
+        model: CataloguedModel,
+        claim: Claim,
+        match: Match,
+        relatives: Sequence[Relative],
+        parents: int,
+    ) -> tuple[ClaimVerdict, str]:
+        """The verdict; a parent that only the end of its name tells is contradicted by nothing."""
+        verdict, why = self._verdict(model, claim, match, relatives, parents)
+        if verdict == "contradicted" and not match.whole:
+            return "unverifiable", (
+                f"only the end of its name says that {match.models[0].name} is meant, and it may "
+                f"be another; of that one: {why}"
+            )
+        return verdict, why
 
     def _verdict(
         self,

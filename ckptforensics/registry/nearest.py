@@ -19,9 +19,11 @@ from ckptforensics.registry.catalog.models import CataloguedModel
 # Share of a fingerprint's bits. Strangers' differ in half of them, 128 give or take .044; those of
 # the zoo's relatives in .09 to .41 where the basis is the same.
 _FINGERPRINT = 0.4
-# Mean difference of log10 of the two leading singular values, over layers. In the zoo relatives
-# differ by .004 to .09, strangers of one recipe by .011 to .1, a copy in another basis by nothing.
-_SPECTRUM = 0.1
+# Mean difference of log10 of the two leading singular values, over layers, once the median is taken
+# off: a residual stream that is scaled moves all large ones alike. In the zoo relatives differ by
+# .004 to .04, strangers of one recipe by .011 to .03, a copy in another basis by nothing, and one
+# whose stream was scaled as well by .11.
+_SPECTRUM = 0.15
 
 
 @dataclass(frozen=True)
@@ -32,12 +34,10 @@ class Neighbour:
     distance: float
 
 
-def neighbours(models: Sequence[CataloguedModel], most: int) -> dict[int, list[Neighbour]]:
-    """For each model with a signature, at most so many others that may be relatives.
+def neighbours(models: Sequence[CataloguedModel]) -> dict[int, list[Neighbour]]:
+    """For each model with a signature, the others that may be relatives, the nearest first.
 
-    Parameters
-    ----------
-    models : those without a signature have no neighbours
+    Models without a signature have no neighbours, and are nobody's.
     """
     found: dict[int, dict[int, float]] = defaultdict(dict)
     for pairs in (_by_fingerprint(models), _by_spectrum(models)):
@@ -45,10 +45,7 @@ def neighbours(models: Sequence[CataloguedModel], most: int) -> dict[int, list[N
             for a, b in ((i, j), (j, i)):
                 found[a][b] = min(distance, found[a].get(b, np.inf))
     return {
-        i: [
-            Neighbour(j, d)
-            for j, d in sorted(near.items(), key=lambda row: (row[1], row[0]))[:most]
-        ]
+        i: [Neighbour(j, d) for j, d in sorted(near.items(), key=lambda row: (row[1], row[0]))]
         for i, near in found.items()
     }
 
@@ -81,7 +78,9 @@ def _by_spectrum(models: Sequence[CataloguedModel]) -> Iterator[tuple[int, int, 
             continue
         profiles = np.stack([_profile(models[i]) for i in members])
         for k in range(len(members)):
-            distances = np.abs(profiles[k + 1 :] - profiles[k]).mean(axis=1)
+            differences = profiles[k + 1 :] - profiles[k]
+            differences -= np.median(differences, axis=1, keepdims=True)
+            distances = np.abs(differences).mean(axis=1)
             for other in np.flatnonzero(distances <= _SPECTRUM):
                 yield members[k], members[k + 1 + other], float(distances[other] / _SPECTRUM)
 

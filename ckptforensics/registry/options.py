@@ -13,6 +13,8 @@ from ckptforensics.results.comparison import Level
 # A process may take so long, and as long as its bytes take at so many a second.
 _LEAST_SECONDS = 300.0
 _BYTES_A_SECOND = 20e6
+# A sparse file may claim any size.
+_MOST_SECONDS = 6 * 3600.0
 
 
 def _today() -> date:
@@ -59,4 +61,4 @@ class AuditOptions:
         """After how long a process that reads so many bytes is ended."""
         if self.seconds is not None:
             return self.seconds
-        return _LEAST_SECONDS + nbytes / _BYTES_A_SECOND
+        return round(min(_MOST_SECONDS, _LEAST_SECONDS + nbytes / _BYTES_A_SECOND))

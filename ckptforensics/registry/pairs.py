@@ -27,6 +27,20 @@ class PlannedPair:
         return not (has_weights(self.a) and has_weights(self.b))
 
 
+@dataclass(frozen=True)
+class Plan:
+    """What is compared.
+
+    Attributes
+    ----------
+    pairs : in order of their identities
+    left : numbers of models to how many families near by signature they are not compared with
+    """
+
+    pairs: list[PlannedPair]
+    left: dict[int, int]
+
+
 class Declared:
     """What the models of a catalog declare about one another.
 
@@ -60,6 +74,21 @@ class Declared:
                     waiting += self._parents.get(one, ())
         return found
 
+    def families(self) -> dict[int, int]:
+        """Each model's number to one that is the same for all that declare to be related."""
+        family: dict[int | str, int | str] = {}
+
+        def root(one: int | str) -> int | str:
+            while family.setdefault(one, one) != one:
+                one = family[one]
+            return one
+
+        for number, parents in self._parents.items():
+            for parent in parents:
+                family[root(parent)] = root(number)
+        names: dict[int | str, int] = {}
+        return {n: names.setdefault(root(n), len(names)) for n in self._parents}
+
     def related(self, i: int, j: int) -> bool:
         """Whether what the two declare makes them relatives."""
         a, b = self.ancestors(i) | {i}, self.ancestors(j) | {j}
@@ -68,14 +97,14 @@ class Declared:
 
 def plan_pairs(
     models: Sequence[CataloguedModel], of: Iterable[int], declared: Declared, *, most: int
-) -> list[PlannedPair]:
+) -> Plan:
     """The pairs that are worth a test: claimed parents, and the nearest by signature.
 
     Parameters
     ----------
     models : of the catalog
     of : numbers of the models that are audited; a pair has one of them at least
-    most : candidates by signature for a model
+    most : families of models near by signature that a model is compared with one of
     """
     of = set(of)
     by_number = {model.number: model for model in models}
@@ -96,13 +125,25 @@ def plan_pairs(
         for match in declared.matches[number]:
             if match.models:
                 want(by_number[number], match.models[0], "claimed parent")
-    near = neighbours(models, most)
+    family = declared.families()
+    near = neighbours(models)
+    left: dict[int, int] = {}
     for i, model in enumerate(models):
+        # One of a family stands for it, and a model's own family is explained by what it declares:
+        # else whoever has many siblings would have no place for anybody else.
+        seen = {family[model.number]}
         for neighbour in near.get(i, ()):
             other = models[neighbour.index]
-            if model.identity in of_identity or other.identity in of_identity:
+            if family[other.number] in seen:
+                continue
+            seen.add(family[other.number])
+            if not (model.identity in of_identity or other.identity in of_identity):
+                continue
+            if len(seen) <= most + 1:
                 want(model, other, "nearest signature")
-    return [wanted[key] for key in sorted(wanted)]
+            elif model.identity in of_identity:
+                left[model.number] = left.get(model.number, 0) + 1
+    return Plan([wanted[key] for key in sorted(wanted)], left)
 
 
 def as_pair(i: CataloguedModel, j: CataloguedModel, why: Why) -> PlannedPair | None:

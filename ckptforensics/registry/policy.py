@@ -6,9 +6,9 @@ import tomllib
 from datetime import date
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Annotated, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from ckptforensics.errors import UsageError
 from ckptforensics.registry.stores.files import read_small
@@ -36,7 +36,7 @@ class Suppression(_Table):
 
     rule: RuleId
     model: str = Field(min_length=1)
-    reason: str = Field(min_length=1)
+    reason: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
     expires: date
 
     def covers(self, rule: str, model: str) -> bool:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, is_dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -125,7 +126,8 @@ def _job(catalog: CatalogWriter, task: _Task, number: int, options: AuditOptions
         weights=options.weights,
         offline=options.offline,
     )
-    request_file.write_text(request.model_dump_json())
+    # In ASCII: file names need not be Unicode.
+    request_file.write_text(json.dumps(request.model_dump(mode="python"), default=_plain))
     base_bytes = 0 if task.base is None else sum(f.bytes for f in task.base.reading.files)
     return Job(
         task.found.name,
@@ -135,6 +137,11 @@ def _job(catalog: CatalogWriter, task: _Task, number: int, options: AuditOptions
         reserved=options.share + task.found.bytes + base_bytes,
         seconds=options.seconds_for(task.found.bytes),
     )
+
+
+def _plain(value: Any) -> Any:
+    """What JSON has no word for: records that are no dictionaries, and paths."""
+    return asdict(value) if is_dataclass(value) and not isinstance(value, type) else str(value)
 
 
 def _signature_file(job: Job) -> Path:
@@ -160,7 +167,7 @@ def _reading_of(job: Job, found: Found) -> Reading:
         return reading
     if job.overdue:
         stumble = Stumble(
-            kind="limits", file="", message=f"reading it took more than {job.seconds:.0f} seconds"
+            kind="limits", file="", message=f"reading it took more than {job.seconds:g} seconds"
         )
     else:
         said = one_line(job.complaint())[:_MOST_MESSAGE]

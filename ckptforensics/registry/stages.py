@@ -49,6 +49,8 @@ from ckptforensics.sources import parse_json_object
 
 _MOST_MESSAGE = 600
 _MOST_NAMES = 8
+# The SHA-256 of the empty file, which is nobody's weights.
+_EMPTY = hashlib.sha256().hexdigest()
 _TORCH_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 _MOST_TEXT_BYTES = 64_000_000
 
@@ -86,7 +88,7 @@ def read(request: ReadingRequest) -> Iterator[Reading]:
     """The reading after each stage."""
     state = _State(request)
     state.stumbles += [Stumble.of(problem) for problem in request.found.problems]
-    for stage in (_digests, _texts, _headers, _copies, _weights):
+    for stage in (_texts, _headers, _digests, _copies, _weights):
         try:
             stage(state)
         except MemoryError:
@@ -101,7 +103,11 @@ def _digests(state: _State) -> None:
     files = []
     for file in found.files:
         sha256, matches = state.request.known.get(file.changed), None
-        if sha256 is not None and (file.stated or "").startswith("sha256:"):
+        # Of headers alone no weights are read, and a file that is not what it says is not hashed.
+        large = file.bytes > _MOST_TEXT_BYTES
+        if large and (not state.request.weights or state.checkpoint is None):
+            pass
+        elif sha256 is not None and (file.stated or "").startswith("sha256:"):
             matches = file.stated == f"sha256:{sha256}"
         elif file.path is not None and (sha256 is None or file.stated is not None):
             try:
@@ -134,7 +140,7 @@ def _weights_digest(state: _State) -> str | None:
         for file in state.known["files"]
         if file.role in ("weights", "adapter") and (not read or file.name in read)
     ]
-    if not digests or not all(digests):
+    if not digests or not all(digests) or _EMPTY in digests:
         return None
     return hashlib.sha256("\n".join(sorted(digests)).encode()).hexdigest()
 

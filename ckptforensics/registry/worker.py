@@ -6,6 +6,7 @@ ended loses only the stage it was in.
 
 from __future__ import annotations
 
+import json
 import sys
 import warnings
 from pathlib import Path
@@ -16,7 +17,8 @@ from ckptforensics.registry.request import ReadingRequest
 def main(arguments: list[str] | None = None) -> int:
     """Read the model that the request file describes; prints readings, one a line."""
     (path,) = sys.argv[1:] if arguments is None else arguments
-    request = ReadingRequest.model_validate_json(Path(path).read_bytes())
+    # Not pydantic's own JSON, which refuses names that are not Unicode.
+    request = ReadingRequest.model_validate(json.loads(Path(path).read_bytes()))
     from ckptforensics.registry.stages import read
 
     with warnings.catch_warnings():

@@ -115,7 +115,8 @@ class FindingRecord(Frozen):
 
     `id` stays the same from run to run while the finding does: it is a digest of the rule, the
     model's name and what the finding is about. `suppressed` is the reason that the policy gives
-    for not counting it, `known` that the baseline has it; neither counts for `--fail-on`.
+    for not counting it, `known` that the baseline has it; neither counts for `--fail-on`. `checked`
+    is false where a run before found it and this one could not read what it rests on.
     """
 
     id: FindingId
@@ -127,6 +128,7 @@ class FindingRecord(Frozen):
     evidence: tuple[str, ...] = ()
     suppressed: str | None = None
     known: bool = False
+    checked: bool = True
 
     @property
     def counts(self) -> bool:

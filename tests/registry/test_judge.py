@@ -223,7 +223,16 @@ def test_names():
     assert names.find("/srv/team/root", model).models == (other,)
     assert names.find("somewhere/else/m", model).models == ()
     assert "itself" in names.find("me/m", model).why
-    ambiguous = names.find("hub/root", model)
+    # Another organisation's model of that name is another model.
+    assert names.find("hub/root", model).models == ()
+    assert names.find("https://huggingface.co/org/root", model).models == (root,)
+    plain, twin = world.model("plain"), world.model("x/y/plain", weights="fe")
+    names = Names(world.models)
+    assert names.find("hub/plain", model).models == (plain,)
+    assert not names.find("hub/plain", model).whole
+    assert names.find("y/plain", model).models == (twin,)
+    world.model("Plain", weights="fd")
+    ambiguous = Names(world.models).find("plain", model)
     assert ambiguous.models == ()
     assert "2 models" in ambiguous.why
     assert names.find("", model).models == ()
@@ -259,13 +268,49 @@ def test_pairs_are_claimed_parents_and_neighbours_and_no_others():
     world.model("org/unrelated", sigma=90_000)
     copy = world.model("org/copy", weights="1", sigma=10)
     assert copy.identity == root.identity
-    found = neighbours(world.models, 3)
+    found = neighbours(world.models)
     assert {n.index for n in found[0]} >= {1}
     planned = plan_pairs(
         world.models, [m.number for m in world.models], Declared(world.models), most=3
     )
-    pairs = {frozenset((p.a.identity, p.b.identity)) for p in planned}
+    pairs = {frozenset((p.a.identity, p.b.identity)) for p in planned.pairs}
     assert pairs == {
         frozenset((root.identity, near.identity)),
         frozenset((root.identity, far.identity)),
     }
+
+
+def test_a_parent_that_only_its_last_part_names_is_contradicted_by_nothing():
+    world = World()
+    other = world.model("base")
+    model = world.model("org/m", ("google/base", "finetune"))
+    world.measured(other, model, "independent")
+    assert world.verdicts(model) == ["unverifiable"]
+
+
+def test_many_siblings_do_not_hide_another_family():
+    world = World()
+    root = world.model("org/root", sigma=10)
+    for i in range(5):
+        world.model(f"org/tune{i}", ("org/root", "finetune"), sigma=10.001 + i / 1000)
+    first = world.model("thief/v0", sigma=10.1)
+    for i in range(1, 5):
+        world.model(f"thief/v{i}", ("thief/v0", "finetune"), sigma=10.1 + i / 1000)
+    declared = Declared(world.models)
+    plan = plan_pairs(world.models, [m.number for m in world.models], declared, most=1)
+    crossing = [
+        p
+        for p in plan.pairs
+        if {p.a.name.split("/")[0], p.b.name.split("/")[0]} == {"org", "thief"}
+    ]
+    assert len(crossing) >= 5
+    assert root.number != first.number
+
+
+def test_the_one_catalogued_first_has_nothing_to_declare():
+    world = World()
+    root = world.model("org/root", first_run=1)
+    copy = world.model("thief/copy", first_run=2)
+    world.measured(root, copy, "re-parameterised", alignment="rotation")
+    assert world.verdicts(root) == []
+    assert world.verdicts(copy) == ["undeclared relative"]

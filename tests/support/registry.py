@@ -525,7 +525,7 @@ HOSTILE: tuple[Row, ...] = (
         "aliases",
         "a card with YAML aliases",
         hostile(put("README.md", _ALIASES.encode())),
-        "CKPT017",
+        "",
     ),
     Row(
         "endless-card",

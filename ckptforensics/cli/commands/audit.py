@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ckptforensics.results.comparison import Level
 
 _SEVERITIES = ("error", "warning", "note")
+_LEAST_MEMORY = 200_000_000
 _MOST_LIST_BYTES = 100_000_000
 # Where the ending of a file's name is not the form's.
 _ENDINGS = {"markdown": "md", "cyclonedx": "cdx.json", "intoto": "intoto.json"}
@@ -46,6 +47,12 @@ class RegistryOptions:
         from ckptforensics.jobs.memory import default_memory
         from ckptforensics.registry.options import AuditOptions
 
+        if self.memory is not None and self.memory < self.workers * _LEAST_MEMORY:
+            raise UsageError(
+                f"a process needs {_LEAST_MEMORY / 1e6:.0f} MB or more, and there are "
+                f"{self.workers} at a time",
+                hint="raise --memory or lower --workers",
+            )
         return AuditOptions(
             catalog=self.catalog or default_catalog(),
             level=cast("Level", self.level),

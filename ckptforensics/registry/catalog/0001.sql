@@ -34,6 +34,7 @@ CREATE TABLE models (
   weights TEXT,                  -- digest of the weight files together
   signature TEXT REFERENCES signatures (sha256),
   reading_json TEXT NOT NULL,
+  first_run INTEGER REFERENCES runs (id),
   last_run INTEGER REFERENCES runs (id)
 );
 CREATE INDEX models_by_name ON models (name);

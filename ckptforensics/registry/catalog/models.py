@@ -19,7 +19,7 @@ class CataloguedModel:
     state : how much of it was read
     identity : what tells its weights from others; models with one identity have the same weights
     reading : what was read
-    reused : whether that was read in a run before
+    first_run : the run that saw it first, 0 for one that was imported
     """
 
     number: int
@@ -33,4 +33,4 @@ class CataloguedModel:
     state: State
     identity: str
     reading: Reading
-    reused: bool = False
+    first_run: int = 0

@@ -102,6 +102,9 @@ def import_catalog(catalog: CatalogWriter, file: Path) -> int:
         with zipfile.ZipFile(file) as archive:
             manifest = _manifest(archive, file)
             rows = list(_rows(archive, file, manifest))
+            names = {(row.name, row.commit, row.reading.weights) for row in rows}
+            if len(names) < len(rows):
+                raise FormatError("the file lists a model twice", path=file)
             for row in rows:
                 signature = row.reading.signature
                 assert signature is not None
@@ -133,6 +136,9 @@ def _manifest(archive: zipfile.ZipFile, file: Path) -> dict[str, str]:
     digests: Any = manifest.get("sha256")
     if manifest.get("format") != _FORMAT or not isinstance(digests, dict):
         raise FormatError("this is no exported catalog, or one of another version", path=file)
+    more = {m.filename for m in members} - {"manifest.json", *digests}
+    if more:
+        raise FormatError(f"the manifest does not list '{min(more)}'", path=file)
     return digests
 
 

@@ -23,6 +23,8 @@ from ckptforensics.results.audit import AuditRun, FindingRecord, State
 from ckptforensics.version import __version__
 
 _RUNS_SHOWN = 10
+# What stays when a model is read again.
+_KEPT = ("place", "first_run")
 
 
 @dataclass
@@ -87,6 +89,8 @@ class CatalogWriter:
             unchecked = set(unchecked)
             kept = set()
             for model, finding in findings:
+                if not finding.checked:
+                    continue
                 kept.add(finding.id)
                 self._db.execute(
                     "INSERT INTO findings VALUES (?, ?, ?, ?, 'open', ?, ?, ?) ON CONFLICT (id) "
@@ -122,6 +126,21 @@ class CatalogWriter:
                 "compared = ? WHERE id = ?",
                 (_now(), work.seconds, work.models, work.bytes, work.pairs, run),
             )
+
+    def unchecked_findings(
+        self, run: int, kept: set[str], unchecked: set[int]
+    ) -> list[tuple[int, FindingRecord]]:
+        """Findings of runs before on models of which less was read now, each with its model."""
+        rows = self._db.execute(
+            "SELECT findings.model, finding_json FROM findings JOIN models ON model = models.id "
+            "WHERE findings.state != 'fixed' AND models.last_run IN (SELECT id FROM runs WHERE "
+            "sources_json = (SELECT sources_json FROM runs WHERE id = ?)) ORDER BY findings.id",
+            (run,),
+        )
+        found = [
+            (row["model"], FindingRecord.model_validate_json(row["finding_json"])) for row in rows
+        ]
+        return [row for row in found if row[0] in unchecked and row[1].id not in kept]
 
     def runs(self, run: int) -> tuple[AuditRun, ...]:
         """The last runs over the sources of this one, this one first."""
@@ -184,11 +203,13 @@ class CatalogWriter:
             "name": found.name,
             "store": found.store,
             "path": found.path,
-            "opens": found.opens,
+            # File names need not be Unicode, and SQLite's texts are.
+            "opens": None if found.opens is None else json.dumps(found.opens),
             "adapter": found.adapter,
             "commit": found.commit,
             "listed": listed,
             "code": code,
+            "first_run": run,
             "last_run": run,
         }
         self._put(row, reading)
@@ -207,6 +228,7 @@ class CatalogWriter:
             "commit": commit,
             "listed": reading.weights or commit,
             "code": code,
+            "first_run": None,
             "last_run": None,
         }
         self._put(row, reading)
@@ -222,7 +244,7 @@ class CatalogWriter:
         }
         names = ", ".join(f'"{key}"' for key in row)
         values = ", ".join(f":{key}" for key in row)
-        updates = ", ".join(f'"{key}" = excluded."{key}"' for key in row if key != "place")
+        updates = ", ".join(f'"{key}" = excluded."{key}"' for key in row if key not in _KEPT)
         with database.transaction(self._db):
             if facts is not None:
                 assert reading.facts is not None
@@ -347,12 +369,13 @@ def _model(row: sqlite3.Row) -> CataloguedModel:
         name=row["name"],
         store=row["store"],
         path=row["path"],
-        opens=row["opens"],
+        opens=None if row["opens"] is None else json.loads(row["opens"]),
         adapter=bool(row["adapter"]),
         commit=row["commit"],
         state=row["state"],
         identity=row["weights"] or f"listing-{row['listed']}",
         reading=Reading.model_validate_json(row["reading_json"]),
+        first_run=row["first_run"] or 0,
     )
 
 

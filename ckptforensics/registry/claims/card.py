@@ -18,6 +18,7 @@ _MOST_BYTES = 1_000_000
 _MOST_PARENTS = 64
 _LONGEST_NAME = 300
 _FENCE = "---"
+_READ = ("base_model", "base_model_relation", "new_version", "license", "license_name")
 
 
 @dataclass(frozen=True)
@@ -56,21 +57,18 @@ def read_card(data: bytes, file: str) -> Card:
     _scalar(newer, "new_version", problems)
     licence = None
     node = keys.get("license") or keys.get("license_name")
-    first = next(_items(node), None)
-    if first is not None:
-        said = _scalar(first, "license", problems)
-        named = _scalar(keys.get("license_name"), "license_name", problems)
-        if said is not None:
-            licence = Licence(
-                id=named if named and said.lower() == "other" else said,
-                file=file,
-                line=first.start_mark.line + 1,
-            )
+    said = [text for one in _items(node) if (text := _scalar(one, "license", problems)) is not None]
+    named = _scalar(keys.get("license_name"), "license_name", problems)
+    if node is not None and said:
+        names = [named if named and one.lower() == "other" else one for one in said]
+        licence = Licence(id=", ".join(names), file=file, line=node.start_mark.line + 1)
     return Card(tuple(claims.values())[:_MOST_PARENTS], licence, tuple(problems))
 
 
 def _front_matter(data: bytes) -> dict[str, yaml.Node]:
     """Top-level keys to their nodes, empty without front matter; FormatError with a line."""
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in data[:_MOST_BYTES]:
+        raise FormatError("the card is not UTF-8 text", offset=1)
     text = data[: _MOST_BYTES + 1].decode("utf-8", "replace").removeprefix("\ufeff")
     lines = text.splitlines(keepends=True)
     if not lines or lines[0].rstrip() != _FENCE:
@@ -81,12 +79,6 @@ def _front_matter(data: bytes) -> dict[str, yaml.Node]:
     # The first line stays, so that the lines of the nodes are those of the file.
     body = "".join(["\n", *lines[1:end]])
     try:
-        for event in yaml.parse(body, Loader=yaml.SafeLoader):
-            if isinstance(event, yaml.AliasEvent):
-                raise FormatError(
-                    "the front matter uses YAML aliases, which are not followed",
-                    offset=event.start_mark.line + 1,
-                )
         root = yaml.compose(body, Loader=yaml.SafeLoader)
     except yaml.YAMLError as problem:
         mark = getattr(problem, "problem_mark", None)
@@ -101,8 +93,13 @@ def _front_matter(data: bytes) -> dict[str, yaml.Node]:
         return {}
     if not isinstance(root, yaml.MappingNode):
         raise FormatError("the front matter is not a mapping", offset=2)
-    # A key that is there twice counts as YAML loaders take it, the last time.
-    return {key.value: node for key, node in root.value if isinstance(key, yaml.ScalarNode)}
+    keys: dict[str, yaml.Node] = {}
+    for key, node in root.value:
+        if isinstance(key, yaml.ScalarNode):
+            if key.value in keys and key.value in _READ:
+                raise FormatError(f"'{key.value}' is there twice", offset=key.start_mark.line + 1)
+            keys[key.value] = node
+    return keys
 
 
 def _items(node: yaml.Node | None) -> Iterator[yaml.Node]:

@@ -8,6 +8,8 @@ from functools import cache
 from importlib.resources import files
 from typing import Literal
 
+_WORST = ("conflict", "ask", "same", "kept")
+
 
 @dataclass(frozen=True)
 class LicenceFamily:
@@ -29,9 +31,17 @@ def family_of(licence: str) -> LicenceFamily | None:
 def compare_licences(own: str, ancestor: str) -> Literal["same", "kept", "conflict", "ask"]:
     """What a model's licence is beside that of a model it was made from.
 
-    `conflict` where it has fewer conditions, `ask` where one of the two is not in the table or both
-    have conditions of one kind that need not be the same ones.
+    Several, with commas between them, are each looked at, and the worst answer counts. `conflict`
+    where it has fewer conditions, `ask` where one of the two is not in the table or both have
+    conditions of one kind that need not be the same ones.
     """
+    if "," in own or "," in ancestor:
+        answers = [
+            compare_licences(one, theirs)
+            for one in own.split(",")
+            for theirs in ancestor.split(",")
+        ]
+        return min(answers, key=_WORST.index)
     if own.strip().casefold() == ancestor.strip().casefold():
         return "same"
     a, b = family_of(own), family_of(ancestor)

@@ -40,10 +40,15 @@ def content_unlike_name(judged: Judged, world: World) -> Iterator[Draft]:
     model, facts = judged.model, judged.model.reading.facts
     if facts is None:
         return
+    beside = {stumble.file for stumble in model.reading.stumbles if stumble.kind == "copy"}
     for file in model.reading.files:
         suffix = "." + file.name.rpartition(".")[2].lower()
         promised = _CONTAINERS.get(suffix)
-        if file.role == "weights" and promised not in (None, facts.container):
+        if (
+            file.role == "weights"
+            and file.name not in beside
+            and promised not in (None, facts.container)
+        ):
             yield Draft(
                 about=f"container:{file.name}",
                 message=f"the file is a {facts.container} file and is called '{suffix}'",
@@ -94,7 +99,7 @@ def remote_code(judged: Judged, world: World) -> Iterator[Draft]:
     """`auto_map`: loading the model with trust in remote code runs the repository's."""
     for code in judged.model.reading.remote_code:
         yield Draft(
-            about=code.file,
+            about=f"{code.file}:{','.join(code.names)}",
             message=f"{code.file} asks loaders to import code: {', '.join(code.names)}",
             file=code.file,
             line=code.line,
@@ -168,6 +173,8 @@ def family_inferred(judged: Judged, world: World) -> Iterator[Draft]:
 def nothing_read(judged: Judged, world: World) -> Iterator[Draft]:
     """A model of which no weights were read, whatever the reason."""
     model = judged.model
+    for draft in _stumbles(judged, "copy"):
+        yield replace(draft, severity="note")
     if model.state == "signed":
         return
     why = tuple(dict.fromkeys(stumble.message for stumble in model.reading.stumbles))
@@ -184,7 +191,7 @@ def other_digest(judged: Judged, world: World) -> Iterator[Draft]:
     for file in judged.model.reading.files:
         if file.matches is False:
             yield Draft(
-                about=file.name,
+                about=f"{file.name}:{file.sha256}",
                 message=f"its content is not what the store states: {file.stated}",
                 file=file.name,
                 evidence=(f"SHA-256 of the content: {file.sha256}",),
@@ -221,7 +228,8 @@ def _stumbles(judged: Judged, kind: str) -> Iterator[Draft]:
     for stumble in judged.model.reading.stumbles:
         if stumble.kind == kind:
             yield Draft(
-                about=f"{kind}:{stumble.file}",
+                # Another message is another finding: a baseline must not cover what is new.
+                about=f"{kind}:{stumble.file}:{stumble.message}",
                 message=stumble.message,
                 file=stumble.file,
                 line=stumble.line,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from ckptforensics.registry.claims.licences import compare_licences, family_of
 from ckptforensics.registry.judged import SAME, Judged, Relative, World, is_relative
@@ -107,7 +108,7 @@ def looser_licence(judged: Judged, world: World) -> Iterator[Draft]:
     own = judged.model.reading.licence
     if own is None:
         return
-    for relative in _ancestors(judged):
+    for relative in {r.other.number: r for r in [*_ancestors(judged), *judged.undeclared]}.values():
         theirs = relative.other.reading.licence
         if theirs is None:
             continue
@@ -185,12 +186,14 @@ def _unfollowed(claim: Claim, why: str) -> Draft:
 
 def _claimed(judged: Judged) -> Iterator[tuple[Claim, Relative]]:
     """Claims whose parent is a relative, with it."""
-    by_identity = {r.other.identity: r for r in judged.relatives}
+    by_identity = {r.other.identity: r for r in reversed(judged.relatives)}
     for claim, match in zip(judged.model.reading.claims, judged.matches, strict=True):
         for parent in match.models[:1]:
             relative = by_identity.get(parent.identity)
             if relative is not None and not relative.shares_only:
-                yield claim, relative
+                # Of several copies the claimed one is meant, with its card.
+                record = relative.record.model_copy(update={"name": parent.name})
+                yield claim, replace(relative, other=parent, record=record)
 
 
 def _ancestors(judged: Judged) -> list[Relative]:

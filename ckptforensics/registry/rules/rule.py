@@ -64,7 +64,10 @@ class Rule:
         )
 
     def finding(self, draft: Draft, model: str, place: str, policy: Policy) -> FindingRecord:
-        """What it found of the model of that name and place, with the policy's severity."""
+        """What it found of the model of that name and place, with the policy's severity.
+
+        A place may be a file itself: the model's weights, or a manifest that names its parts.
+        """
         key = "\0".join((self.id, model, draft.about))
         return FindingRecord(
             id=hashlib.sha256(key.encode("utf-8", "backslashreplace")).hexdigest()[:16],
@@ -72,10 +75,17 @@ class Rule:
             severity=policy.severity.get(self.id) or draft.severity or self.severity,
             model=model,
             location=Location(
-                file=f"{place}/{draft.file}" if draft.file else place,
+                file=_within(place, draft.file),
                 line=draft.line,
                 tensor=draft.tensor,
             ),
             message=draft.message,
             evidence=draft.evidence,
         )
+
+
+def _within(place: str, file: str) -> str:
+    """The place of a model's file, where that is not the model's place itself."""
+    if not file or place.rpartition("/")[2] == file.rpartition("/")[2] or "/manifests/" in place:
+        return place
+    return f"{place}/{file}"

@@ -47,11 +47,11 @@ def test_no_front_matter_claims_nothing(text):
         ("base_model: [[org/a]]\n", "sequence", 2),
         ("base_model: 2024-01-01\n", "timestamp", 2),
         ("base_model: " + "x" * 500 + "\n", "longer", 2),
-        ("a: &a [x, x]\nbase_model: *a\n", "aliases", 3),
+        ("base_model: a\nbase_model: b\n", "twice", 3),
         ("base_model: [org/a\n", "YAML", None),
         ("base_model: 'org/a\n", "YAML", None),
         ("- a\n- b\n", "not a mapping", 2),
-        ("base_model: \x00\n", "YAML", None),
+        ("base_model: \x00\n", "UTF-8", 1),
     ],
 )
 def test_what_is_no_name_is_said_with_its_line(front, what, line):
@@ -72,7 +72,10 @@ def test_an_alias_bomb_and_a_deep_nest_end_at_once():
     bomb = "a0: &a0 [x, x]\n" + "".join(
         f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 30)
     )
-    assert "aliases" in card(bomb).problems[0][0]
+    assert card(bomb) == card("")
+    assert card(bomb + "base_model: *a29\n").problems
+    assert [c.parent for c in card("x: &x org/a\nbase_model: *x\n").claims] == ["org/a"]
+    assert "UTF-8" in read_card("---\nbase_model: a\n---\n".encode("utf-16"), "x").problems[0][0]
     assert card("base_model: " + "[" * 5000 + "\n").problems
 
 
