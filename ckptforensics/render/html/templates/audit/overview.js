@@ -83,8 +83,8 @@ const modelsGrid = new Grid({
       title: "relatives",
       class: "wide-only number",
       width: "6.5rem",
-      key: (row) => (row.relatives || []).length,
-      cell: (row) => number((row.relatives || []).length),
+      key: (row) => row.kin,
+      cell: (row) => number(row.kin),
     },
     {
       title: "size",
