@@ -184,9 +184,12 @@ def test_the_path_by_keyboard(tab):
     keys = seen.page.keyboard
     keys.press("/")
     seen.page.wait_for_selector("input[type=search]:focus")
-    keys.type("model-99")
+    keys.type("model-")
+    stops = []
     while seen.focus() != "Models":
         keys.press("Tab")
+        stops.append(seen.focus())
+        assert len(stops) < 25, stops
     for key in ("ArrowDown", "ArrowDown", "PageDown", "Home", "ArrowDown"):
         keys.press(key)
     chosen = seen.page.locator("tr.active").inner_text().split("\t")[0].strip()
@@ -198,6 +201,15 @@ def test_the_path_by_keyboard(tab):
     # Where it was left: the words, the table and its row.
     assert seen.focus() == "Models"
     assert seen.page.locator("tr.active").inner_text().startswith(chosen)
+    # A table is as far down as it was, too.
+    keys.press("End")
+    last = seen.page.locator("tr.active").inner_text()
+    keys.press("Enter")
+    seen.page.wait_for_selector("main h2 bdi")
+    keys.press("Escape")
+    seen.page.wait_for_selector(".grid[aria-label=Models]")
+    assert seen.page.locator("tr.active").inner_text() == last
+    assert seen.page.locator("tr.active").is_visible()
     keys.press("/")
     seen.page.wait_for_selector("input[type=search]:focus")
     keys.press("Escape")

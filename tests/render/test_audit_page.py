@@ -72,7 +72,8 @@ def test_the_data_has_all_of_the_document(page):
     document, found = audit(30), data(page)
     assert len(found["models"]) == 30
     assert [row[0] for row in found["findings"]] == [row.id for row in document.findings]
-    for model, shown in zip(document.models, found["models"], strict=True):
+    for model, row in zip(document.models, found["models"], strict=True):
+        shown = row | json.loads(row["more"])
         assert [row[3] for row in shown.get("files", ())] == [f.sha256 for f in model.files]
         assert len(shown.get("layers", "").split(";")) == max(1, len(model.layers))
         assert len(shown.get("claims", ())) == len(model.claims)

@@ -126,21 +126,24 @@ def _reference(name: str, names: Mapping[str, int]) -> int | str:
 
 
 def _model(model: AuditedModel, names: Mapping[str, int], sentences: _Numbered) -> dict[str, Any]:
-    made = {
+    """What tables show of a model; the rest of it is one text, which is read when it is opened."""
+    shown = {
         "name": one_line(model.name),
         "source": one_line(model.source),
         "path": one_line(model.path),
         "state": model.state,
         "bytes": model.bytes,
-        "commit": _said(model.commit),
         "licence": _said(model.licence),
         "family": _said(model.family),
+        "kin": len(model.relatives),
+    }
+    more = {
+        "commit": _said(model.commit),
         "familySource": model.family_source,
         "width": model.hidden_size,
         "depth": model.num_layers,
         "fingerprint": _said(model.fingerprint),
         "files": [[one_line(f.name), f.role, f.bytes, f.sha256, _stated(f)] for f in model.files],
-        # One text is read at once; it is taken apart when the model is opened.
         "layers": ";".join(
             f"{row.layer} {row.sigma[0]:.4g} {row.sigma[1]:.4g} {row.gap:.4g} {row.label or ''}"
             for row in model.layers
@@ -159,7 +162,8 @@ def _model(model: AuditedModel, names: Mapping[str, int], sentences: _Numbered) 
         "relatives": [_relative(row, names, sentences) for row in model.relatives],
         "missing": _gaps(model.not_read),
     }
-    return {key: value for key, value in made.items() if value not in (None, [], "")}
+    said = {key: value for key, value in more.items() if value not in (None, [], "")}
+    return {**shown, "more": json.dumps(said, ensure_ascii=False, separators=(",", ":"))}
 
 
 def _gaps(rows: Iterable[Skipped]) -> list[list[str]]:

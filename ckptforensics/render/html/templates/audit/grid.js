@@ -15,7 +15,7 @@ class Grid {
     this.sorted = null;
     this.active = -1;
     this.id = label.replace(/\W+/g, "-");
-    this.heads = columns.map((column, place) =>
+    this.heads = columns.map((column) =>
       el(
         "th",
         { class: column.class, scope: "col" },
@@ -88,14 +88,21 @@ class Grid {
       this.rows = keyed.map(([, row]) => row);
     }
     this.active = -1;
-    this.scroller.scrollTop = 0;
+    this.scroller.scrollTop = this.top = 0;
     const of = this.rows.length === this.all.length ? "" : ` of ${number(this.all.length)}`;
     this.count.textContent = `${number(this.rows.length)}${of} shown`;
     this.table.setAttribute("aria-rowcount", String(this.rows.length + 1));
     this.draw(true);
   }
 
+  // Puts the table back where it was scrolled to: out of the page it forgets that.
+  restore() {
+    this.scroller.scrollTop = this.top;
+    this.draw(true);
+  }
+
   draw(again) {
+    if (this.scroller.isConnected) this.top = this.scroller.scrollTop;
     const height = this.rowHeight();
     const seen = this.scroller.clientHeight || window.innerHeight;
     let first = Math.max(0, Math.floor(this.scroller.scrollTop / height) - SPARE);
@@ -121,6 +128,10 @@ class Grid {
 
   row(row, index) {
     const cells = this.columns.map((column) => el("td", { class: column.class }, column.cell(row)));
+    // Arrows go along the rows; Tab would go through all of them.
+    for (const cell of cells) {
+      for (const link of cell.querySelectorAll("a")) link.tabIndex = -1;
+    }
     return el(
       "tr",
       { class: "row", id: `${this.id}-${index}`, "aria-rowindex": index + 2, "data-index": index },

@@ -83,8 +83,8 @@ const modelsGrid = new Grid({
       title: "relatives",
       class: "wide-only number",
       width: "6.5rem",
-      key: (row) => (row.relatives || []).length,
-      cell: (row) => number((row.relatives || []).length),
+      key: (row) => row.kin,
+      cell: (row) => number(row.kin),
     },
     {
       title: "size",
@@ -184,7 +184,7 @@ function overview() {
   ];
   if (families.length) elements.push(el("h2", {}, "Families"), familiesGrid.element);
   main.replaceChildren(...elements.filter(Boolean), keys);
-  for (const grid of [findingsGrid, modelsGrid, familiesGrid]) grid.draw(true);
+  for (const grid of [findingsGrid, modelsGrid, familiesGrid]) grid.restore();
 }
 
 // What a row is searched by, made when it is first asked for.

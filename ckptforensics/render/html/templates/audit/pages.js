@@ -24,7 +24,7 @@ function findingBox(row, withModel) {
   );
 }
 
-function relationBox(model, [other, verdict, sentence, evidence]) {
+function relationBox(model, [other, , sentence, evidence]) {
   const said = data.sentences[sentence].map((part) =>
     part === 0 ? name(model.name) : part === 1 ? modelLink(other) : part,
   );

@@ -33,7 +33,7 @@ function route(kind, value) {
         ? Number(value.slice(1))
         : -1;
     if (!models[place]) return false;
-    modelPage(models[place]);
+    modelPage({ ...models[place], ...JSON.parse(models[place].more) });
   } else if (kind === "family" && families[Number(value)]) familyPage(families[Number(value)]);
   else if (kind === "rule" && Object.hasOwn(data.rules, value)) rulePage(value);
   else return false;
