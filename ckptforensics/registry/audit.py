@@ -23,12 +23,10 @@ from ckptforensics.registry.reads import read_models
 from ckptforensics.registry.rules.table import apply_rules, rule_records
 from ckptforensics.registry.stores.listing import list_models
 from ckptforensics.results.audit import (
-    SEVERITIES,
     AuditDocument,
     AuditedFile,
     AuditedModel,
     Coverage,
-    FindingRecord,
 )
 from ckptforensics.results.records import Skipped
 from ckptforensics.version import __version__
@@ -63,12 +61,9 @@ def audit(
         relations, left = compare_models(catalog, models, own, declared, options, work, progress)
         judged = judge(models, own, declared, relations, options.policy)
         world = World(judged, {m.number: m for m in models}, declared, options.policy)
-        findings = apply_rules(world, options.known, options.today)
         unchecked = {m.number for m in own if m.state != "signed" or judged[m.number].failed}
-        kept = {finding.id for _, finding in findings}
-        for number, finding in catalog.unchecked_findings(run, kept, unchecked):
-            findings.append((number, _not_checked(finding, options)))
-        findings.sort(key=lambda row: SEVERITIES.index(row[1].severity))
+        before = catalog.findings_of(unchecked)
+        findings = apply_rules(world, options.known, options.today, before)
         work.seconds = time.monotonic() - began
         catalog.end_run(run, findings, unchecked, work)
         return AuditDocument(
@@ -79,13 +74,6 @@ def audit(
             rules=rule_records(options.policy),
             runs=catalog.runs(run),
         )
-
-
-def _not_checked(finding: FindingRecord, options: AuditOptions) -> FindingRecord:
-    """A finding of a run before, whose model could not be read again: it stands."""
-    told = ("found by a run before, and not checked in this one", *finding.evidence)
-    update = {"checked": False, "evidence": told, "known": finding.id in options.known}
-    return finding.model_copy(update=update)
 
 
 def _coverage(

@@ -76,6 +76,9 @@ def test_what_has_changed_is_read_again_and_only_that(here, audited, tmp_path):
     findings = {(f["model"], f["rule"]) for f in second["findings"]}
     assert ("remote-code", "CKPT009") not in findings
     assert ("template", "CKPT015") in findings
+    # What it was is not forgotten because it is gone.
+    stands = [f for f in second["findings"] if f["model"] == "template" and not f["checked"]]
+    assert [f["rule"] for f in stands] == ["CKPT010"]
     with sqlite3.connect(here / "models.db") as db:
         rows = db.execute(
             "SELECT models.name, rule, findings.state FROM findings "

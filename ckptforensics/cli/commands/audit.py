@@ -23,7 +23,12 @@ _SEVERITIES = ("error", "warning", "note")
 _LEAST_MEMORY = 200_000_000
 _MOST_LIST_BYTES = 100_000_000
 # Where the ending of a file's name is not the form's.
-_ENDINGS = {"markdown": "md", "cyclonedx": "cdx.json", "intoto": "intoto.json"}
+_ENDINGS = {
+    "table": "txt",
+    "markdown": "md",
+    "cyclonedx": "cdx.json",
+    "intoto": "intoto.jsonl",
+}
 
 
 @dataclass(frozen=True)
@@ -227,8 +232,7 @@ def _forms(output: Path | None) -> dict[Path, str]:
 
     if output is None:
         return {}
-    forms = [form for form in formats_of("audit") if form != "table"]
-    endings = {f".{_ENDINGS.get(form, form)}": form for form in forms}
+    endings = {f".{_ENDINGS.get(form, form)}": form for form in formats_of("audit")}
     for ending in sorted(endings, key=len, reverse=True):
         if output.name.endswith(ending):
             return {output: endings[ending]}

@@ -127,20 +127,17 @@ class CatalogWriter:
                 (_now(), work.seconds, work.models, work.bytes, work.pairs, run),
             )
 
-    def unchecked_findings(
-        self, run: int, kept: set[str], unchecked: set[int]
-    ) -> list[tuple[int, FindingRecord]]:
-        """Findings of runs before on models of which less was read now, each with its model."""
+    def findings_of(self, models: Iterable[int]) -> list[tuple[int, FindingRecord]]:
+        """What runs before found of models and is not fixed, each with its model's number."""
+        wanted = set(models)
         rows = self._db.execute(
-            "SELECT findings.model, finding_json FROM findings JOIN models ON model = models.id "
-            "WHERE findings.state != 'fixed' AND models.last_run IN (SELECT id FROM runs WHERE "
-            "sources_json = (SELECT sources_json FROM runs WHERE id = ?)) ORDER BY findings.id",
-            (run,),
+            "SELECT model, finding_json FROM findings WHERE state != 'fixed' ORDER BY id"
         )
-        found = [
-            (row["model"], FindingRecord.model_validate_json(row["finding_json"])) for row in rows
+        return [
+            (row["model"], FindingRecord.model_validate_json(row["finding_json"]))
+            for row in rows
+            if row["model"] in wanted
         ]
-        return [row for row in found if row[0] in unchecked and row[1].id not in kept]
 
     def runs(self, run: int) -> tuple[AuditRun, ...]:
         """The last runs over the sources of this one, this one first."""

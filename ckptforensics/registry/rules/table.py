@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import date
 
 from ckptforensics.registry.judged import Judged, World
@@ -169,7 +169,10 @@ def rule_records(policy: Policy) -> tuple[RuleRecord, ...]:
 
 
 def apply_rules(
-    world: World, known: frozenset[str], today: date
+    world: World,
+    known: frozenset[str],
+    today: date,
+    before: Iterable[tuple[int, FindingRecord]] = (),
 ) -> list[tuple[int | None, FindingRecord]]:
     """All findings, each with its model's number: in order of severity, rule and model.
 
@@ -179,28 +182,50 @@ def apply_rules(
     ----------
     known : identifiers of the findings that a baseline has
     today : by which suppressions expire
+    before : findings of runs before on models that could not be read as then: they stand
     """
     policy = world.policy
+    found = {f.id: (number, f) for number, f in _found(world)}
+    for number, finding in before:
+        if finding.id not in found and policy.applies(finding.rule):
+            found[finding.id] = number, _not_checked(finding, policy)
     rows: list[tuple[int | None, FindingRecord]] = []
     used: set[int] = set()
-    for number, judged in world.judged.items():
-        gone = judged.model.state == "vanished"
-        for rule in [_NOT_READ] if gone and policy.applies(_NOT_READ.id) else _applied(policy):
-            for draft in {draft.about: draft for draft in rule.check(judged, world)}.values():
-                finding = rule.finding(draft, judged.model.name, judged.model.path, policy)
-                covering = [
-                    i
-                    for i, one in enumerate(policy.suppressions)
-                    if one.covers(finding.rule, finding.model)
-                ]
-                used.update(covering)
-                live = [i for i in covering if today <= policy.suppressions[i].expires]
-                reason = policy.suppressions[live[0]].reason if live else None
-                rows.append((number, finding.model_copy(update={"suppressed": reason})))
+    for number, finding in found.values():
+        covering = [
+            i
+            for i, one in enumerate(policy.suppressions)
+            if one.covers(finding.rule, finding.model)
+        ]
+        used.update(covering)
+        live = [i for i in covering if today <= policy.suppressions[i].expires]
+        reason = policy.suppressions[live[0]].reason if live else None
+        rows.append((number, finding.model_copy(update={"suppressed": reason})))
     if policy.applies(_SUPPRESSIONS.id):
         rows += [(None, finding) for finding in _out_of_use(policy, used, today)]
     rows = [(n, f.model_copy(update={"known": f.id in known})) for n, f in rows]
     return sorted(rows, key=lambda row: (SEVERITIES.index(row[1].severity), *_order(row[1])))
+
+
+def _found(world: World) -> Iterator[tuple[int, FindingRecord]]:
+    """What the rules find of each model; of one that is gone, only that."""
+    policy = world.policy
+    for number, judged in world.judged.items():
+        model = judged.model
+        gone = model.state == "vanished"
+        for rule in _applied(policy):
+            if not gone or rule is _NOT_READ:
+                for draft in rule.check(judged, world):
+                    yield number, rule.finding(draft, model.name, model.path, policy)
+
+
+def _not_checked(finding: FindingRecord, policy: Policy) -> FindingRecord:
+    """A finding of a run before, whose model could not be read again."""
+    told = ("found by a run before, and not checked in this one", *finding.evidence)
+    severity = policy.severity.get(finding.rule, finding.severity)
+    return finding.model_copy(
+        update={"checked": False, "evidence": tuple(dict.fromkeys(told)), "severity": severity}
+    )
 
 
 def _order(finding: FindingRecord) -> tuple[str, str, str]:

@@ -70,7 +70,7 @@ def missing(document: AuditDocument) -> list[tuple[str, str]]:
 def read(coverage: Coverage) -> str:
     """What was read, in one sentence."""
     of = f"the weights of {coverage.signed:,} of {counted(coverage.models, 'model')}"
-    reused = f", {coverage.reused:,} of them as found by a run before" if coverage.reused else ""
+    reused = f"; {counted(coverage.reused, 'model')} as a run before" if coverage.reused else ""
     return (
         f"{of}{reused}; {counted(coverage.pairs, 'pair')} compared; "
         f"{counted(coverage.files, 'file')}, {size(coverage.bytes)}"
