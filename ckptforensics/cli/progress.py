@@ -14,6 +14,7 @@ from ckptforensics.progress import Progress
 # Shorter work shows no bar, and a log file gets a line no more often than this.
 _BAR_AFTER_SECONDS = 0.7
 _LINE_EVERY_SECONDS = 10.0
+_SHORT_SECONDS = 60.0
 
 
 class ShownProgress(Progress, Protocol):
@@ -33,6 +34,12 @@ class _Task:
     note: str = ""
     begun: float = field(default_factory=time.monotonic)
     row: Any = None
+
+    def left(self) -> str:
+        """How long the rest takes at the rate so far, where that is minutes."""
+        taken = time.monotonic() - self.begun
+        seconds = taken / max(1, self.done) * (self.total - self.done)
+        return f", about {seconds / 60:.0f} min left" if seconds >= _SHORT_SECONDS else ""
 
 
 class Bar:
@@ -130,4 +137,6 @@ class Lines:
         if self._tasks and time.monotonic() - self._last > _LINE_EVERY_SECONDS:
             self._last = time.monotonic()
             task = self._tasks[-1]
-            click.echo(f"{task.label} {task.done} of {task.total}{self._moved}", err=True)
+            click.echo(
+                f"{task.label} {task.done} of {task.total}{self._moved}{task.left()}", err=True
+            )

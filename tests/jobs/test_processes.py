@@ -73,3 +73,27 @@ def test_leaving_early_ends_the_others():
     running.close()
     assert not jobs[1].running
     assert time.monotonic() - begun < 30
+
+
+def test_jobs_come_in_order_or_as_they_end():
+    def slow() -> list[Job]:
+        return [_Slow(seconds) for seconds in ("0.6", "0.05")]
+
+    assert [job.model for job in run_jobs(slow(), at_once=2, memory=1)] == ["0.6", "0.05"]
+    ended = run_jobs(slow(), at_once=2, memory=1, in_order=False)
+    assert [job.model for job in ended] == ["0.05", "0.6"]
+
+
+def test_a_job_that_takes_too_long_is_ended():
+    (job,) = run_jobs([_Slow("60", seconds=0.2)], at_once=1, memory=1)
+    assert job.overdue
+    assert job.code != 0
+
+
+@pytest.mark.parametrize(("gigabytes", "code"), [(1, 0), (6, 1)])
+def test_a_process_reserves_no_more_than_it_may(gigabytes: int, code: int):
+    work = ["timeit", "-n1", "-r1", f"bytearray({gigabytes} * 10**9)"]
+    job = Job("x", work[1:], module=work[0], reserved=10**9)
+    for ended in run_jobs([job], at_once=1, memory=1):
+        assert ended.code == code
+        assert (ended.complaint() == "MemoryError") == bool(code)
