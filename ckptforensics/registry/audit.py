@@ -60,7 +60,7 @@ def audit(
         declared = Declared(models)
         relations, left = compare_models(catalog, models, own, declared, options, work, progress)
         judged = judge(models, own, declared, relations, options.policy)
-        world = World(judged, {m.number: m for m in models}, declared, options.policy)
+        world = World(judged, declared, options.policy)
         unchecked = {m.number for m in own if m.state != "signed" or judged[m.number].failed}
         before = catalog.findings_of(unchecked)
         findings = apply_rules(world, options.known, options.today, before)

@@ -42,7 +42,7 @@ def compare_models(
     second = {
         (pair.a.identity, pair.b.identity): pair
         for a, b in second_round(models, of, declared, relations)
-        if (pair := as_pair(a, b, "claimed parent")) is not None
+        if (pair := as_pair(a, b)) is not None
     }
     _compare(catalog, second.values(), relations, options, work, progress)
     return relations, first.left

@@ -85,13 +85,11 @@ class World:
     Attributes
     ----------
     judged : the audited models by number
-    models : all models of the catalog by number
     declared : what they declare
     policy : of the user
     """
 
     judged: Mapping[int, Judged]
-    models: Mapping[int, CataloguedModel]
     declared: Declared
     policy: Policy = field(default_factory=Policy)
 

@@ -1,16 +1,13 @@
-"""Which pairs of models are compared, and the comparisons, each in a process of its own."""
+"""What models declare about one another, and which pairs of them are worth a comparison."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from ckptforensics.registry.catalog.models import CataloguedModel
 from ckptforensics.registry.claims.matching import Match, Names
 from ckptforensics.registry.nearest import neighbours
-
-Why = Literal["claimed parent", "declared relative", "nearest signature"]
 
 
 @dataclass(frozen=True)
@@ -19,7 +16,6 @@ class PlannedPair:
 
     a: CataloguedModel
     b: CataloguedModel
-    why: Why
 
     @property
     def by_signature(self) -> bool:
@@ -116,15 +112,15 @@ def plan_pairs(
     models = list(standing.values())
     wanted: dict[tuple[str, str], PlannedPair] = {}
 
-    def want(i: CataloguedModel, j: CataloguedModel, why: Why) -> None:
-        pair = as_pair(standing[i.identity], standing[j.identity], why)
+    def want(i: CataloguedModel, j: CataloguedModel) -> None:
+        pair = as_pair(standing[i.identity], standing[j.identity])
         if pair is not None:
             wanted.setdefault((pair.a.identity, pair.b.identity), pair)
 
     for number in sorted(of):
         for match in declared.matches[number]:
             if match.models:
-                want(by_number[number], match.models[0], "claimed parent")
+                want(by_number[number], match.models[0])
     family = declared.families()
     near = neighbours(models)
     left: dict[int, int] = {}
@@ -140,18 +136,18 @@ def plan_pairs(
             if not (model.identity in of_identity or other.identity in of_identity):
                 continue
             if len(seen) <= most + 1:
-                want(model, other, "nearest signature")
+                want(model, other)
             elif model.identity in of_identity:
                 left[model.number] = left.get(model.number, 0) + 1
     return Plan([wanted[key] for key in sorted(wanted)], left)
 
 
-def as_pair(i: CataloguedModel, j: CataloguedModel, why: Why) -> PlannedPair | None:
+def as_pair(i: CataloguedModel, j: CataloguedModel) -> PlannedPair | None:
     """The two in the order of their identities, None where they cannot be compared or are one."""
     if i.identity == j.identity or not (_comparable(i) and _comparable(j)):
         return None
     a, b = sorted((i, j), key=lambda model: model.identity)
-    return PlannedPair(a, b, why)
+    return PlannedPair(a, b)
 
 
 def has_weights(model: CataloguedModel) -> bool:
