@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from ckptforensics.registry.found import Problem
+from ckptforensics.registry.found import Found, Problem
 from ckptforensics.results.audit import AuditedLayer, FileRole
 from ckptforensics.results.records import DamageRecord, Frozen, Name, Sha256
 
@@ -53,6 +53,14 @@ class ReadFile(Frozen):
     stated: str | None = None
     sha256: Sha256 | None = None
     matches: bool | None = None
+
+
+def unread_files(found: Found) -> tuple[ReadFile, ...]:
+    """The files of a model of which nothing was computed yet."""
+    return tuple(
+        ReadFile(name=f.name, role=f.role, bytes=f.bytes, changed=f.changed, stated=f.stated)
+        for f in found.files
+    )
 
 
 class Tokenizer(Frozen):

@@ -20,7 +20,7 @@ from ckptforensics.registry.claims.matching import Names
 from ckptforensics.registry.code import reading_code
 from ckptforensics.registry.found import Found, Listing
 from ckptforensics.registry.options import AuditOptions
-from ckptforensics.registry.reading import ReadFile, Reading, Stumble
+from ckptforensics.registry.reading import Reading, Stumble, unread_files
 from ckptforensics.registry.request import ReadingRequest
 from ckptforensics.registry.stores.files import read_small
 from ckptforensics.sources import parse_json_object
@@ -151,10 +151,7 @@ def _signature_file(job: Job) -> Path:
 def _reading_of(job: Job, found: Found) -> Reading:
     """The last reading that the process printed whole, with what ended it if that was no answer."""
     reading = Reading(
-        files=tuple(
-            ReadFile(name=f.name, role=f.role, bytes=f.bytes, changed=f.changed, stated=f.stated)
-            for f in found.files
-        ),
+        files=unread_files(found),
         stumbles=tuple(Stumble.of(problem) for problem in found.problems),
     )
     for line in reversed(job.printed().splitlines()):

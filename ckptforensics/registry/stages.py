@@ -30,10 +30,10 @@ from ckptforensics.registry.found import FoundFile
 from ckptforensics.registry.reading import (
     Licence,
     ModelFacts,
-    ReadFile,
     Reading,
     SignatureFacts,
     Stumble,
+    unread_files,
 )
 from ckptforensics.registry.request import ReadingRequest
 from ckptforensics.registry.stores.digests import verify_digest
@@ -87,6 +87,7 @@ class _State:
 def read(request: ReadingRequest) -> Iterator[Reading]:
     """The reading after each stage."""
     state = _State(request)
+    state.known["files"] = unread_files(request.found)
     state.stumbles += [Stumble.of(problem) for problem in request.found.problems]
     for stage in (_texts, _headers, _digests, _copies, _weights):
         try:
@@ -101,11 +102,12 @@ def _digests(state: _State) -> None:
     """Whole-file digests, computed where the file is in another state than when one was."""
     found = state.request.found
     files = []
-    for file in found.files:
+    for file, unread in zip(found.files, unread_files(found), strict=True):
         sha256, matches = state.request.known.get(file.changed), None
-        # Of headers alone no weights are read, and a file that is not what it says is not hashed.
-        large = file.bytes > _MOST_TEXT_BYTES
-        if large and (not state.request.weights or state.checkpoint is None):
+        # Of headers alone no weights are read, and a file that claims any size and is not what it
+        # says is not hashed, unless its digest is what it claims.
+        unwanted = not state.request.weights or (state.checkpoint is None and not file.stated)
+        if file.bytes > _MOST_TEXT_BYTES and unwanted:
             pass
         elif sha256 is not None and (file.stated or "").startswith("sha256:"):
             matches = file.stated == f"sha256:{sha256}"
@@ -114,17 +116,7 @@ def _digests(state: _State) -> None:
                 sha256, matches = verify_digest(file)
             except CkptError as problem:
                 state.stumble("unreadable", file.name, problem)
-        files.append(
-            ReadFile(
-                name=file.name,
-                role=file.role,
-                bytes=file.bytes,
-                changed=file.changed,
-                stated=file.stated,
-                sha256=sha256,
-                matches=matches,
-            )
-        )
+        files.append(unread.model_copy(update={"sha256": sha256, "matches": matches}))
     state.known["files"] = tuple(files)
 
 
