@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, is_dataclass, replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from ckptforensics.errors import CkptError, one_line
 from ckptforensics.jobs.processes import Job, run_jobs
 from ckptforensics.progress import Progress, running
 from ckptforensics.registry.catalog.models import CataloguedModel
-from ckptforensics.registry.catalog.writer import CatalogWriter, Work, place_of
+from ckptforensics.registry.catalog.writer import CatalogWriter, Work, is_local, place_of
 from ckptforensics.registry.claims.matching import Names
 from ckptforensics.registry.code import reading_code
 from ckptforensics.registry.found import Found, Listing
@@ -51,9 +52,10 @@ def read_models(
 ) -> set[str]:
     """Read what is new or changed into the catalog; returns the places of all other models."""
     reused: set[str] = set()
+    found = [_absolute(one) for one in listing.models]
     # An adapter is read together with its base, which must be in the catalog by then.
-    bases = [found for found in listing.models if not found.adapter]
-    adapters = [found for found in listing.models if found.adapter]
+    bases = [one for one in found if not one.adapter]
+    adapters = [one for one in found if one.adapter]
     tasks = _new(catalog, bases, None, run, options, reused)
     with running(progress, "models", len(listing.models) - len(reused)) as step:
         _read(catalog, tasks, run, options, work, step)
@@ -62,6 +64,16 @@ def read_models(
             tasks = _new(catalog, adapters, names, run, options, reused)
             _read(catalog, tasks, run, options, work, step)
     return reused
+
+
+def _absolute(found: Found) -> Found:
+    """The model as any process finds it, wherever that is started.
+
+    Nor can a relative path whose directory has gone be taken for a repository's name.
+    """
+    if found.opens is None or not is_local(found):
+        return found
+    return replace(found, opens=os.path.abspath(found.opens))
 
 
 def _new(

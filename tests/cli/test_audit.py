@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.support.commands import ckpt
-from tests.support.registry import HOSTILE, build
+from tests.support.registry import HOSTILE, RELATED, build
 
 NAMES = ("honest", "remote-code", "template", "pickle")
 
@@ -208,3 +208,17 @@ def test_no_catalog(tmp_path, content):
     done = ckpt("catalog", "list", "--catalog", "c.db", cwd=tmp_path)
     assert done.returncode == 2
     assert "no catalog" in done.stderr
+
+
+def test_a_catalog_serves_audits_started_elsewhere(tmp_path):
+    """Catalogued by a relative path, compared from another directory."""
+    related = [row for row in RELATED if row.name in ("zoo/seed0", "lies/silent")]
+    for row in related:
+        build(tmp_path / row.name.replace("/", "-"), (row,))
+    catalog = ("--catalog", tmp_path / "c.db", "-q", "--level", "fast", "--format", "json")
+    (tmp_path / "elsewhere").mkdir()
+    ckpt("audit", "zoo-seed0", *catalog, cwd=tmp_path)
+    done = ckpt("audit", "../lies-silent", *catalog, cwd=tmp_path / "elsewhere")
+    document = json.loads(done.stdout)
+    assert document["coverage"]["pairs"] == 1
+    assert [r["name"] for r in document["models"][0]["relatives"]] == ["zoo/seed0"]

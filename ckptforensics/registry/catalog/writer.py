@@ -345,10 +345,14 @@ def open_writer(path: Path) -> Iterator[CatalogWriter]:
         yield CatalogWriter(connection, path)
 
 
+def is_local(found: Found) -> bool:
+    """Whether it is on this machine."""
+    return found.store not in ("hub", "url")
+
+
 def place_of(found: Found) -> str:
     """What identifies a model from run to run, wherever a run is started."""
-    local = found.store not in ("hub", "url")
-    path = os.path.abspath(found.path) if local else found.path
+    path = os.path.abspath(found.path) if is_local(found) else found.path
     return f"{found.store}:{path}" + (f"@{found.commit}" if found.commit else "")
 
 
