@@ -187,7 +187,9 @@ def _texts(state: _State) -> None:
     """Cards, configurations, templates: what they claim, each by itself."""
     for file in state.request.found.files:
         reader = _reader_of(file)
-        if reader is None or (state.request.offline and file.path is None):
+        remote = file.path is None
+        # What is nowhere was told when it was listed.
+        if reader is None or (remote and (file.url is None or state.request.offline)):
             continue
         try:
             reader(state, file, content_of(file, _MOST_TEXT_BYTES))

@@ -104,28 +104,34 @@ def same_weights(judged: Judged, world: World) -> Iterator[Draft]:
 
 
 def looser_licence(judged: Judged, world: World) -> Iterator[Draft]:
-    """A licence with fewer conditions than that of a model it was measured to come from."""
+    """A licence with fewer conditions than that of a model it was measured to come from.
+
+    Undeclared relatives are asked about too: what came second has to keep the conditions.
+    """
     own = judged.model.reading.licence
     if own is None:
         return
-    for relative in {r.other.number: r for r in [*_ancestors(judged), *judged.undeclared]}.values():
+    ancestors = {r.other.number: r for r in [*_ancestors(judged), *judged.undeclared]}
+    groups: dict[tuple[str, str], list[Relative]] = {}
+    for relative in ancestors.values():
         theirs = relative.other.reading.licence
-        if theirs is None:
-            continue
-        answer = compare_licences(own.id, theirs.id)
+        if theirs is not None:
+            answer: str = compare_licences(own.id, theirs.id)
+            groups.setdefault((answer, theirs.id), []).append(relative)
+    for (answer, licence), relatives in groups.items():
         if answer not in ("conflict", "ask"):
             continue
-        kinds = [getattr(family_of(one.id), "name", "not in the table") for one in (own, theirs)]
+        kinds = [getattr(family_of(one), "name", "not in the table") for one in (own.id, licence)]
         word = "has fewer conditions than" if answer == "conflict" else "may not agree with"
         yield Draft(
-            about=f"licence:{relative.other.name}",
-            message=f"{answer}: its licence {own.id} {word} {theirs.id} of {relative.other.name}, "
-            "which it comes from",
+            about=f"licence:{licence}",
+            message=f"{answer}: its licence {own.id} {word} {licence} of {_names(relatives)}, to "
+            "which its weights lead",
             file=_file(own.file),
             line=own.line,
             evidence=(
-                f"{own.id}: {kinds[0]}; {theirs.id}: {kinds[1]}; this is no legal advice",
-                *relative.record.evidence,
+                f"{own.id}: {kinds[0]}; {licence}: {kinds[1]}; this is no legal advice",
+                *_evidence(relatives),
             ),
             severity=None if answer == "conflict" else "note",
         )
