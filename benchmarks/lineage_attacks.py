@@ -2,7 +2,7 @@
 
     python -m benchmarks.lineage_attacks [--smollm2] [--write]
 
-Every attack of tools/attacks.py on the zoo's seed0 (`--smollm2`: also on SmolLM2, minutes each):
+Every attack of tools/attacks.py on the zoo's seed0 (`--smollm2`: also on SmolLM2):
 perplexity before and after on help topics of Python, the verdict, and the channels that show it.
 """
 
@@ -23,7 +23,7 @@ from ckptforensics.runtime.model import start
 from ckptforensics.runtime.perplexity import perplexity
 from ckptforensics.runtime.texts import Text, windows_of
 from tools import attacks, launder, transforms
-from tools.smollm2 import cached_hf_layout
+from tools.smollm2 import cached_hf_layout, gguf_file
 
 ROOT = Path(__file__).resolve().parents[1]
 ZOO, PAGE = ROOT / "fixtures" / "zoo", ROOT / "docs" / "lineage.md"
@@ -66,6 +66,12 @@ def loss(folder: Path, text: Text) -> float:
     return perplexity(runtime, windows_of(runtime, text)[0])[0]
 
 
+def smollm2_text() -> Text:
+    """The help topics in SmolLM2's tokens: the folder of its weights has no tokenizer."""
+    windows, _ = windows_of(start(gguf_file()), Text(limit=1024, window=128))
+    return Text(token_ids=[token for window in windows for token in window], window=128)
+
+
 def channels(pair: PairRecord) -> str:
     """The criteria that show relatives on their own, each with its value."""
     shown = [f"{test.name} {test.statistic:.2f}" for test in pair.tests_run if test.shows_relatives]
@@ -101,10 +107,7 @@ def main() -> None:
         for row in rows(ZOO / "seed0", ZOO / "seed1", Text(limit=4096, window=64), Path(temporary)):
             found(row)
         if options.smollm2:
-            # The folder has no tokenizer: any tokens tell what a change costs.
-            ids = np.random.default_rng(0).integers(0, 49_152, 512).tolist()
-            text = Text(token_ids=ids, window=128)
-            for row in rows(cached_hf_layout(), None, text, Path(temporary)):
+            for row in rows(cached_hf_layout(), None, smollm2_text(), Path(temporary)):
                 found(row.replace("| ", "| SmolLM2: ", 1))
     lines += ["", "; ".join(f"{name}: {value}" for name, value in machine()) + "."]
     if options.write:
