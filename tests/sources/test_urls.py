@@ -18,6 +18,8 @@ import pytest
 from ckptforensics.checkpoint import open_checkpoint
 from ckptforensics.errors import CkptError, FormatError, MissingDependency, UsageError
 from ckptforensics.findings import sign
+from ckptforensics.registry.audit import audit
+from ckptforensics.registry.options import AuditOptions
 from ckptforensics.sources import RemoteFiles, is_url
 from tests.support.containers import assert_one_error, run
 from tests.support.models import save, tiny_llama, write_gguf
@@ -250,6 +252,25 @@ def test_a_model_in_a_bucket(bucket):
     again = open_checkpoint(url)
     again.store.read(NAME)
     assert again.source.remote.transfer.fetched == 0
+
+
+def test_a_bucket_is_audited(bucket, tmp_path, monkeypatch):
+    """In processes of their own: cards and weights are read where they are, and once."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    bucket.pipe("models/org/x/README.md", b"---\nbase_model: meta/base\nlicense: mit\n---\n")
+    options = AuditOptions(catalog=tmp_path / "catalog.db", neighbours=0)
+    document = audit(["s3://models"], options)
+    (model,) = document.models
+    assert (model.name, model.source, model.state) == ("org/x", "url", "signed")
+    assert model.fingerprint == sign(PLANTED).document.fingerprint
+    assert [(c.parent, c.verdict) for c in model.claims] == [("meta/base", "unverifiable")]
+    assert model.licence == "mit"
+    assert not document.findings
+    assert audit(["s3://models"], options).coverage.reused == 1
+    bucket.pipe("models/org/x/README.md", b"---\nbase_model: meta/other\n---\n")
+    again = audit(["s3://models"], options)
+    assert again.coverage.reused == 0
+    assert again.models[0].claims[0].parent == "meta/other"
 
 
 def test_a_changed_object(bucket):
