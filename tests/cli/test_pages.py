@@ -14,6 +14,8 @@ PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 _FILE = re.compile(r"(?<![\w./<-])(?:[\w*-]+/)*[\w*-]+\.(?:py|toml)\b")
 _FOLDER = re.compile(r"(?<![\w./<~-])(?:[a-z]\w*/)+(?![\w.*{<-])")
 _MODULE = re.compile(r"python -m ((?:tools|benchmarks|ckptforensics)(?:\.\w+)+)")
+# Files that users write.
+THEIRS = {"ckpt.toml"}
 _LINK = re.compile(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)")
 
 
@@ -26,7 +28,7 @@ def exists(name: str) -> bool:
 
 
 def missing(text: str) -> list[str]:
-    files = {name for name in _FILE.findall(text) if "NAME" not in name}
+    files = {name for name in _FILE.findall(text) if "NAME" not in name} - THEIRS
     modules = {name.replace(".", "/") + ".py" for name in _MODULE.findall(text)}
     return sorted(name for name in files | modules if not exists(name))
 

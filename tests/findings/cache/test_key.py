@@ -30,14 +30,17 @@ EXCEPTIONS = {
     "quantities.py": "only how numbers are written in sentences, of which a signature has none",
     "results": "only the form of what was measured; the document's version is in the key",
     "sources/__init__.py": "only names",
+    "sources/contents.py": "which files they are, which is in the key",
     "sources/digests.py": "which files they are; the digests themselves are in the key",
     "sources/hub.py": "which files they are, which is in the key",
     "sources/local.py": "which files they are, which is in the key",
     "sources/links.py": "only what is refused, and a refusal is not kept",
+    "sources/names.py": "which files they are, which is in the key",
     "sources/original.py": "which files they are, and a configuration, which is in the key",
     "sources/parallel.py": "only when ranges are fetched",
     "sources/pointers.py": "only what is refused, and a refusal is not kept",
     "sources/retry.py": "only how often a fetch is tried",
+    "sources/urls.py": "where ranges come from; their bytes are those of the mirror",
 }
 
 
