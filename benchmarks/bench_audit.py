@@ -49,7 +49,7 @@ def measure(folder: Path) -> Iterator[tuple[str, str]]:
         shapes.write(models / "model", shape)
         files = sorted(models.rglob("*.safetensors"))
         gigabytes = sum(file.stat().st_size for file in files) / 1e9
-        first, second, plain = [], [], []
+        first, second, plain, signed = [], [], [], []
         for turn in range(RUNS):
             catalog = folder / f"{turn}.db"
             audit = ckpt(
@@ -59,13 +59,17 @@ def measure(folder: Path) -> Iterator[tuple[str, str]]:
             drop_from_cache(files)
             plain.append(read_once(files))
             drop_from_cache(files)
+            sign = ckpt("sign", str(models / "model"), "--digest", "--quiet", "--no-cache")
+            signed.append(run(sign).seconds)
+            drop_from_cache(files)
             first.append(run(audit, CKPT_CACHE="").seconds)
             second.append(run(audit, CKPT_CACHE="").seconds)
         shutil.rmtree(models)
         read = statistics.median(plain)
         yield (
             f"{name}: {gigabytes:.2f} GB, first night",
-            f"{ratio(first, read)} times `cat` ({read:.2f} s); "
+            f"{ratio(first, read)} times `cat` ({read:.2f} s), "
+            f"{ratio(first, statistics.median(signed))} times `ckpt sign --digest`; "
             f"{3600 / statistics.median(first):,.0f} models an hour",
         )
         yield (f"{name}, nothing has changed", f"{ratio(second, read)} times `cat`")
