@@ -30,7 +30,7 @@ def expected(rows: tuple[registry.Row, ...]) -> dict[str, list[str]]:
 def related(tmp_path_factory: pytest.TempPathFactory) -> AuditDocument:
     folder = tmp_path_factory.mktemp("related")
     registry.build(folder / "models", registry.RELATED)
-    options = AuditOptions(catalog=folder / "catalog.db", workers=2, neighbours=1)
+    options = AuditOptions(catalog=folder / "catalog.db", workers=2, neighbours=2)
     return audit([str(folder / "models")], options)
 
 
