@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from ckptforensics.registry.judged import Judged, World
 from ckptforensics.registry.reading import ModelFacts
-from ckptforensics.registry.rules.rule import Draft
+from ckptforensics.registry.rules.rule import Draft, file_of
 
 # Stumbles that rules of their own are about; all others are a file that cannot be read.
 _TOLD = frozenset(
@@ -114,7 +114,7 @@ def template_code(judged: Judged, world: World) -> Iterator[Draft]:
                 about=f"{template.file}:{template.sha256}",
                 message=f"its chat template reaches for Python's objects: "
                 f"{', '.join(template.code)}",
-                file=_file(template.file),
+                file=file_of(template.file),
                 line=template.line,
                 evidence=(f"SHA-256 of the template: {template.sha256}",),
             )
@@ -235,7 +235,3 @@ def _stumbles(judged: Judged, kind: str) -> Iterator[Draft]:
                 line=stumble.line,
                 tensor=stumble.tensor,
             )
-
-
-def _file(source: str) -> str:
-    return source.partition(": ")[0]

@@ -8,7 +8,7 @@ from dataclasses import replace
 from ckptforensics.registry.claims.licences import compare_licences, family_of
 from ckptforensics.registry.judged import SAME, Judged, Relative, World, is_relative
 from ckptforensics.registry.reading import Claim, Tokenizer
-from ckptforensics.registry.rules.rule import Draft
+from ckptforensics.registry.rules.rule import Draft, file_of
 from ckptforensics.results import PairRecord
 
 # Relations that fit what is claimed; what is not listed fits anything.
@@ -31,7 +31,7 @@ def wrong_parent(judged: Judged, world: World) -> Iterator[Draft]:
             yield Draft(
                 about=f"{claim.source}:{claim.parent}",
                 message=f"it claims {claim.parent} as its parent, and its weights contradict that",
-                file=_file(claim.source),
+                file=file_of(claim.source),
                 line=claim.line,
                 evidence=(claim.why,),
             )
@@ -54,7 +54,7 @@ def wrong_relation(judged: Judged, world: World) -> Iterator[Draft]:
             about=f"{claim.source}:{claim.parent}",
             message=f"it claims to be '{claim.relation}' of {claim.parent}, and its weights show "
             f"{shown}",
-            file=_file(claim.source),
+            file=file_of(claim.source),
             line=claim.line,
             evidence=relative.record.evidence,
         )
@@ -127,7 +127,7 @@ def looser_licence(judged: Judged, world: World) -> Iterator[Draft]:
             about=f"licence:{licence}",
             message=f"{answer}: its licence {own.id} {word} {licence} of {_names(relatives)}, to "
             "which its weights lead",
-            file=_file(own.file),
+            file=file_of(own.file),
             line=own.line,
             evidence=(
                 f"{own.id}: {kinds[0]}; {licence}: {kinds[1]}; this is no legal advice",
@@ -160,7 +160,7 @@ def other_tokenizer(judged: Judged, world: World) -> Iterator[Draft]:
                 about=f"template:{other.name}",
                 message=f"its chat template is none of those of {other.name}, whose weights it "
                 "shares",
-                file=_file(first.file),
+                file=file_of(first.file),
                 line=first.line,
                 evidence=(f"SHA-256 of the template: {first.sha256}",),
                 severity="note",
@@ -185,7 +185,7 @@ def _unfollowed(claim: Claim, why: str) -> Draft:
     return Draft(
         about=f"{claim.source}:{claim.parent}",
         message=f"the claimed parent {claim.parent} cannot be followed: {why}",
-        file=_file(claim.source),
+        file=file_of(claim.source),
         line=claim.line,
     )
 
@@ -258,8 +258,3 @@ def _verdict(relative: Relative) -> str:
 def _strongest(pair: PairRecord) -> str:
     p = [t.log10_p for t in pair.tests_run if t.log10_p is not None]
     return f", p below 10^{min(p):.0f}" if p and min(p) <= -1 else ""
-
-
-def _file(source: str) -> str:
-    """The file of a claim's source, which may name a key in it too."""
-    return source.partition(": ")[0]

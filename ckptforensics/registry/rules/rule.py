@@ -84,6 +84,11 @@ class Rule:
         )
 
 
+def file_of(source: str) -> str:
+    """The file of a claim's or a template's source, which may name a key in it too."""
+    return source.partition(": ")[0]
+
+
 def _within(place: str, file: str) -> str:
     """The place of a model's file, where that is not the model's place itself."""
     if not file or place.rpartition("/")[2] == file.rpartition("/")[2] or "/manifests/" in place:
