@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -100,11 +100,20 @@ def code_sha256(package: Path = _PACKAGE) -> str:
 
     A change of what is not in `MEASURING`, such as a renderer, leaves it as it is.
     """
+    return sha256_of_parts(MEASURING, package)
+
+
+def sha256_of_parts(
+    parts: Iterable[str], package: Path = _PACKAGE, suffixes: tuple[str, ...] = (".py", ".toml")
+) -> str:
+    """Digest of files of a package, and of all files with these suffixes in its folders."""
     digest = hashlib.sha256()
-    for part in MEASURING:
+    for part in parts:
         place = package / part
-        files = [*place.rglob("*.py"), *place.rglob("*.toml")] if place.is_dir() else [place]
-        for file in sorted(files):
+        inside = (
+            [f for f in place.rglob("*") if f.suffix in suffixes] if place.is_dir() else [place]
+        )
+        for file in sorted(inside):
             content = file.read_bytes()
             name = file.relative_to(package).as_posix()
             digest.update(f"{name}\0{len(content)}\0".encode() + content)

@@ -53,8 +53,7 @@ def read_card(data: bytes, file: str) -> Card:
             claims[parent] = Claim(parent=parent, relation=relation, source=file, line=line)
     if len(claims) > _MOST_PARENTS:
         problems.append((f"more than {_MOST_PARENTS} parents are named", None))
-    newer = keys.get("new_version")
-    _scalar(newer, "new_version", problems)
+    _scalar(keys.get("new_version"), "new_version", problems)
     licence = None
     node = keys.get("license") or keys.get("license_name")
     said = [text for one in _items(node) if (text := _scalar(one, "license", problems)) is not None]
