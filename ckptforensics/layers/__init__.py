@@ -1,7 +1,14 @@
 """One residual block as arrays, and the stream of all blocks of a checkpoint."""
 
 from ckptforensics.arrays import Floats
-from ckptforensics.layers.stream import EXPERT_MEMORY, load_block, memory_needed, stream_blocks
+from ckptforensics.layers.stream import (
+    EXPERT_MEMORY,
+    load_block,
+    load_values,
+    memory_needed,
+    stream_blocks,
+    values_bytes,
+)
 from ckptforensics.layers.views import Attention, Block, Ffn, Linear, Matrix, Moe, Norm, Sink
 
 __all__ = [
@@ -16,6 +23,8 @@ __all__ = [
     "Norm",
     "Sink",
     "load_block",
+    "load_values",
     "memory_needed",
     "stream_blocks",
+    "values_bytes",
 ]

@@ -12,7 +12,7 @@ from ckptforensics.checkpoint import Checkpoint
 from ckptforensics.compute import buffers
 from ckptforensics.errors import NothingAnalysable
 from ckptforensics.layers.reader import BlockReader
-from ckptforensics.layers.views import Block
+from ckptforensics.layers.views import Attention, Block
 
 # Bytes that the routed experts of one block may take.
 EXPERT_MEMORY = 4 << 30
@@ -62,6 +62,36 @@ def load_block(
         else reader.ffn(),
         mixer=plan.mixer,
     )
+
+
+# What a token's value is made by, and written with.
+_VALUE_ROLES: tuple[Role, ...] = ("attention_norm", "latent", "latent_norm", "value", "output")
+
+
+def load_values(checkpoint: Checkpoint, layer: int) -> Attention:
+    """Read only what block `layer` (from 1) makes values with and writes them: no gate, no sinks.
+
+    Raises
+    ------
+    CkptError
+        as `load_block`.
+    """
+    plan = _values_plan(checkpoint, layer)
+    if checkpoint.source.remote is not None:
+        checkpoint.store.prefetch([name for name, _ in plan.names()])
+    return BlockReader(checkpoint, plan).attention()
+
+
+def values_bytes(checkpoint: Checkpoint, layer: int) -> int:
+    """Stored bytes of the tensors that `load_values` reads, whole where it reads a part of one."""
+    names = {name for name, _ in _values_plan(checkpoint, layer).names()}
+    return sum(checkpoint.store.info(name).nbytes for name in names)
+
+
+def _values_plan(checkpoint: Checkpoint, layer: int) -> LayerPlan:
+    plan = checkpoint.architecture.layers[layer - 1]
+    refs = {role: plan.refs[role] for role in _VALUE_ROLES if role in plan.refs}
+    return replace(plan, refs=refs, experts=())
 
 
 def stream_blocks(

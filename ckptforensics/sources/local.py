@@ -59,6 +59,10 @@ class _NoShards(NotFetched):
 class Fetcher(Protocol):
     """Makes byte ranges of sparse local files present."""
 
+    @property
+    def requests(self) -> int:
+        """How often byte ranges were asked for by this process."""
+
     def fetch(self, wanted: Mapping[Path, Iterable[tuple[int, int]]]) -> None:
         """Fetch what is missing of the ranges (begin, count) of each file."""
 

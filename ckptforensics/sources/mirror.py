@@ -107,6 +107,11 @@ class RemoteFiles:
         files = self.files.values()
         return Transfer(sum(f.fetched for f in files), sum(f.size for f in files))
 
+    @property
+    def requests(self) -> int:
+        """How often byte ranges of the files were asked for by this process."""
+        return sum(mirror.requests for mirror in self.files.values())
+
     def _download(self, mirror: Mirror, begin: int, end: int, stop: threading.Event) -> None:
         with self._room:
             mirror.download(begin, end, stop)
@@ -132,7 +137,7 @@ class Mirror:
 
     def __init__(self, url: str, path: Path, size: int, model: str, repo: str) -> None:
         self.url, self.path, self.size, self.model, self.repo = url, path, size, model, repo
-        self.fetched = 0
+        self.fetched = self.requests = 0
         self._lock = threading.Lock()
         self._record = path.with_name(path.name + ".ranges.json")
         self._location: str | None = None  # where the repository redirects to
@@ -169,6 +174,8 @@ class Mirror:
         while not stop.is_set():
             retry_after = None
             expired = self._location
+            with self._lock:
+                self.requests += 1
             try:
                 retry_after, problem = self._attempt(at, end, stop)
             except Exception as error:

@@ -1,0 +1,151 @@
+"""Make the sketch of a model from a few of its tensors."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+
+from ckptforensics.arrays import Doubles, Floats, Ints
+from ckptforensics.checkpoint import Checkpoint
+from ckptforensics.errors import NotApplicable, NotFinite, NothingAnalysable
+from ckptforensics.findings.model import model_record
+from ckptforensics.forward import embedding_name, vocabulary_size
+from ckptforensics.layers import load_values, values_bytes
+from ckptforensics.lineage.correspondence.heads import head_spectra
+from ckptforensics.progress import Progress, running
+from ckptforensics.registry.sketch import heads as of_heads
+from ckptforensics.registry.sketch import tokens as of_tokens
+from ckptforensics.registry.sketch.record import BY, By, Tokens, heads_record, tokens_record
+from ckptforensics.results.records import Skipped
+from ckptforensics.results.sketch import SketchDocument
+from ckptforensics.tokens import read_vocabulary
+from ckptforensics.version import __version__
+
+# Rows that lie closer in the file are read, and asked for, together.
+_GAP_BYTES = 1 << 18
+
+
+def sketch(
+    checkpoint: Checkpoint,
+    *,
+    heads: bool = True,
+    digest: bool = False,
+    progress: Progress | None = None,
+) -> SketchDocument:
+    """What a model is found by: how alike it sees some tokens, and the spectra of its heads.
+
+    Parameters
+    ----------
+    heads : whether the heads are looked at, which takes most of the bytes
+    digest : compute the SHA-256 of whole files
+    progress : told of each layer
+
+    Raises
+    ------
+    NothingAnalysable
+        if the model shows neither tokens nor heads.
+    CkptError
+        if the files cannot be read.
+    """
+    began = time.monotonic()
+    skipped: list[Skipped] = []
+    found = []
+    read = _Read(checkpoint)
+    for by in BY:
+        try:
+            found.append(tokens_record(by, _tokens(checkpoint, by, read)))
+        except (NotApplicable, NothingAnalysable) as problem:
+            skipped.append(Skipped(what=f"tokens by {by}", reason=problem.message))
+    kept, total = None, 0
+    if heads:
+        kept, total = _heads(checkpoint, read, skipped, progress)
+    else:
+        skipped.append(Skipped(what="heads", reason="not asked for"))
+    if not found and kept is None:
+        raise NothingAnalysable(
+            "the model has neither token embeddings nor heads to sketch",
+            path=checkpoint.source.path,
+        )
+    return SketchDocument(
+        tool_version=__version__,
+        model=model_record(checkpoint, digest=digest, progress=progress),
+        tokens=tuple(found),
+        heads=None if kept is None else heads_record(kept, total),
+        skipped=tuple(skipped),
+        bytes_read=read.bytes,
+        requests=None if checkpoint.source.remote is None else checkpoint.source.remote.requests,
+        seconds=time.monotonic() - began,
+    )
+
+
+class _Read:
+    """Reads what a sketch needs, and counts it."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self._checkpoint = checkpoint
+        self.bytes = 0
+
+    def embeddings(self, ids: Ints) -> Floats:
+        """Stored embedding rows; rows that are close are read with what lies between them."""
+        store = self._checkpoint.store
+        name = embedding_name(self._checkpoint)
+        info = store.info(name)
+        row_bytes = max(1, info.nbytes // info.shape[0])
+        order = np.argsort(ids, kind="stable")
+        apart = np.flatnonzero(np.diff(ids[order]) * row_bytes > _GAP_BYTES) + 1
+        runs = np.split(ids[order], apart)
+        bounds = [(int(run[0]), int(run[-1]) + 1) for run in runs]
+        store.prefetch_rows(name, bounds)
+        self.bytes += sum(stop - start for start, stop in bounds) * row_bytes
+        rows = [
+            store.read_rows(name, start, stop)[run - start]
+            for run, (start, stop) in zip(runs, bounds, strict=True)
+        ]
+        found = np.empty((len(ids), info.shape[-1]), np.float32)
+        found[order] = np.concatenate(rows)
+        if not np.isfinite(found).all():
+            raise NotFinite("an embedding is not finite", path=info.path, tensor=name)
+        return found
+
+    def heads(self, layer: int) -> Doubles:
+        """The spectra of a layer's heads (heads, values)."""
+        self.bytes += values_bytes(self._checkpoint, layer)
+        return head_spectra(load_values(self._checkpoint, layer))
+
+
+def _tokens(checkpoint: Checkpoint, by: By, read: _Read) -> Tokens:
+    """The part of the sketch that rests on tokens; NotApplicable where it can not."""
+    size = vocabulary_size(checkpoint)
+    if by == "ids":
+        names, ids = of_tokens.named_by_ids(size)
+    else:
+        vocabulary = read_vocabulary(checkpoint)
+        if vocabulary is None:
+            raise NotApplicable("no vocabulary that can be read lies beside the weights")
+        names, ids = of_tokens.named_by_strings(vocabulary, size)
+    if len(ids) < of_tokens.LEAST:
+        raise NotApplicable(f"{len(ids)} tokens are too few")
+    return Tokens(names, of_tokens.likeness(read.embeddings(ids)))
+
+
+def _heads(
+    checkpoint: Checkpoint, read: _Read, skipped: list[Skipped], progress: Progress | None
+) -> tuple[Doubles | None, int]:
+    """The most distinctive heads, and of how many; what cannot be read is skipped."""
+    architecture = checkpoint.architecture
+    layers = [
+        layer for layer in architecture.analysed if "value" in architecture.layers[layer - 1].refs
+    ]
+    found = []
+    with running(progress, "heads", len(layers)) as step:
+        for layer in layers:
+            spectra = read.heads(layer)
+            if len(spectra):
+                found.append(of_heads.at_ranks(spectra))
+            step(f"layer {layer}")
+    if not found:
+        skipped.append(Skipped(what="heads", reason="the model has no attention that is analysed"))
+        return None, 0
+    heads = np.concatenate(found)
+    return of_heads.most_distinctive(heads), len(heads)

@@ -1,0 +1,100 @@
+"""A sketch as arrays, and as the document that keeps them in text."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+
+from ckptforensics.arrays import Doubles, Ints
+from ckptforensics.errors import ResultError
+from ckptforensics.results.sketch import SketchDocument, SketchedHeads, SketchedTokens
+
+# What names the tokens of a sketch.
+By = Literal["strings", "ids"]
+BY: tuple[By, ...] = get_args(By)
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """The digests of tokens in increasing order, and the projection (tokens, tokens) of them."""
+
+    names: Ints
+    likeness: Doubles
+
+
+@dataclass(frozen=True)
+class Sketch:
+    """What models are found by.
+
+    Attributes
+    ----------
+    tokens : by what names them, `strings` or `ids`
+    heads : (heads, ranks), None where there are none
+    """
+
+    tokens: Mapping[By, Tokens]
+    heads: Doubles | None
+
+
+def tokens_record(by: By, tokens: Tokens) -> SketchedTokens:
+    """As the document keeps them: in steps of a 127th of the largest."""
+    upper = tokens.likeness[np.triu_indices(len(tokens.names), 1)]
+    unit = float(np.abs(upper).max()) / 127 or 1.0
+    return SketchedTokens(
+        by=by,
+        count=len(tokens.names),
+        names=_text(tokens.names.astype("<u4")),
+        likeness=_text(np.rint(upper / unit).astype(np.int8)),
+        unit=unit,
+    )
+
+
+def heads_record(heads: Doubles, total: int) -> SketchedHeads:
+    """As the document keeps them: in steps of a 32,767th of the largest."""
+    unit = float(np.abs(heads).max()) / 32_767 or 1.0
+    return SketchedHeads(
+        count=len(heads),
+        total=total,
+        ranks=heads.shape[1],
+        values=_text(np.rint(heads / unit).astype("<i2")),
+        unit=unit,
+    )
+
+
+def sketch_of(document: SketchDocument) -> Sketch:
+    """The arrays of a document.
+
+    Raises
+    ------
+    ResultError
+        if they are not as long as it says.
+    """
+    tokens: dict[By, Tokens] = {}
+    for record in document.tokens:
+        count = record.count
+        names = _array(record.names, "<u4", (count,)).astype(np.int64)
+        upper = _array(record.likeness, "i1", (count * (count - 1) // 2,))
+        if (np.diff(names) <= 0).any():
+            raise ResultError("the names of a sketch's tokens are not in order")
+        likeness = np.zeros((count, count))
+        likeness[np.triu_indices(count, 1)] = upper * record.unit
+        tokens[record.by] = Tokens(names, likeness + likeness.T)
+    heads = None
+    if (kept := document.heads) is not None:
+        heads = _array(kept.values, "<i2", (kept.count, kept.ranks)) * kept.unit
+    return Sketch(tokens, heads)
+
+
+def _text(array: np.ndarray) -> str:
+    return base64.b64encode(array.tobytes()).decode()
+
+
+def _array(text: str, kind: str, shape: tuple[int, ...]) -> Doubles:
+    data = base64.b64decode(text)
+    if len(data) != np.dtype(kind).itemsize * int(np.prod(shape)):
+        raise ResultError("an array of the sketch is not as long as it says")
+    return np.frombuffer(data, kind).astype(np.float64).reshape(shape)
