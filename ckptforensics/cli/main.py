@@ -28,7 +28,9 @@ _SECTIONS = MappingProxyType(
         },
         "Many models": {
             "audit": "Audit a registry: claims against weights, and what was not read.",
-            "catalog": "Look at the catalog of audited models, share it, import another's.",
+            "find": "Find whose copy a model is, among all models of a catalog.",
+            "sketch": "Sketch a model: a small record by which a copy is found.",
+            "catalog": "Look at the catalog of models, add to it, share it.",
         },
         "Running the model (needs torch and transformers)": {
             "trace": "Run a text and show the norm of every token after every layer.",

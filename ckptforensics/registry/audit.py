@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from ckptforensics.progress import Progress
 from ckptforensics.registry.catalog.models import CataloguedModel
@@ -74,6 +75,37 @@ def audit(
             rules=rule_records(options.policy),
             runs=catalog.runs(run),
         )
+
+
+@dataclass(frozen=True)
+class Added:
+    """Models that were looked at, how many have a sketch, and why the others have none."""
+
+    models: int
+    sketched: int
+    failed: list[tuple[str, str]]
+
+
+def add_models(
+    sources: Sequence[str], options: AuditOptions, *, progress: Progress | None = None
+) -> Added:
+    """Put all models of the sources into the catalog, to be found; errors as `audit`."""
+    listing = list_models(sources, offline=options.offline)
+    with open_writer(options.catalog) as catalog:
+        # Not a run over the same sources as an audit's: what it does not see has not vanished.
+        run = catalog.begin_run(("catalog add", *sources))
+        work = Work()
+        read_models(catalog, listing, run, options, work, progress)
+        models = catalog.models(run)
+        catalog.end_run(run, (), (), work)
+    failed = [(what, why) for what, why in listing.not_read]
+    failed += [(m.name, _why_not(m)) for m in models if m.sketch is None]
+    return Added(len(models), sum(m.sketch is not None for m in models), failed)
+
+
+def _why_not(model: CataloguedModel) -> str:
+    stumbles = [stumble.message for stumble in model.reading.stumbles]
+    return stumbles[-1] if stumbles else "it has neither token embeddings nor heads"
 
 
 def _coverage(

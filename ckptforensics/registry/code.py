@@ -14,6 +14,7 @@ _READING = (
     "registry/claims",
     "registry/found.py",
     "registry/reading.py",
+    "registry/sketch",
     "registry/stages.py",
     "registry/stores",
     "sources",

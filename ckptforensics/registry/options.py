@@ -33,7 +33,8 @@ class AuditOptions:
     memory : bytes that all processes may use together, half of the machine's by default
     seconds : after which the process of one model or pair is ended; by default by its size
     neighbours : candidates by signature that a model is compared with, at most
-    weights : whether weights are read; else headers and claims only
+    weights : whether weights are signed; else headers and claims are read, and what `sketches` says
+    sketches : whether models are sketched, so that `find` knows them
     offline : ask no server
     policy : the user's
     known : identifiers of findings that a baseline has
@@ -47,6 +48,7 @@ class AuditOptions:
     seconds: float | None = None
     neighbours: int = 3
     weights: bool = True
+    sketches: bool = True
     offline: bool = False
     policy: Policy = field(default_factory=Policy)
     known: frozenset[str] = frozenset()

@@ -90,7 +90,9 @@ def _new(
         listed = _listed(found, base, options)
         # A server that states nothing of a file may have another one by now.
         told = all(file.changed for file in found.files)
-        if told and catalog.reuse(found, listed, run):
+        # What was signed was sketched too.
+        signed = _listed(found, base, replace(options, weights=True))
+        if told and (catalog.reuse(found, listed, run) or catalog.reuse(found, signed, run)):
             reused.add(place_of(found))
         else:
             tasks.append(_Task(found, listed, base))
@@ -115,7 +117,7 @@ def _read(
         catalog.put_model(
             task.found,
             reading,
-            _signature_file(job),
+            (_signature_file(job), _sketch_file(Path(job.arguments[0]))),
             listed="" if passing else task.listed,
             code=reading_code(),
             run=run,
@@ -132,6 +134,7 @@ def _job(catalog: CatalogWriter, task: _Task, number: int, options: AuditOptions
         memory=options.share,
         catalog=str(catalog.path),
         signature=str(request_file.with_suffix(".safetensors")),
+        sketch=str(_sketch_file(request_file)) if options.sketches else None,
         code=reading_code(),
         known=catalog.known_digests(task.found),
         base=None if task.base is None else task.base.opens,
@@ -158,6 +161,10 @@ def _plain(value: Any) -> Any:
 
 def _signature_file(job: Job) -> Path:
     return Path(job.arguments[0]).with_suffix(".safetensors")
+
+
+def _sketch_file(request_file: Path) -> Path:
+    return request_file.with_suffix(".sketch.json")
 
 
 def _reading_of(job: Job, found: Found) -> Reading:
@@ -219,5 +226,6 @@ def _listed(found: Found, base: CataloguedModel | None, options: AuditOptions) -
         found.opens is None,
         None if base is None else base.identity,
         options.weights,
+        options.sketches,
     ]
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()

@@ -17,6 +17,7 @@ class ReadingRequest(Frozen):
     memory : bytes that the process may use beside the files that it maps
     catalog : the catalog's file, in which signatures of the same weights are looked up
     signature : where the signature's file is written
+    sketch : where the sketch's document is written; None where no sketch is wanted
     code : digest of the code that reads, without which no signature is taken from the catalog
     known : `FoundFile.changed` to the SHA-256 that was computed of a file in that state
     base : what an adapter is merged onto, where that is at hand
@@ -28,6 +29,7 @@ class ReadingRequest(Frozen):
     memory: int
     catalog: Name | None
     signature: Name
+    sketch: Name | None
     code: str
     known: dict[str, str] = Field(default_factory=dict)
     base: Name | None = None

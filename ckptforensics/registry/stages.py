@@ -22,7 +22,7 @@ from ckptforensics.errors import (
     UnsafePickle,
     one_line,
 )
-from ckptforensics.registry.catalog.lookup import signature_of_weights
+from ckptforensics.registry.catalog.lookup import is_sketched, signature_of_weights
 from ckptforensics.registry.claims import metadata
 from ckptforensics.registry.claims.card import read_card
 from ckptforensics.registry.claims.pickles import globals_in, is_harmful
@@ -89,7 +89,7 @@ def read(request: ReadingRequest) -> Iterator[Reading]:
     state = _State(request)
     state.known["files"] = unread_files(request.found)
     state.stumbles += [Stumble.of(problem) for problem in request.found.problems]
-    for stage in (_texts, _headers, _digests, _copies, _weights):
+    for stage in (_texts, _headers, _digests, _copies, _sketch, _weights):
         try:
             stage(state)
         except MemoryError:
@@ -318,6 +318,25 @@ def _facts(checkpoint: Checkpoint) -> ModelFacts:
         types=dict(sorted(types.items())),
         notes=(*checkpoint.source.notes, *architecture.notes),
     )
+
+
+def _sketch(state: _State) -> None:
+    """What the model is found by among others, unless the same weights were sketched before."""
+    request, checkpoint = state.request, state.checkpoint
+    if checkpoint is None or request.sketch is None:
+        return
+    weights = None if request.found.adapter else state.known.get("weights")
+    catalog = None if request.catalog is None else Path(request.catalog)
+    if catalog is not None and weights and is_sketched(catalog, weights, request.code):
+        return
+    from ckptforensics.registry.sketch.make import sketch
+
+    try:
+        found = sketch(checkpoint).found
+    except CkptError as problem:
+        state.stumble(_kind(problem), _file_of(problem, state), problem)
+        return
+    write_bytes_atomically(Path(request.sketch), found.model_dump_json().encode())
 
 
 def _weights(state: _State) -> None:

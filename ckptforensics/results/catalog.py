@@ -46,16 +46,18 @@ class CatalogDocument(Document):
     """The result of the commands of `catalog`; `models` is empty but for `list`.
 
     `version` is that of the database's schema, `bytes` its size, `array_bytes` that of the
-    signatures (`arrays`) beside it, `relations` the number of pairs that were compared.
+    signatures (`arrays`) beside it, `sketches` the number of sketches that are searched (null in
+    documents of 1.0), `relations` the number of pairs that were compared.
     """
 
-    schema_version: Literal["1.0"] = "1.0"
+    schema_version: Literal["1.1"] = "1.1"
     kind: Literal["catalog"] = "catalog"
     path: Name
     version: int
     bytes: int
     arrays: int
     array_bytes: int
+    sketches: int | None = None
     runs: int
     states: StateCounts
     relations: int

@@ -55,5 +55,7 @@ DOCUMENTS = Registry(
         "quantization-diff": ("quantization_diff", "QuantizationDiffDocument"),
         "audit": ("audit", "AuditDocument"),
         "catalog": ("catalog", "CatalogDocument"),
+        "sketch": ("sketch", "SketchDocument"),
+        "find": ("find", "FindDocument"),
     }
 )

@@ -36,24 +36,30 @@ class SketchedHeads(Frozen):
 
     count: int = Field(ge=1, le=512)
     total: int
-    ranks: int = Field(ge=1, le=16)
+    ranks: Literal[16]
     values: Base64
     unit: Finite
+
+
+class Sketched(Frozen):
+    """What models are found by; `heads` is null where there are none that are looked at."""
+
+    tokens: tuple[SketchedTokens, ...]
+    heads: SketchedHeads | None
 
 
 class SketchDocument(Document):
     """The result of `sketch`.
 
-    `tokens` and `heads` are what models are found by, and `skipped` says what of them is missing
-    and why. `bytes_read` are those of weights, `requests` those made of a server (null where the
-    files are here), `seconds` what it took.
+    `found` is what models are found by, `skipped` says what of them is missing and
+    why. `bytes_read` are those of weights, `requests` how often a server was asked for ranges of
+    them (null where the files are here), `seconds` what it took.
     """
 
     schema_version: Literal["1.0"] = "1.0"
     kind: Literal["sketch"] = "sketch"
     model: ModelRecord
-    tokens: tuple[SketchedTokens, ...]
-    heads: SketchedHeads | None
+    found: Sketched
     skipped: tuple[Skipped, ...] = ()
     bytes_read: int
     requests: int | None = None

@@ -7,9 +7,11 @@ from pathlib import Path
 import click
 
 from ckptforensics.cli.commands.audit import default_catalog
+from ckptforensics.cli.options import memory_option, offline_option
 from ckptforensics.cli.output import OutputOptions, output_options
+from ckptforensics.errors import ExitCode, one_line
 
-_catalog = click.option(
+catalog_option = click.option(
     "--catalog",
     type=click.Path(dir_okay=False, path_type=Path),
     help="The catalog's file.  [default: the user's own]",
@@ -18,14 +20,60 @@ _catalog = click.option(
 
 @click.group("catalog")
 def command() -> None:
-    """Look at the catalog of audited models, share it, or take in another's.
+    """Look at the catalog of models, add to it, share it, or take in another's.
 
     Signatures of well-known base models, once imported, let every later audit compare with them.
     """
 
 
+@command.command("add")
+@click.argument("sources", metavar="MODEL...", nargs=-1, required=True)
+@catalog_option
+@click.option(
+    "--workers",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="Models at a time, each in a process of its own.",
+)
+@memory_option
+@offline_option
+@output_options(None, kind="catalog")
+def add(
+    sources: tuple[str, ...],
+    catalog: Path | None,
+    workers: int,
+    memory: int | None,
+    offline: bool,
+    out: OutputOptions,
+) -> int:
+    """Sketch models, or all models of a store, so that 'ckpt find' knows them.
+
+    MODEL is what 'ckpt audit' takes. Models that are in the catalog already and have not changed
+    are left as they are. Nothing is signed, compared or judged: 'ckpt audit' does.
+    """
+    from ckptforensics.jobs.memory import default_memory
+    from ckptforensics.registry.audit import add_models
+    from ckptforensics.registry.catalog.contents import catalog_document
+    from ckptforensics.registry.options import AuditOptions
+
+    options = AuditOptions(
+        catalog=catalog or default_catalog(),
+        workers=workers,
+        memory=memory or default_memory(),
+        weights=False,
+        offline=offline,
+    )
+    added = add_models(sources, options, progress=out.progress())
+    for name, reason in added.failed:
+        click.echo(f"ckpt: {one_line(f'{name}: {reason}')}", err=True)
+    out.hint(f"{added.sketched} of {added.models} models have sketches")
+    out.emit(catalog_document(options.catalog))
+    return ExitCode.NOTHING if not added.sketched else ExitCode.DONE
+
+
 @command.command("info")
-@_catalog
+@catalog_option
 @output_options(None, kind="catalog")
 def info(catalog: Path | None, out: OutputOptions) -> None:
     """Show how much the catalog holds."""
@@ -35,7 +83,7 @@ def info(catalog: Path | None, out: OutputOptions) -> None:
 
 
 @command.command("list")
-@_catalog
+@catalog_option
 @output_options("Save the list as JSON.", kind="catalog")
 def list_(catalog: Path | None, out: OutputOptions) -> None:
     """List the models."""
@@ -49,7 +97,7 @@ def list_(catalog: Path | None, out: OutputOptions) -> None:
 @command.command("export")
 @click.argument("output", metavar="FILE", type=click.Path(dir_okay=False, path_type=Path))
 @click.argument("names", metavar="[NAME]...", nargs=-1)
-@_catalog
+@catalog_option
 @click.option("-q", "--quiet", is_flag=True, help="No hints.")
 def export(output: Path, names: tuple[str, ...], catalog: Path | None, quiet: bool) -> None:
     """Write the signatures of all models, or of those named, to one portable file."""
@@ -68,7 +116,7 @@ def export(output: Path, names: tuple[str, ...], catalog: Path | None, quiet: bo
     required=True,
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
 )
-@_catalog
+@catalog_option
 @output_options(None, kind="catalog")
 def import_(files: tuple[Path, ...], catalog: Path | None, out: OutputOptions) -> None:
     """Take the models of exported files in, whose digests are verified."""
@@ -84,10 +132,10 @@ def import_(files: tuple[Path, ...], catalog: Path | None, out: OutputOptions) -
 
 
 @command.command("vacuum")
-@_catalog
+@catalog_option
 @output_options(None, kind="catalog")
 def vacuum(catalog: Path | None, out: OutputOptions) -> None:
-    """Remove signatures that no model has, and give the room back."""
+    """Remove signatures and sketches that no model has, and give the room back."""
     from ckptforensics.registry.catalog.contents import catalog_document
     from ckptforensics.registry.catalog.contents import vacuum as vacuum_catalog
 

@@ -6,6 +6,7 @@ import sqlite3
 from pathlib import Path
 
 from ckptforensics.registry.catalog import database
+from ckptforensics.registry.catalog.sketches import rebuild
 from ckptforensics.results.catalog import (
     CatalogDocument,
     CataloguedRecord,
@@ -28,6 +29,7 @@ def catalog_document(path: Path, *, models: bool = False) -> CatalogDocument:
             array_bytes=arrays[1],
             runs=db.execute("SELECT count(*) FROM runs").fetchone()[0],
             states=StateCounts(**_counts(db, "models")),
+            sketches=db.execute("SELECT count(*) FROM sketches").fetchone()[0],
             relations=db.execute("SELECT count(*) FROM relations").fetchone()[0],
             findings=FindingCounts(**_counts(db, "findings")),
             models=tuple(_records(db)) if models else (),
@@ -35,7 +37,7 @@ def catalog_document(path: Path, *, models: bool = False) -> CatalogDocument:
 
 
 def vacuum(path: Path) -> int:
-    """Give the room of what was removed back, and remove signatures that no model has.
+    """Give the room of what was removed back, and remove what no model has; mend the arrays.
 
     Returns
     -------
@@ -48,6 +50,11 @@ def vacuum(path: Path) -> int:
                 "DELETE FROM signatures WHERE sha256 NOT IN "
                 "(SELECT signature FROM models WHERE signature IS NOT NULL)"
             )
+            db.execute(
+                "DELETE FROM sketches WHERE id NOT IN "
+                "(SELECT sketch FROM models WHERE sketch IS NOT NULL)"
+            )
+            rebuild(db, path)
         kept = {row[0] for row in db.execute("SELECT sha256 FROM signatures")}
         for file in database.arrays_folder(path).rglob("*.safetensors"):
             if file.stem not in kept:

@@ -10,6 +10,19 @@ from ckptforensics.registry.reading import Reading, SignatureFacts
 from ckptforensics.results.records import DamageRecord
 
 
+def is_sketched(catalog: Path, weights: str, code: str) -> bool:
+    """Whether weights were sketched before by the same code."""
+    try:
+        with reading(catalog) as connection:
+            row = connection.execute(
+                "SELECT id FROM models WHERE weights = ? AND code = ? AND sketch IS NOT NULL",
+                (weights, code),
+            ).fetchone()
+    except CkptError:  # nothing was catalogued yet
+        return False
+    return row is not None
+
+
 def signature_of_weights(
     catalog: Path, weights: str, code: str
 ) -> tuple[SignatureFacts, tuple[DamageRecord, ...]] | None:

@@ -19,6 +19,7 @@ class CataloguedModel:
     state : how much of it was read
     identity : what tells its weights from others; models with one identity have the same weights
     reading : what was read
+    sketch : number of its sketch, None where it has none
     first_run : the run that saw it first, 0 for one that was imported
     """
 
@@ -33,4 +34,5 @@ class CataloguedModel:
     state: State
     identity: str
     reading: Reading
+    sketch: int | None = None
     first_run: int = 0

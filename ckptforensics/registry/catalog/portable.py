@@ -16,15 +16,18 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from ckptforensics.errors import CkptError, FormatError
+from ckptforensics.errors import CkptError, FormatError, ResultError
 from ckptforensics.registry.catalog import database
-from ckptforensics.registry.catalog.writer import CatalogWriter, state_of
+from ckptforensics.registry.catalog.writer import CatalogWriter
 from ckptforensics.registry.reading import Reading
+from ckptforensics.registry.sketch.record import sketch_of
 from ckptforensics.results import Signature, load_result, write_atomically
 from ckptforensics.results.records import Frozen, Name
+from ckptforensics.results.sketch import Sketched
 from ckptforensics.sources import parse_json_object
 
-_FORMAT = "ckptforensics catalog 1"
+# The second has sketches too.
+_FORMATS = ("ckptforensics catalog 1", "ckptforensics catalog 2")
 _MOST_MEMBERS = 1_000_001
 _MOST_ARRAY_BYTES = 1_000_000_000
 _MOST_LIST_BYTES = 4_000_000_000
@@ -39,10 +42,11 @@ class _Row(Frozen):
     adapter: bool
     code: str | None
     reading: Reading
+    sketch: Sketched | None = None
 
 
 def export_catalog(path: Path, output: Path, *, names: tuple[str, ...] = ()) -> int:
-    """Write the signed models of a catalog to one file; returns their number.
+    """Write the signed or sketched models of a catalog to one file; returns their number.
 
     Parameters
     ----------
@@ -56,7 +60,10 @@ def export_catalog(path: Path, output: Path, *, names: tuple[str, ...] = ()) -> 
     with database.reading(path) as db:
         rows = [
             row
-            for row in db.execute("SELECT * FROM models WHERE signature IS NOT NULL ORDER BY place")
+            for row in db.execute(
+                "SELECT models.*, sketch_json FROM models LEFT JOIN sketches ON sketches.id = "
+                "models.sketch WHERE coalesce(signature, sketch) IS NOT NULL ORDER BY place"
+            )
             if not names or row["name"] in names or row["name"].partition("@")[0] in names
         ]
     lines = [
@@ -66,14 +73,15 @@ def export_catalog(path: Path, output: Path, *, names: tuple[str, ...] = ()) -> 
             adapter=bool(row["adapter"]),
             code=row["code"],
             reading=_portable(Reading.model_validate_json(row["reading_json"])),
+            sketch=_sketched(row["sketch_json"]),
         ).model_dump_json()
         for row in rows
     ]
     listing = "".join(f"{line}\n" for line in lines).encode()
-    arrays = sorted({row["signature"] for row in rows})
+    arrays = sorted({row["signature"] for row in rows if row["signature"] is not None})
     digests = {f"arrays/{sha256}.safetensors": sha256 for sha256 in arrays}
     digests["models.jsonl"] = hashlib.sha256(listing).hexdigest()
-    manifest = {"format": _FORMAT, "models": len(rows), "sha256": digests}
+    manifest = {"format": _FORMATS[-1], "models": len(rows), "sha256": digests}
 
     def write(file: Path) -> None:
         with zipfile.ZipFile(file, "w") as archive:
@@ -106,11 +114,12 @@ def import_catalog(catalog: CatalogWriter, file: Path) -> int:
             if len(names) < len(rows):
                 raise FormatError("the file lists a model twice", path=file)
             for row in rows:
-                signature = row.reading.signature
-                assert signature is not None
-                _keep_array(catalog, archive, file, signature.sha256)
+                if row.reading.signature is not None:
+                    _keep_array(catalog, archive, file, row.reading.signature.sha256)
             for row in rows:
-                catalog.put_imported(row.name, row.commit, row.reading, row.code, row.adapter)
+                catalog.put_imported(
+                    row.name, row.commit, row.reading, row.code, row.adapter, row.sketch
+                )
             return len(rows)
     except (OSError, zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError) as problem:
         raise FormatError(f"this is no exported catalog: {problem}", path=file) from None
@@ -120,6 +129,10 @@ def _portable(reading: Reading) -> Reading:
     """Without what is true on one machine only: devices, inodes and times of its files."""
     files = tuple(file.model_copy(update={"changed": ""}) for file in reading.files)
     return reading.model_copy(update={"files": files})
+
+
+def _sketched(text: str | None) -> Sketched | None:
+    return None if text is None else Sketched.model_validate_json(text)
 
 
 def _member(name: str) -> zipfile.ZipInfo:
@@ -134,7 +147,7 @@ def _manifest(archive: zipfile.ZipFile, file: Path) -> dict[str, str]:
     text = _content(archive, file, "manifest.json", _MOST_LIST_BYTES)
     manifest = parse_json_object(text, path=file, what="manifest")
     digests: Any = manifest.get("sha256")
-    if manifest.get("format") != _FORMAT or not isinstance(digests, dict):
+    if manifest.get("format") not in _FORMATS or not isinstance(digests, dict):
         raise FormatError("this is no exported catalog, or one of another version", path=file)
     more = {m.filename for m in members} - {"manifest.json", *digests}
     if more:
@@ -153,8 +166,15 @@ def _rows(archive: zipfile.ZipFile, file: Path, manifest: dict[str, str]) -> Ite
             first = problem.errors()[0]
             place = ".".join(map(str, first["loc"]))
             raise FormatError(f"a model of the file: {place}: {first['msg']}", path=file) from None
-        if row.reading.signature is None or state_of(row.reading) != "signed":
-            raise FormatError(f"the model {row.name!r} of the file has no signature", path=file)
+        if row.reading.signature is None and row.sketch is None:
+            raise FormatError(
+                f"the model {row.name!r} of the file has neither signature nor sketch", path=file
+            )
+        try:
+            if row.sketch is not None:
+                sketch_of(row.sketch)
+        except ResultError as problem:
+            raise FormatError(f"the model {row.name!r}: {problem.message}", path=file) from None
         yield row
 
 

@@ -15,11 +15,13 @@ from typing import Any
 
 from ckptforensics.registry.catalog import database
 from ckptforensics.registry.catalog.models import CataloguedModel
+from ckptforensics.registry.catalog.sketches import put_sketch
 from ckptforensics.registry.found import Found
 from ckptforensics.registry.reading import Reading
 from ckptforensics.registry.relations import Measured, Relations
 from ckptforensics.results import PairRecord
 from ckptforensics.results.audit import AuditRun, FindingRecord, State
+from ckptforensics.results.sketch import Sketched
 from ckptforensics.version import __version__
 
 _RUNS_SHOWN = 10
@@ -188,9 +190,23 @@ class CatalogWriter:
         return True
 
     def put_model(
-        self, found: Found, reading: Reading, signature: Path, *, listed: str, code: str, run: int
+        self,
+        found: Found,
+        reading: Reading,
+        files: tuple[Path, Path],
+        *,
+        listed: str,
+        code: str,
+        run: int,
     ) -> None:
-        """Keep what was read of a model; `signature` is the file that its process wrote, if any."""
+        """Keep what was read of a model.
+
+        Parameters
+        ----------
+        files : the signature and the sketch that its process wrote, if it did
+        listed, code : digests of what decides what is read, and of the code that read it
+        """
+        signature, sketch = files
         if reading.signature is not None and signature.is_file():
             home = self.array(reading.signature.sha256)
             home.parent.mkdir(parents=True, exist_ok=True)
@@ -209,12 +225,19 @@ class CatalogWriter:
             "first_run": run,
             "last_run": run,
         }
-        self._put(row, reading)
+        sketched = Sketched.model_validate_json(sketch.read_bytes()) if sketch.is_file() else None
+        self._put(row, reading, sketched)
 
     def put_imported(
-        self, name: str, commit: str | None, reading: Reading, code: str | None, adapter: bool
+        self,
+        name: str,
+        commit: str | None,
+        reading: Reading,
+        code: str | None,
+        adapter: bool,
+        sketched: Sketched | None,
     ) -> None:
-        """Keep a model of another catalog, whose signature's file is here already."""
+        """Keep a model of another catalog, whose signature's file, if any, is here already."""
         row = {
             "place": f"imported:{name}@{commit or reading.weights}",
             "name": name,
@@ -228,16 +251,17 @@ class CatalogWriter:
             "first_run": None,
             "last_run": None,
         }
-        self._put(row, reading)
+        self._put(row, reading, sketched)
 
-    def _put(self, row: dict[str, Any], reading: Reading) -> None:
-        """One model in one transaction: its row, files, claims and signature."""
+    def _put(self, row: dict[str, Any], reading: Reading, sketched: Sketched | None) -> None:
+        """One model in one transaction: its row, files, claims, sketch and signature."""
         facts = reading.signature
         row |= {
             "state": state_of(reading),
             "weights": reading.weights,
             "signature": None if facts is None else facts.sha256,
             "reading_json": reading.model_dump_json(),
+            "sketch": None,
         }
         names = ", ".join(f'"{key}"' for key in row)
         values = ", ".join(f":{key}" for key in row)
@@ -250,6 +274,7 @@ class CatalogWriter:
                     "INSERT OR IGNORE INTO signatures VALUES (?, ?, ?, ?)",
                     (facts.sha256, facts.fingerprint, reading.facts.hidden_size, nbytes),
                 )
+            row["sketch"] = self._sketch(row, sketched)
             (number,) = self._db.execute(
                 f"INSERT INTO models ({names}) VALUES ({values}) "  # noqa: S608 (names are ours)
                 f"ON CONFLICT (place) DO UPDATE SET {updates} RETURNING id",
@@ -268,6 +293,18 @@ class CatalogWriter:
                 "INSERT INTO claims VALUES (?, ?, ?, ?, ?)",
                 [(number, c.parent, c.relation, c.source, c.line) for c in reading.claims],
             )
+
+    def _sketch(self, row: dict[str, Any], sketched: Sketched | None) -> int | None:
+        """Number of a model's sketch: that of its process, or of the same weights before."""
+        if sketched is not None:
+            return put_sketch(self._db, self.path, sketched)
+        if row["weights"] is None or row["adapter"]:
+            return None
+        same = self._db.execute(
+            "SELECT sketch FROM models WHERE weights = ? AND code = ? AND sketch IS NOT NULL",
+            (row["weights"], row["code"]),
+        ).fetchone()
+        return None if same is None else int(same["sketch"])
 
     def mark_vanished(self, run: int) -> None:
         """Models that the last runs over the same sources found, and this one did not."""
@@ -376,6 +413,7 @@ def _model(row: sqlite3.Row) -> CataloguedModel:
         state=row["state"],
         identity=row["weights"] or f"listing-{row['listed']}",
         reading=Reading.model_validate_json(row["reading_json"]),
+        sketch=row["sketch"],
         first_run=row["first_run"] or 0,
     )
 

@@ -12,18 +12,18 @@ from functools import cache
 import numpy as np
 
 from ckptforensics.arrays import Doubles, Floats
-from ckptforensics.registry.sketch.heads import RANKS
+from ckptforensics.registry.sketch.heads import NEAR, RANKS
 from ckptforensics.registry.sketch.record import By, Sketch
+from ckptforensics.results.find import Channel
 
 # Raised whenever a vector of the same sketch becomes another one.
 VERSION = 1
 # Random signs of a token: the projection is kept by its products with pairs of them.
 _SIGNS: dict[By, int] = {"strings": 24, "ids": 16}
-# Random waves by which sets of heads are compared, and the root mean square difference of two
-# heads' values at which they count for exp(-1/2).
-_WAVES, _NEAR = 256, 0.02
+# Random waves by which sets of heads are compared.
+_WAVES = 256
 
-CHANNELS = ("strings", "ids", "heads")
+CHANNELS: tuple[Channel, ...] = ("strings", "ids", "heads")
 WIDTHS = (*(n * (n + 1) // 2 for n in _SIGNS.values()), _WAVES)
 WIDTH = sum(WIDTHS)
 
@@ -77,7 +77,7 @@ def _waves() -> tuple[Doubles, Doubles]:
     uniform = (_random("waves", 2 * RANKS * _WAVES) + 0.5) / 2**32
     radius, angle = np.split(uniform, 2)
     normal = np.sqrt(-2 * np.log(radius)) * np.cos(2 * np.pi * angle)
-    directions = normal.reshape(RANKS, _WAVES) / (_NEAR * np.sqrt(RANKS))
+    directions = normal.reshape(RANKS, _WAVES) / (NEAR * np.sqrt(RANKS))
     return directions, 2 * np.pi * _random("phases", _WAVES) / 2**32
 
 

@@ -18,7 +18,7 @@ from ckptforensics.registry.sketch import heads as of_heads
 from ckptforensics.registry.sketch import tokens as of_tokens
 from ckptforensics.registry.sketch.record import BY, By, Tokens, heads_record, tokens_record
 from ckptforensics.results.records import Skipped
-from ckptforensics.results.sketch import SketchDocument
+from ckptforensics.results.sketch import SketchDocument, Sketched
 from ckptforensics.tokens import read_vocabulary
 from ckptforensics.version import __version__
 
@@ -70,8 +70,9 @@ def sketch(
     return SketchDocument(
         tool_version=__version__,
         model=model_record(checkpoint, digest=digest, progress=progress),
-        tokens=tuple(found),
-        heads=None if kept is None else heads_record(kept, total),
+        found=Sketched(
+            tokens=tuple(found), heads=None if kept is None else heads_record(kept, total)
+        ),
         skipped=tuple(skipped),
         bytes_read=read.bytes,
         requests=None if checkpoint.source.remote is None else checkpoint.source.remote.requests,

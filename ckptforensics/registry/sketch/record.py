@@ -11,7 +11,7 @@ import numpy as np
 
 from ckptforensics.arrays import Doubles, Ints
 from ckptforensics.errors import ResultError
-from ckptforensics.results.sketch import SketchDocument, SketchedHeads, SketchedTokens
+from ckptforensics.results.sketch import Sketched, SketchedHeads, SketchedTokens
 
 # What names the tokens of a sketch.
 By = Literal["strings", "ids"]
@@ -65,8 +65,8 @@ def heads_record(heads: Doubles, total: int) -> SketchedHeads:
     )
 
 
-def sketch_of(document: SketchDocument) -> Sketch:
-    """The arrays of a document.
+def sketch_of(record: Sketched) -> Sketch:
+    """The arrays of a record.
 
     Raises
     ------
@@ -74,17 +74,17 @@ def sketch_of(document: SketchDocument) -> Sketch:
         if they are not as long as it says.
     """
     tokens: dict[By, Tokens] = {}
-    for record in document.tokens:
-        count = record.count
-        names = _array(record.names, "<u4", (count,)).astype(np.int64)
-        upper = _array(record.likeness, "i1", (count * (count - 1) // 2,))
+    for part in record.tokens:
+        count = part.count
+        names = _array(part.names, "<u4", (count,)).astype(np.int64)
+        upper = _array(part.likeness, "i1", (count * (count - 1) // 2,))
         if (np.diff(names) <= 0).any():
             raise ResultError("the names of a sketch's tokens are not in order")
         likeness = np.zeros((count, count))
-        likeness[np.triu_indices(count, 1)] = upper * record.unit
-        tokens[record.by] = Tokens(names, likeness + likeness.T)
+        likeness[np.triu_indices(count, 1)] = upper * part.unit
+        tokens[part.by] = Tokens(names, likeness + likeness.T)
     heads = None
-    if (kept := document.heads) is not None:
+    if (kept := record.heads) is not None:
         heads = _array(kept.values, "<i2", (kept.count, kept.ranks)) * kept.unit
     return Sketch(tokens, heads)
 
@@ -94,7 +94,10 @@ def _text(array: np.ndarray) -> str:
 
 
 def _array(text: str, kind: str, shape: tuple[int, ...]) -> Doubles:
-    data = base64.b64decode(text)
+    try:
+        data = base64.b64decode(text)
+    except ValueError:
+        data = b""
     if len(data) != np.dtype(kind).itemsize * int(np.prod(shape)):
         raise ResultError("an array of the sketch is not as long as it says")
     return np.frombuffer(data, kind).astype(np.float64).reshape(shape)

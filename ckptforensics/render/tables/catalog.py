@@ -18,6 +18,8 @@ def catalog_table(document: CatalogDocument, view: View) -> str:
     fact(console, "models", states or "none")
     fact(console, "findings", findings or "none")
     fact(console, "pairs", f"{document.relations:,} compared")
+    if document.sketches is not None:
+        fact(console, "sketches", f"{document.sketches:,} to search with 'ckpt find'")
     fact(console, "runs", f"{document.runs:,}")
     arrays = f"{counted(document.arrays, 'signature')} of {size(document.array_bytes)}"
     fact(console, "size", f"{size(document.bytes)}, and {arrays} beside it")

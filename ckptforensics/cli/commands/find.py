@@ -1,0 +1,86 @@
+"""`ckpt find`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+import click
+
+from ckptforensics.cli.commands.audit import default_catalog
+from ckptforensics.cli.commands.catalog import catalog_option
+from ckptforensics.cli.options import MODEL_NAME, memory_option, offline_option
+from ckptforensics.cli.output import OutputOptions, output_options
+
+if TYPE_CHECKING:
+    from ckptforensics.results.comparison import Level
+
+
+@click.command("find")
+@click.argument("model", type=MODEL_NAME)
+@catalog_option
+@click.option(
+    "-k",
+    "most",
+    type=click.IntRange(1),
+    default=20,
+    show_default=True,
+    help="Candidates that are compared and shown.",
+)
+@click.option(
+    "--level",
+    type=click.Choice(["fast", "default", "thorough"]),
+    default="default",
+    show_default=True,
+    help="How thoroughly candidates are compared.",
+)
+@click.option("--no-compare", is_flag=True, help="Name candidates by their sketches only.")
+@click.option(
+    "--workers",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="Comparisons at a time, each in a process of its own.",
+)
+@memory_option
+@click.option(
+    "--timeout",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Seconds after which a comparison is ended.  [default: no limit]",
+)
+@offline_option
+@output_options("Save the result as JSON.", kind="find")
+def command(
+    model: str,
+    catalog: Path | None,
+    most: int,
+    level: str,
+    no_compare: bool,
+    workers: int,
+    memory: int | None,
+    timeout: float | None,
+    offline: bool,
+    out: OutputOptions,
+) -> None:
+    """Find whose copy a model is, among all models of a catalog.
+
+    MODEL is a checkpoint or a saved sketch. Every sketch of the catalog is looked at; models whose
+    sketches are near are candidates, and their weights are compared with MODEL's. A saved sketch
+    has no weights: its candidates are only named.
+    """
+    from ckptforensics.jobs.memory import default_memory
+    from ckptforensics.registry.find import FindOptions, find
+
+    options = FindOptions(
+        catalog=catalog or default_catalog(),
+        most=most,
+        level=cast("Level", level),
+        compare=not no_compare,
+        workers=workers,
+        memory=memory or default_memory(),
+        seconds=timeout,
+        offline=offline,
+    )
+    document = find(model, options, progress=out.progress())
+    out.save(document)
+    out.emit(document)

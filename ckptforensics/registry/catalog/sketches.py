@@ -1,0 +1,165 @@
+"""The sketches of a catalog: written one by one, searched all at once.
+
+Beside the catalog lies one array for each channel, float32, a row for each sketch, which is mapped
+and never read whole. It holds nothing that the sketches do not, so that it can be made again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sqlite3
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ckptforensics.arrays import Floats, Ints
+from ckptforensics.errors import FormatError, OutputError
+from ckptforensics.registry.catalog import database
+from ckptforensics.registry.sketch.features import CHANNELS, VERSION, WIDTHS, features
+from ckptforensics.registry.sketch.record import Sketch, sketch_of
+from ckptforensics.results.find import Channel
+from ckptforensics.results.sketch import Sketched
+
+# Rows that are multiplied at a time, of all channels a few MB.
+_BLOCK = 16_384
+
+
+def put_sketch(db: sqlite3.Connection, path: Path, sketched: Sketched) -> int:
+    """Number of a sketch in the catalog at `path`, which is added where it is not there.
+
+    Inside a transaction. Its vectors are written first: a row that no sketch has is never looked at
+    and is overwritten.
+    """
+    text = sketched.model_dump_json()
+    sha256 = hashlib.sha256(text.encode()).hexdigest()
+    row = db.execute("SELECT id FROM sketches WHERE sha256 = ?", (sha256,)).fetchone()
+    if row is not None:
+        return int(row["id"])
+    (last,) = db.execute("SELECT coalesce(max(id), 0) FROM sketches").fetchone()
+    _write_rows(path, last, features(sketch_of(sketched))[None])
+    db.execute("INSERT INTO sketches VALUES (?, ?, ?)", (last + 1, sha256, text))
+    return int(last) + 1
+
+
+def sketches(db: sqlite3.Connection, numbers: Iterable[int]) -> dict[int, Sketch]:
+    """The sketches of these numbers."""
+    found = {}
+    for number in numbers:
+        row = db.execute("SELECT sketch_json FROM sketches WHERE id = ?", (number,)).fetchone()
+        if row is not None:
+            found[number] = _sketch(row["sketch_json"])
+    return found
+
+
+def rebuild(db: sqlite3.Connection, path: Path) -> int:
+    """Make the arrays anew where rows are missing; returns how many were made."""
+    (last,) = db.execute("SELECT coalesce(max(id), 0) FROM sketches").fetchone()
+    present = min(_rows_of(file, width) for file, width in _files(path).values())
+    rows = db.execute("SELECT id, sketch_json FROM sketches WHERE id > ? ORDER BY id", (present,))
+    count = 0
+    for row in rows if present < last else ():
+        _write_rows(path, row["id"] - 1, features(_sketch(row["sketch_json"]))[None])
+        count += 1
+    return count
+
+
+@dataclass(frozen=True)
+class Vectors:
+    """The vectors of all sketches, mapped: by channel (sketches, width)."""
+
+    channels: Mapping[Channel, Floats]
+
+    def __len__(self) -> int:
+        return min(map(len, self.channels.values()), default=0)
+
+    def rows(self, numbers: Iterable[int]) -> Mapping[Channel, Floats]:
+        """The vectors of the sketches of these numbers."""
+        at = np.fromiter(numbers, np.int64) - 1
+        return {name: array[at] for name, array in self.channels.items()}
+
+    def nearest(self, vector: Floats, limits: Mapping[Channel, float], most: int) -> Ints:
+        """Numbers of the sketches nearest to a vector of `features`, the nearest first.
+
+        Every one is looked at: products in blocks, whatever the number of sketches.
+
+        Parameters
+        ----------
+        limits : of each channel; what counts is the largest product as a share of its limit
+        most : at most so many
+        """
+        parts = dict(zip(CHANNELS, np.split(vector, np.cumsum(WIDTHS)[:-1]), strict=True))
+        asked = {
+            name: part / np.float32(limits[name]) for name, part in parts.items() if part.any()
+        }
+        best = np.full(0, -np.inf, np.float32)
+        numbers = np.zeros(0, np.int64)
+        for start in range(0, len(self), _BLOCK):
+            stop = min(start + _BLOCK, len(self))
+            found = np.full(stop - start, -np.inf, np.float32)
+            for name, part in asked.items():
+                np.maximum(found, self.channels[name][start:stop] @ part, out=found)
+            # Most blocks have nothing that is nearer than what is kept.
+            least = best[-1] if len(best) == most else -np.inf
+            above = np.flatnonzero(found > least)
+            if above.size:
+                best = np.concatenate([best, found[above]])
+                numbers = np.concatenate([numbers, above + (start + 1)])
+                order = np.argsort(-best, kind="stable")[:most]
+                best, numbers = best[order], numbers[order]
+        return numbers
+
+
+def open_vectors(db: sqlite3.Connection, path: Path) -> Vectors:
+    """Map the arrays of the catalog at `path`.
+
+    Raises
+    ------
+    FormatError
+        if they lack sketches that the catalog has.
+    """
+    (last,) = db.execute("SELECT coalesce(max(id), 0) FROM sketches").fetchone()
+    channels: dict[Channel, Floats] = {}
+    for name, (file, width) in _files(path).items():
+        rows = min(last, _rows_of(file, width))
+        if rows < last:
+            raise FormatError(
+                f"the array of {last:,} sketches has {rows:,} rows",
+                path=file,
+                hint="'ckpt catalog vacuum' makes it again",
+            )
+        if last:
+            channels[name] = np.memmap(file, np.float32, "r", shape=(last, width))
+    return Vectors(channels)
+
+
+def _files(path: Path) -> dict[Channel, tuple[Path, int]]:
+    folder = database.arrays_folder(path)
+    return {
+        name: (folder / f"sketches-{VERSION}.{name}.f32", width)
+        for name, width in zip(CHANNELS, WIDTHS, strict=True)
+    }
+
+
+def _rows_of(file: Path, width: int) -> int:
+    return file.stat().st_size // (4 * width) if file.is_file() else 0
+
+
+def _write_rows(path: Path, start: int, rows: Floats) -> None:
+    """Put rows in place from `start` on, in the arrays of all channels."""
+    parts = np.split(rows.astype("<f4"), np.cumsum(WIDTHS)[:-1], axis=1)
+    for (file, width), part in zip(_files(path).values(), parts, strict=True):
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with file.open("r+b" if file.exists() else "w+b") as target:
+                target.seek(4 * width * start)
+                target.write(np.ascontiguousarray(part).tobytes())
+        except OSError as problem:
+            raise OutputError(
+                f"cannot write the array of sketches: {problem.strerror}", path=file
+            ) from None
+
+
+def _sketch(text: str) -> Sketch:
+    return sketch_of(Sketched.model_validate_json(text))

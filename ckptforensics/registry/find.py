@@ -1,0 +1,271 @@
+"""Find whose copy a model is, among all models of a catalog.
+
+Three steps, each of which leaves few to the next: products with the vectors of all sketches, exact
+values for the nearest sketches, and comparisons of weights (`ckpt compare`) with what is near. Only
+the last says whose model it is; nearness alone never does.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from pydantic import ValidationError
+
+from ckptforensics.checkpoint import open_checkpoint
+from ckptforensics.errors import UsageError, one_line
+from ckptforensics.jobs.memory import default_memory
+from ckptforensics.jobs.processes import Job, run_jobs
+from ckptforensics.progress import Progress, running
+from ckptforensics.registry.catalog import database
+from ckptforensics.registry.catalog.sketches import open_vectors, sketches
+from ckptforensics.registry.sketch.features import features
+from ckptforensics.registry.sketch.make import sketch
+from ckptforensics.registry.sketch.record import Sketch, sketch_of
+from ckptforensics.registry.sketch.score import LIMITS, score_of, scores
+from ckptforensics.results import ComparisonDocument, PairRecord, load_document
+from ckptforensics.results.comparison import RELATIVES, Level
+from ckptforensics.results.find import Channel, FindDocument, FindMatch
+from ckptforensics.results.sketch import SketchDocument
+from ckptforensics.version import __version__
+
+# Sketches near by the products, of which exact values are computed.
+SHORTLIST = 1_000
+_MOST_MESSAGE = 400
+
+
+@dataclass(frozen=True)
+class FindOptions:
+    """How a model is looked for.
+
+    Attributes
+    ----------
+    catalog : the catalog's file
+    most : candidates that are compared and shown
+    level : of the comparisons
+    compare : whether candidates are compared; else they are only named
+    workers, memory : comparisons at a time, and bytes that all of them may use together
+    seconds : after which a comparison is ended
+    offline : ask no server
+    """
+
+    catalog: Path
+    most: int = 20
+    level: Level = "default"
+    compare: bool = True
+    workers: int = 1
+    memory: int = field(default_factory=default_memory)
+    seconds: float | None = None
+    offline: bool = False
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """A sketch that is near, and the models that have it, the one that can be compared first."""
+
+    score: float
+    channels: Mapping[Channel, float]
+    models: Sequence[sqlite3.Row]
+
+
+def find(model: str, options: FindOptions, *, progress: Progress | None = None) -> FindDocument:
+    """Which models of a catalog a model is a relative of.
+
+    Parameters
+    ----------
+    model : a checkpoint, or a saved sketch, with which nothing can be compared
+    progress : told of layers and comparisons
+
+    Raises
+    ------
+    UsageError
+        if there is no such model or catalog.
+    CkptError
+        if one of them cannot be read.
+    """
+    began = time.monotonic()
+    with database.reading(options.catalog) as db:
+        document = _query(model, options, progress)
+        searching = time.monotonic()
+        query = sketch_of(document.found)
+        searched, near = _search(db, options.catalog, query)
+        candidates = _candidates(db, near)
+        search_seconds = time.monotonic() - searching
+        (without,) = db.execute("SELECT count(*) FROM models WHERE sketch IS NULL").fetchone()
+    shown = candidates[: options.most]
+    of_sketch = Path(model).suffix == ".json"
+    pairs = _compared(model, shown, options, progress) if not of_sketch else {}
+    matches = [_match(c, pairs.get(i), of_sketch) for i, c in enumerate(shown)]
+    matches.sort(key=_rank)
+    answer, reasons = _answer(matches, len(candidates), searched, query)
+    return FindDocument(
+        tool_version=__version__,
+        model=document.model,
+        catalog=str(options.catalog),
+        level=options.level,
+        answer=answer,
+        matches=tuple(matches),
+        searched=searched,
+        without=without,
+        candidates=len(candidates),
+        reasons=tuple(reasons),
+        skipped=document.skipped,
+        search_seconds=search_seconds,
+        seconds=time.monotonic() - began,
+    )
+
+
+def _query(model: str, options: FindOptions, progress: Progress | None) -> SketchDocument:
+    """The sketch of the model that is looked for, made or loaded."""
+    if Path(model).suffix != ".json":
+        return sketch(open_checkpoint(model, offline=options.offline), progress=progress)
+    found = load_document(model)
+    if not isinstance(found, SketchDocument):
+        raise UsageError(
+            f"this is a saved {found.kind} and no sketch",
+            path=model,
+            hint="give a checkpoint, or what 'ckpt sketch -o FILE.json' wrote",
+        )
+    return found
+
+
+def _search(
+    db: sqlite3.Connection, path: Path, query: Sketch
+) -> tuple[int, list[tuple[int, float, Mapping[Channel, float]]]]:
+    """How many sketches were looked at; number, score and channels of those that are near."""
+    vectors = open_vectors(db, path)
+    numbers = vectors.nearest(features(query), LIMITS, SHORTLIST)
+    found = []
+    for number, other in sketches(db, map(int, numbers)).items():
+        channels = scores(query, other)
+        score = score_of(channels)
+        if score > 0:
+            found.append((number, score, channels))
+    return len(vectors), sorted(found, key=lambda row: (-row[1], row[0]))
+
+
+def _candidates(
+    db: sqlite3.Connection, near: Sequence[tuple[int, float, Mapping[Channel, float]]]
+) -> list[_Candidate]:
+    found = []
+    for number, score, channels in near:
+        rows = db.execute(
+            'SELECT name, store, path, opens, state, "commit", signature FROM models '
+            "WHERE sketch = ? ORDER BY opens IS NULL, state = 'vanished', name, place",
+            (number,),
+        ).fetchall()
+        if rows:
+            found.append(_Candidate(score, channels, rows))
+    return found
+
+
+def _compared(
+    model: str, candidates: Sequence[_Candidate], options: FindOptions, progress: Progress | None
+) -> dict[int, PairRecord | str]:
+    """What `ckpt compare` says of the model and each candidate, or why it says nothing."""
+    if not options.compare:
+        return dict.fromkeys(range(len(candidates)), "no comparison was asked for")
+    found: dict[int, PairRecord | str] = {}
+    jobs: dict[tuple[str, ...], int] = {}
+    waiting = []
+    for i, candidate in enumerate(candidates):
+        place = _place(candidate.models[0], options.catalog)
+        if place is None:
+            found[i] = "neither its weights nor its signature is at hand"
+            continue
+        flags = ["--format=json", "--no-progress", "--quiet"]
+        flags += [] if options.level == "default" else [f"--{options.level}"]
+        flags.append(f"--memory={options.memory // options.workers}")
+        flags += ["--offline"] if options.offline else []
+        job = Job(
+            candidate.models[0]["name"],
+            ["compare", *flags, "--", model, place],
+            options.memory // options.workers,
+            seconds=options.seconds,
+        )
+        jobs[job.key] = i
+        waiting.append(job)
+    with running(progress, "comparisons", len(waiting)) as step:
+        for job in run_jobs(waiting, at_once=options.workers, memory=options.memory):
+            found[jobs[job.key]] = _pair(job)
+            step(job.model)
+    return found
+
+
+def _place(row: sqlite3.Row, catalog: Path) -> str | None:
+    """What `compare` takes for a model of the catalog: itself, or its signature."""
+    if row["opens"] is not None and row["state"] != "vanished":
+        place: str = json.loads(row["opens"])
+        return place
+    if row["signature"] is not None:
+        return str(database.array_path(catalog, row["signature"]))
+    return None
+
+
+def _pair(job: Job) -> PairRecord | str:
+    if job.code == 0:
+        try:
+            return ComparisonDocument.model_validate_json(job.printed()).pairs[0]
+        except ValidationError:
+            return "what the comparison printed is none"
+    if job.overdue:
+        return f"the comparison took more than {job.seconds:g} seconds"
+    return one_line(job.complaint().removeprefix("ckpt: error: "))[:_MOST_MESSAGE]
+
+
+def _match(candidate: _Candidate, compared: PairRecord | str | None, of_sketch: bool) -> FindMatch:
+    first, *others = candidate.models
+    pair = compared if isinstance(compared, PairRecord) else None
+    if pair is not None:
+        evidence = pair.reasons[0] if pair.reasons else f"verdict {pair.verdict}"
+    else:
+        why = "a sketch cannot be compared" if of_sketch else str(compared)
+        evidence = f"{_nearness(candidate.channels)}; not compared: {why}"
+    return FindMatch(
+        name=first["name"],
+        source=first["store"],
+        path=first["path"],
+        commit=first["commit"],
+        score=candidate.score,
+        channels={name: candidate.channels.get(name) for name in LIMITS},
+        verdict=None if pair is None else pair.verdict,
+        relation=None if pair is None else pair.relation,
+        evidence=evidence,
+        same=tuple(row["name"] for row in others),
+    )
+
+
+def _rank(match: FindMatch) -> tuple[int, float]:
+    """Relatives first, the closest verdict before others; then by nearness."""
+    known = RELATIVES.index(match.verdict) if match.verdict in RELATIVES else len(RELATIVES)
+    return known, -match.score
+
+
+def _nearness(channels: Mapping[Channel, float]) -> str:
+    name = max(channels, key=lambda name: channels[name] / LIMITS[name])
+    return f"{name} are alike to {channels[name]:.2f}, and strangers' to less than {LIMITS[name]}"
+
+
+def _answer(
+    matches: Sequence[FindMatch], candidates: int, searched: int, query: Sketch
+) -> tuple[Literal["found", "none", "inconclusive"], list[str]]:
+    """What all comparisons together say, and why it is no more than that."""
+    if any(match.verdict in RELATIVES for match in matches):
+        return "found", []
+    reasons = [
+        f"{match.name}: {match.evidence}" for match in matches if match.verdict != "independent"
+    ]
+    if candidates > len(matches):
+        reasons.append(f"{candidates - len(matches)} more candidates were not compared: raise -k")
+    if not searched:
+        reasons.append("the catalog has no sketches: 'ckpt catalog add' makes them")
+    if query.heads is None:
+        reasons.append("heads were not looked at, and embeddings can be replaced")
+    if not query.tokens:
+        reasons.append("no embeddings were looked at, and heads can be trained away")
+    return ("inconclusive" if reasons else "none"), reasons
