@@ -38,16 +38,23 @@ def reading(path: Path) -> Iterator[sqlite3.Connection]:
     UsageError
         if there is no such file.
     FormatError
-        if it is no catalog, or one of a later version.
+        if it is no catalog, or one of another version.
     """
     if not path.is_file():
         raise UsageError(
-            "no such catalog", path=path, hint="'ckpt audit SOURCE --catalog FILE' makes one"
+            "no such catalog", path=path, hint="'ckpt catalog add' or 'ckpt audit' makes one"
         )
     connection = _connect(path, write=False)
     with closing(connection):
-        if _check(connection, path) == 0:
+        version = _check(connection, path)
+        if version == 0:
             raise FormatError("this is no catalog: the file is empty", path=path)
+        if version < len(migrations()):
+            raise FormatError(
+                f"the catalog has version {version}, and this program reads {len(migrations())}",
+                path=path,
+                hint="'ckpt catalog vacuum --catalog FILE' brings it up to date",
+            )
         yield connection
 
 

@@ -10,15 +10,17 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 
 import numpy as np
 
 from ckptforensics.arrays import Doubles, Floats, Ints
 from ckptforensics.errors import NotApplicable
+from ckptforensics.registry.sketch.record import By
 
 # Tokens of a sketch: one in each of so many classes of digests, so that a vocabulary that was
-# extended keeps nearly all of them.
-PLACES = 256
+# extended keeps nearly all of them. Ids say less, and a record has at most 100 kB.
+PLACES: Mapping[By, int] = MappingProxyType({"strings": 256, "ids": 160})
 # Fewer tokens say too little.
 LEAST = 48
 # What is added to the eigenvalues, which are 1 in the mean.
@@ -36,15 +38,17 @@ def named_by_strings(vocabulary: Mapping[str, int], size: int) -> tuple[Ints, In
     ids, where a server is asked for few ranges, and training sees them often.
     """
     short = ((text, at) for text, at in vocabulary.items() if at < size and _is_short(text))
-    digests, ids = _chosen(short)
+    digests, ids = _chosen(short, PLACES["strings"])
     if len(ids) < LEAST:
-        digests, ids = _chosen((text, at) for text, at in vocabulary.items() if at < size)
+        known = ((text, at) for text, at in vocabulary.items() if at < size)
+        digests, ids = _chosen(known, PLACES["strings"])
     return digests, ids
 
 
 def named_by_ids(size: int) -> tuple[Ints, Ints]:
     """The tokens of a sketch by their ids: (digests in increasing order, ids)."""
-    return _chosen((f"\0id {at}", at) for at in range(min(size, _LOWEST_IDS)))
+    named = ((f"\0id {at}", at) for at in range(min(size, _LOWEST_IDS)))
+    return _chosen(named, PLACES["ids"])
 
 
 def likeness(rows: Floats) -> Doubles:
@@ -74,12 +78,12 @@ def _is_short(text: str) -> bool:
     return 1 <= len(text) <= 2 and all(_FIRST <= c <= _LAST for c in text)
 
 
-def _chosen(tokens: Iterable[tuple[str, int]]) -> tuple[Ints, Ints]:
+def _chosen(tokens: Iterable[tuple[str, int]], places: int) -> tuple[Ints, Ints]:
     best: dict[int, tuple[int, int]] = {}
     for text, at in tokens:
         data = text.encode("utf-8", "surrogatepass")
         digest = int.from_bytes(hashlib.blake2b(data, digest_size=4).digest(), "little")
-        place = digest % PLACES
+        place = digest % places
         best[place] = min(best.get(place, (digest, at)), (digest, at))
     found = np.array(sorted(best.values()), np.int64).reshape(-1, 2)
     return found[:, 0].copy(), found[:, 1].copy()

@@ -1,0 +1,211 @@
+"""Find: whose copy a model is, among the models of a catalog."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sqlite3
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ckptforensics.errors import CkptError, FormatError, UsageError
+from ckptforensics.registry.audit import add_models
+from ckptforensics.registry.catalog import database
+from ckptforensics.registry.catalog.contents import catalog_document, vacuum
+from ckptforensics.registry.catalog.portable import export_catalog, import_catalog
+from ckptforensics.registry.catalog.sketches import Vectors, open_vectors
+from ckptforensics.registry.catalog.writer import open_writer
+from ckptforensics.registry.find import FindOptions, find
+from ckptforensics.registry.options import AuditOptions
+from ckptforensics.registry.sketch.features import CHANNELS, WIDTHS
+from ckptforensics.registry.sketch.score import LIMITS
+from ckptforensics.results import save_document
+from tests.support.commands import ckpt
+from tools import launder, transforms
+from tools.zoo import ZOO
+
+NAMES = ("seed0", "seed1", "finetune")
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("store")
+    for name in NAMES:
+        shutil.copytree(ZOO / name, folder / name, copy_function=shutil.copyfile)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def catalog(store, tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("catalog") / "catalog.db"
+    added = add_models([str(store)], AuditOptions(path, weights=False))
+    assert (added.models, added.sketched, added.failed) == (3, 3, [])
+    return path
+
+
+@pytest.fixture(scope="module")
+def hidden(tmp_path_factory) -> Path:
+    """A copy of seed0 in another basis, order and scale, under other names."""
+    base = transforms.read(ZOO / "seed0")
+    changed = launder.everything(base, np.random.default_rng(5))
+    return transforms.write(changed, tmp_path_factory.mktemp("hidden") / "model", "F32")
+
+
+def test_a_hidden_copy_is_found_and_its_source_named_first(catalog, hidden):
+    found = find(str(hidden), FindOptions(catalog))
+    assert found.answer == "found"
+    assert [m.name.rpartition("/")[2] for m in found.matches] == ["seed0", "finetune"]
+    assert [m.verdict for m in found.matches] == ["re-parameterised", "derived"]
+    assert (found.searched, found.candidates, found.without) == (3, 2, 0)
+    assert found.matches[0].score > 0.999
+
+
+def test_a_stranger_has_no_candidates(catalog):
+    found = find(str(ZOO / "seed2"), FindOptions(catalog))
+    assert (found.answer, found.matches, found.reasons) == ("none", (), ())
+
+
+def test_a_sketch_names_candidates_and_no_verdict(catalog, hidden, tmp_path):
+    from ckptforensics.checkpoint import open_checkpoint
+    from ckptforensics.registry.sketch.make import sketch
+
+    save_document(sketch(open_checkpoint(hidden)), tmp_path / "sketch.json")
+    found = find(str(tmp_path / "sketch.json"), FindOptions(catalog))
+    assert found.answer == "inconclusive"
+    assert [m.verdict for m in found.matches] == [None, None]
+    assert "a sketch cannot be compared" in found.matches[0].evidence
+    # Without heads a stranger is no 'none': somebody may have replaced the embeddings.
+    stranger = sketch(open_checkpoint(ZOO / "seed2"), heads=False)
+    save_document(stranger, tmp_path / "tokens.json")
+    found = find(str(tmp_path / "tokens.json"), FindOptions(catalog))
+    assert found.answer == "inconclusive"
+    assert "heads were not looked at" in found.reasons[0]
+
+
+def test_candidates_that_are_gone_are_named_and_not_compared(store, hidden, tmp_path):
+    moved = tmp_path / "store"
+    shutil.copytree(store, moved)
+    path = tmp_path / "catalog.db"
+    add_models([str(moved)], AuditOptions(path, weights=False))
+    shutil.rmtree(moved)
+    found = find(str(hidden), FindOptions(path, most=1))
+    assert found.answer == "inconclusive"
+    assert "not compared" in found.matches[0].evidence
+    assert any("raise -k" in reason for reason in found.reasons)
+
+
+def test_adding_again_reads_nothing(catalog, store, monkeypatch):
+    monkeypatch.setattr("ckptforensics.registry.reads.run_jobs", _none_expected)
+    added = add_models([str(store)], AuditOptions(catalog, weights=False))
+    assert (added.models, added.sketched) == (3, 3)
+
+
+def _none_expected(jobs, **_how):
+    assert not list(jobs)
+    return ()
+
+
+def test_arrays_that_are_lost_are_made_again(catalog, hidden, tmp_path):
+    copy = tmp_path / "catalog.db"
+    with sqlite3.connect(catalog) as source, sqlite3.connect(copy) as target:
+        source.backup(target)
+    with pytest.raises(FormatError, match=r"has 0 rows.*ckpt catalog vacuum"):
+        find(str(hidden), FindOptions(copy))
+    vacuum(copy)
+    assert find(str(hidden), FindOptions(copy, compare=False)).candidates == 2
+
+
+def test_sketches_travel_with_an_exported_catalog(catalog, hidden, tmp_path):
+    assert export_catalog(catalog, tmp_path / "out.zip") == 3
+    other = tmp_path / "other.db"
+    with open_writer(other) as writer:
+        assert import_catalog(writer, tmp_path / "out.zip") == 3
+    found = find(str(hidden), FindOptions(other))
+    assert found.matches[0].name.endswith("seed0")
+    assert "neither its weights nor its signature" in found.matches[0].evidence
+    assert catalog_document(other).sketches == 3
+
+
+def test_an_empty_catalog_tells_nothing(hidden, tmp_path):
+    path = tmp_path / "catalog.db"
+    with open_writer(path):
+        pass
+    found = find(str(hidden), FindOptions(path))
+    assert found.answer == "inconclusive"
+    assert "ckpt catalog add" in found.reasons[0]
+
+
+def test_catalogs_of_the_first_schema_are_searched_after_they_are_opened(tmp_path, hidden):
+    path = tmp_path / "catalog.db"
+    with sqlite3.connect(path) as db:
+        db.executescript(
+            database.migrations()[0] + f"PRAGMA application_id = {database._APPLICATION};"
+        )
+        db.execute("PRAGMA user_version = 1")
+    with pytest.raises(CkptError, match=r"version 1.*ckpt catalog vacuum"):
+        find(str(hidden), FindOptions(path))
+    vacuum(path)
+    assert find(str(hidden), FindOptions(path)).searched == 0
+
+
+@pytest.mark.parametrize(("rows", "most"), [(7, 3), (40_000, 50), (40_000, 40_000)])
+def test_nearest_are_those_of_one_whole_product(rows, most):
+    generator = np.random.default_rng(0)
+    arrays = {
+        name: generator.standard_normal((rows, width), dtype=np.float32)
+        for name, width in zip(CHANNELS, WIDTHS, strict=True)
+    }
+    query = np.concatenate([arrays[name][3] for name in CHANNELS])
+    parts = np.split(query, np.cumsum(WIDTHS)[:-1])
+    scores = [arrays[n] @ part / LIMITS[n] for n, part in zip(CHANNELS, parts, strict=True)]
+    expected = np.sort(np.max(scores, axis=0))[::-1][:most]
+    found = Vectors(arrays).nearest(query, LIMITS, most) - 1
+    assert found[0] == 3
+    np.testing.assert_allclose(np.max(scores, axis=0)[found], expected, rtol=1e-5)
+
+
+def test_vectors_are_mapped_and_not_read(catalog):
+    with database.reading(catalog) as db:
+        vectors = open_vectors(db, catalog)
+        assert len(vectors) == 3
+        assert all(isinstance(array, np.memmap) for array in vectors.channels.values())
+
+
+def test_commands(store, hidden, tmp_path):
+    path = tmp_path / "catalog.db"
+    flags = ["--catalog", str(path), "--quiet", "--format", "json"]
+    added = ckpt("catalog", "add", str(store / "seed0"), *flags)
+    assert json.loads(added.stdout)["sketches"] == 1
+    found = json.loads(ckpt("find", str(hidden), "--no-compare", *flags).stdout)
+    assert (found["answer"], found["matches"][0]["verdict"]) == ("inconclusive", None)
+    assert "no comparison was asked for" in found["matches"][0]["evidence"]
+    (tmp_path / "model").symlink_to(hidden)
+    narrow = ckpt("find", "model", "--catalog", path.name, cwd=tmp_path, COLUMNS="60")
+    assert narrow.returncode == 0
+    assert max(map(len, narrow.stdout.splitlines())) <= 60
+    assert "re-parameterised" in narrow.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["find", "nowhere"], "no such"),
+        (["find", str(ZOO / "seed0"), "--catalog", "nowhere.db"], "ckpt catalog add"),
+        (["find", str(ZOO / "training.json"), "--catalog", "{catalog}"], "not a saved result"),
+        (["catalog", "add", "nowhere", "--catalog", "new.db"], "nowhere"),
+        (["sketch", str(ZOO)], "holds no .safetensors"),
+    ],
+)
+def test_what_cannot_be_meant_is_one_line(words, says, catalog, tmp_path):
+    answer = ckpt(*(word.format(catalog=catalog) for word in words), cwd=tmp_path)
+    assert answer.returncode in (2, 3, 4)
+    assert says in answer.stderr
+    assert len(answer.stderr.strip().splitlines()) == 1
+
+
+def test_saved_results_of_other_kinds_are_refused(tmp_path, catalog):
+    save_document(catalog_document(catalog), tmp_path / "catalog.json")
+    with pytest.raises(UsageError, match="a saved catalog and no sketch"):
+        find(str(tmp_path / "catalog.json"), FindOptions(catalog))
