@@ -32,12 +32,18 @@ def compare_models(
 ) -> tuple[Relations, dict[int, int]]:
     """Compare what is worth it and was not; all that is measured of pairs then, and `Plan.left`.
 
-    First claimed parents and nearest signatures; then, where a claimed parent could be neither
-    shown nor excluded, that parent beside what the model is a relative of.
+    First claimed parents and the nearest; then, where a claimed parent could be neither shown nor
+    excluded, that parent beside what the model is a relative of.
     """
     codes = {comparing_code(options.level, by_signature=by): by for by in (False, True)}
     relations = catalog.relations(codes)
-    first = plan_pairs(models, [m.number for m in of], declared, most=options.neighbours)
+    first = plan_pairs(
+        models,
+        [m.number for m in of],
+        declared,
+        catalog.near_sketches,
+        most=options.neighbours,
+    )
     _compare(catalog, first.pairs, relations, options, work, progress)
     second = {
         (pair.a.identity, pair.b.identity): pair

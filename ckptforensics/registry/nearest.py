@@ -1,14 +1,14 @@
-"""Which models' signatures are near: candidates for a pair test, never a verdict.
+"""Which models are near: candidates for a pair test, never a verdict.
 
-Two features of a signature are compared, both of them cheap: the fingerprint, which sees relatives
-in the stored basis, and the leading singular values of all layers, which no change of basis, order
-of neurons or scale moves.
+Of signatures the fingerprint is compared, which sees relatives in the stored basis, and the leading
+singular values of all layers, which no change of basis, order of neurons or scale moves. Of
+sketches it is what `ckpt find` searches by.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,13 +34,25 @@ class Neighbour:
     distance: float
 
 
-def neighbours(models: Sequence[CataloguedModel]) -> dict[int, list[Neighbour]]:
-    """For each model with a signature, the others that may be relatives, the nearest first.
+# Pairs of sketches that are near, by their places among those that are numbered, with a distance.
+NearSketches = Callable[[Sequence[int]], Iterable[tuple[int, int, float]]]
 
-    Models without a signature have no neighbours, and are nobody's.
+
+def neighbours(
+    models: Sequence[CataloguedModel], near_sketches: NearSketches
+) -> dict[int, list[Neighbour]]:
+    """For each model, the others that may be relatives, the nearest first.
+
+    Models with neither signature nor sketch have no neighbours, and are nobody's.
     """
     found: dict[int, dict[int, float]] = defaultdict(dict)
-    for pairs in (_by_fingerprint(models), _by_spectrum(models)):
+    sketched = {i: m.sketch for i, m in enumerate(models) if m.sketch is not None}
+    owners = list(sketched)
+    by_sketch = (
+        (owners[i], owners[j], distance)
+        for i, j, distance in near_sketches(list(sketched.values()))
+    )
+    for pairs in (_by_fingerprint(models), _by_spectrum(models), by_sketch):
         for i, j, distance in pairs:
             for a, b in ((i, j), (j, i)):
                 found[a][b] = min(distance, found[a].get(b, np.inf))

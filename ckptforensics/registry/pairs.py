@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from ckptforensics.registry.catalog.models import CataloguedModel
 from ckptforensics.registry.claims.matching import Match, Names
-from ckptforensics.registry.nearest import neighbours
+from ckptforensics.registry.nearest import NearSketches, neighbours
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Plan:
     Attributes
     ----------
     pairs : in order of their identities
-    left : numbers of models to how many families near by signature they are not compared with
+    left : numbers of models to how many families near they are not compared with
     """
 
     pairs: list[PlannedPair]
@@ -92,15 +92,21 @@ class Declared:
 
 
 def plan_pairs(
-    models: Sequence[CataloguedModel], of: Iterable[int], declared: Declared, *, most: int
+    models: Sequence[CataloguedModel],
+    of: Iterable[int],
+    declared: Declared,
+    near_sketches: NearSketches,
+    *,
+    most: int,
 ) -> Plan:
-    """The pairs that are worth a test: claimed parents, and the nearest by signature.
+    """The pairs that are worth a test: claimed parents, and the nearest by signature or sketch.
 
     Parameters
     ----------
     models : of the catalog
     of : numbers of the models that are audited; a pair has one of them at least
-    most : families of models near by signature that a model is compared with one of
+    near_sketches : pairs of sketches that are near
+    most : families of models near by signature or sketch that a model is compared with one of
     """
     of = set(of)
     by_number = {model.number: model for model in models}
@@ -122,7 +128,7 @@ def plan_pairs(
             if match.models:
                 want(by_number[number], match.models[0])
     family = declared.families()
-    near = neighbours(models)
+    near = neighbours(models, near_sketches)
     left: dict[int, int] = {}
     for i, model in enumerate(models):
         # One of a family stands for it, and a model's own family is explained by what it declares:

@@ -166,6 +166,18 @@ def test_nearest_are_those_of_one_whole_product(rows, most):
     np.testing.assert_allclose(np.max(scores, axis=0)[found], expected, rtol=1e-5)
 
 
+def test_pairs_of_near_sketches(catalog):
+    with open_writer(catalog) as writer:
+        names = {m.sketch: m.name for m in writer.models()}
+        numbers = sorted(names)
+        found = {
+            frozenset((names[numbers[i]], names[numbers[j]]))
+            for i, j, _ in writer.near_sketches(numbers)
+        }
+    assert len(found) == 1
+    assert {name.rpartition("/")[2] for name in next(iter(found))} == {"seed0", "finetune"}
+
+
 def test_vectors_are_mapped_and_not_read(catalog):
     with database.reading(catalog) as db:
         vectors = open_vectors(db, catalog)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -260,6 +261,24 @@ def test_an_adapter_that_does_not_fit_is_contradicted():
     assert world.verdicts(misfit) == ["contradicted"]
 
 
+def no_sketches(numbers):
+    return ()
+
+
+def test_near_sketches_are_candidates():
+    world = World()
+    models = [world.model(f"org/m{i}", sigma=10.0 ** (2 * i)) for i in range(3)]
+    models = [replace(model, sketch=10 * (i + 1)) for i, model in enumerate(models)]
+
+    def near(numbers):
+        assert sorted(numbers) == [10, 20, 30]
+        yield numbers.index(10), numbers.index(30), 0.2
+
+    numbers = [m.number for m in models]
+    (pair,) = plan_pairs(models, numbers, Declared(models), near, most=3).pairs
+    assert {pair.a.name, pair.b.name} == {"org/m0", "org/m2"}
+
+
 def test_pairs_are_claimed_parents_and_neighbours_and_no_others():
     world = World()
     root = world.model("org/root", sigma=10)
@@ -268,11 +287,10 @@ def test_pairs_are_claimed_parents_and_neighbours_and_no_others():
     world.model("org/unrelated", sigma=90_000)
     copy = world.model("org/copy", weights="1", sigma=10)
     assert copy.identity == root.identity
-    found = neighbours(world.models)
+    found = neighbours(world.models, no_sketches)
     assert {n.index for n in found[0]} >= {1}
-    planned = plan_pairs(
-        world.models, [m.number for m in world.models], Declared(world.models), most=3
-    )
+    numbers = [m.number for m in world.models]
+    planned = plan_pairs(world.models, numbers, Declared(world.models), no_sketches, most=3)
     pairs = {frozenset((p.a.identity, p.b.identity)) for p in planned.pairs}
     assert pairs == {
         frozenset((root.identity, near.identity)),
@@ -297,7 +315,8 @@ def test_many_siblings_do_not_hide_another_family():
     for i in range(1, 5):
         world.model(f"thief/v{i}", ("thief/v0", "finetune"), sigma=10.1 + i / 1000)
     declared = Declared(world.models)
-    plan = plan_pairs(world.models, [m.number for m in world.models], declared, most=1)
+    numbers = [m.number for m in world.models]
+    plan = plan_pairs(world.models, numbers, declared, no_sketches, most=1)
     crossing = [
         p
         for p in plan.pairs

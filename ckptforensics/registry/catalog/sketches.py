@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import sqlite3
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +20,12 @@ from ckptforensics.errors import FormatError, OutputError
 from ckptforensics.registry.catalog import database
 from ckptforensics.registry.sketch.features import CHANNELS, VERSION, WIDTHS, features
 from ckptforensics.registry.sketch.record import Sketch, sketch_of
+from ckptforensics.registry.sketch.score import LIMITS, score_of, scores
 from ckptforensics.results.find import Channel
 from ckptforensics.results.sketch import Sketched
 
+# Estimates of a score above this are of near sketches: five standard deviations of an estimate.
+_SURE = 0.5
 # Rows that are multiplied at a time, of all channels a few MB.
 _BLOCK = 16_384
 
@@ -109,6 +113,30 @@ class Vectors:
                 order = np.argsort(-best, kind="stable")[:most]
                 best, numbers = best[order], numbers[order]
         return numbers
+
+
+def near_pairs(
+    db: sqlite3.Connection, vectors: Vectors, numbers: Sequence[int]
+) -> Iterator[tuple[int, int, float]]:
+    """Pairs of the sketches of these numbers that are near, by their places, and 1 - their score.
+
+    What the products leave open, since they estimate, is computed.
+    """
+    if len(numbers) < 2:
+        return
+    rows = vectors.rows(numbers)
+    exact = cache(lambda number: sketches(db, [number])[number])
+    for i in range(len(numbers) - 1):
+        found = np.full(len(numbers) - i - 1, -np.inf, np.float32)
+        for name, array in rows.items():
+            limit = np.float32(LIMITS[name])
+            np.maximum(found, (array[i + 1 :] @ array[i] - limit) / (1 - limit), out=found)
+        for k in np.flatnonzero(found > 0):
+            score = float(found[k])
+            if score < _SURE:
+                score = score_of(scores(exact(numbers[i]), exact(numbers[i + 1 + int(k)])))
+            if score > 0:
+                yield i, i + 1 + int(k), 1 - min(score, 1.0)
 
 
 def open_vectors(db: sqlite3.Connection, path: Path) -> Vectors:

@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import sqlite3
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -15,7 +15,7 @@ from typing import Any
 
 from ckptforensics.registry.catalog import database
 from ckptforensics.registry.catalog.models import CataloguedModel
-from ckptforensics.registry.catalog.sketches import put_sketch
+from ckptforensics.registry.catalog.sketches import near_pairs, open_vectors, put_sketch, rebuild
 from ckptforensics.registry.found import Found
 from ckptforensics.registry.reading import Reading
 from ckptforensics.registry.relations import Measured, Relations
@@ -369,6 +369,11 @@ class CatalogWriter:
                     measured if isinstance(measured, str) else None,
                 ),
             )
+
+    def near_sketches(self, numbers: Sequence[int]) -> Iterator[tuple[int, int, float]]:
+        """Pairs of these sketches that are near, by their places, 0 apart if they are the same."""
+        rebuild(self._db, self.path)
+        yield from near_pairs(self._db, open_vectors(self._db, self.path), numbers)
 
     def array(self, sha256: str) -> Path:
         """The file of a signature."""

@@ -30,7 +30,7 @@ def sketch_table(document: SketchDocument, view: View) -> str:
     if heads is not None:
         fact(console, "heads", f"{heads.count:,} of {heads.total:,}, by their singular values")
     for row in document.skipped:
-        fact(console, f"no {row.what}", row.reason)
+        say(console, f"not looked at: {row.what} ({row.reason})")
     asked = "" if document.requests is None else f" in {counted(document.requests, 'request')}"
     fact(console, "read", f"{size(document.bytes_read)}{asked}, {duration(document.seconds)}")
     return text_of(console)
