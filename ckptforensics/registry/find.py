@@ -34,8 +34,8 @@ from ckptforensics.results.find import Channel, FindDocument, FindMatch
 from ckptforensics.results.sketch import SketchDocument
 from ckptforensics.version import __version__
 
-# Sketches near by the products, of which exact values are computed.
-SHORTLIST = 1_000
+# Sketches near by the products, of which exact values are computed, at least.
+SHORTLIST = 100
 _MOST_MESSAGE = 400
 
 
@@ -93,7 +93,7 @@ def find(model: str, options: FindOptions, *, progress: Progress | None = None) 
         document = _query(model, options, progress)
         searching = time.monotonic()
         query = sketch_of(document.found)
-        searched, near = _search(db, options.catalog, query)
+        searched, near = _search(db, options.catalog, query, options.most)
         candidates = _candidates(db, near)
         search_seconds = time.monotonic() - searching
         (without,) = db.execute("SELECT count(*) FROM models WHERE sketch IS NULL").fetchone()
@@ -135,11 +135,11 @@ def _query(model: str, options: FindOptions, progress: Progress | None) -> Sketc
 
 
 def _search(
-    db: sqlite3.Connection, path: Path, query: Sketch
+    db: sqlite3.Connection, path: Path, query: Sketch, most: int
 ) -> tuple[int, list[tuple[int, float, Mapping[Channel, float]]]]:
     """How many sketches were looked at; number, score and channels of those that are near."""
     vectors = open_vectors(db, path)
-    numbers = vectors.nearest(features(query), LIMITS, SHORTLIST)
+    numbers = vectors.nearest(features(query), LIMITS, max(SHORTLIST, 2 * most))
     found = []
     for number, other in sketches(db, map(int, numbers)).items():
         channels = scores(query, other)

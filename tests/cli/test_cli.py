@@ -77,7 +77,7 @@ def test_help_has_sections(capsys):
     parts = [help_text.partition(f"{title}:\n")[2].partition("\n\n")[0] for title in titles[1:]]
     assert [re.findall(r"^  (\w+)", part, re.MULTILINE) for part in parts] == [
         ["sign", "layers", "compare", "norms", "report", "inspect", "quant"],
-        ["audit", "catalog"],
+        ["audit", "find", "sketch", "catalog"],
         ["trace", "empirical", "paths", "ablate", "sinks", "replicate"],
         ["families", "show", "explain", "cache"],
     ]

@@ -43,6 +43,8 @@ COMMANDS = {
     "quantization-diff": ["quant", "diff", PLANTED, PLANTED],
     "audit": ["audit", PLANTED],
     "catalog": ["catalog", "list"],
+    "sketch": ["sketch", PLANTED],
+    "find": ["find", PLANTED, "--no-compare"],
 }
 
 

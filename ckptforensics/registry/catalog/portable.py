@@ -170,6 +170,8 @@ def _rows(archive: zipfile.ZipFile, file: Path, manifest: dict[str, str]) -> Ite
             raise FormatError(
                 f"the model {row.name!r} of the file has neither signature nor sketch", path=file
             )
+        if row.reading.signature is not None and row.reading.facts is None:
+            raise FormatError(f"the model {row.name!r} of the file has no sizes", path=file)
         try:
             if row.sketch is not None:
                 sketch_of(row.sketch)

@@ -246,7 +246,7 @@ class CatalogWriter:
             "opens": None,
             "adapter": adapter,
             "commit": commit,
-            "listed": reading.weights or commit,
+            "listed": reading.weights or commit or name,
             "code": code,
             "first_run": None,
             "last_run": None,

@@ -1,0 +1,94 @@
+"""Sketches of models that do not exist, drawn to be as alike as real strangers are.
+
+Embeddings are normal with the mean cosines of real models that were trained apart on one text, as
+`measured` finds them, and of some width; heads are normal with the spread of real heads within a
+model, about a centre with the spread of centres. docs/find.md says what that can show.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ckptforensics.arrays import Doubles, Ints
+from ckptforensics.registry.sketch.record import By, Sketch, Tokens
+from ckptforensics.registry.sketch.tokens import RIDGE
+
+# Factor on the mean likeness off the diagonal with which strangers are as alike to real models as
+# real strangers trained longest are (.2; it is .11 between the briefly trained ones).
+_ALIKE = 4.0
+_WIDTHS = (64, 128, 256, 576, 1_024, 2_048, 4_096)
+_HEADS = (8, 16, 72, 270, 512)
+
+
+@dataclass(frozen=True)
+class Population:
+    """What strangers are drawn from.
+
+    Attributes
+    ----------
+    names : of the tokens
+    roots : R with R R' the mean cosines of the tokens' embeddings
+    centre, between, within : of heads: their mean, and roots of the covariance of models' means and
+        of heads about the mean of their model
+    """
+
+    names: Mapping[By, Ints]
+    roots: Mapping[By, Doubles]
+    centre: Doubles
+    between: Doubles
+    within: Doubles
+
+
+def measured(sketches: Sequence[Sketch]) -> Population:
+    """The population of which these sketches of independent models of one tokenizer are a sample.
+
+    The mean of their projections stands for the mean cosines: both have the same directions.
+    """
+    names, roots = {}, {}
+    for by in sketches[0].tokens:
+        parts = [s.tokens[by] for s in sketches]
+        if any(not np.array_equal(part.names, parts[0].names) for part in parts):
+            raise ValueError("the sketches are not of one tokenizer")
+        names[by] = parts[0].names
+        mean = np.mean([part.likeness for part in parts], axis=0)
+        values, vectors = np.linalg.eigh(_ALIKE * mean + np.eye(len(mean)))
+        roots[by] = vectors * np.sqrt(np.maximum(values, 0.0))
+    heads = [s.heads for s in sketches if s.heads is not None]
+    means = np.stack([rows.mean(axis=0) for rows in heads])
+    apart = np.concatenate([rows - rows.mean(axis=0) for rows in heads])
+    return Population(
+        names, roots, means.mean(axis=0), _root(np.cov(means.T)), _root(np.cov(apart.T))
+    )
+
+
+def stranger(population: Population, number: int) -> Sketch:
+    """The stranger of that number, the same every time."""
+    generator = np.random.default_rng([18, number])
+    width = int(generator.choice(_WIDTHS))
+    tokens = {
+        by: Tokens(population.names[by], _likeness(root, width, generator))
+        for by, root in population.roots.items()
+    }
+    count = int(generator.choice(_HEADS))
+    centre = population.centre + population.between @ generator.standard_normal(16)
+    heads = centre + generator.standard_normal((count, 16)) @ population.within.T
+    return Sketch(tokens, heads - heads.mean(axis=1, keepdims=True))
+
+
+def _likeness(root: Doubles, width: int, generator: np.random.Generator) -> Doubles:
+    rows = root @ generator.standard_normal((root.shape[1], min(width, 4 * len(root))))
+    rows -= rows.mean(axis=0)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    values, vectors = np.linalg.eigh(rows @ rows.T)
+    values = np.maximum(values, 0) * (len(rows) / values.sum())
+    found = (vectors * (values / (values + RIDGE))) @ vectors.T
+    np.fill_diagonal(found, 0)
+    return np.asarray(found)
+
+
+def _root(covariance: Doubles) -> Doubles:
+    values, vectors = np.linalg.eigh(covariance)
+    return vectors * np.sqrt(np.maximum(values, 0))
