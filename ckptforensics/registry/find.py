@@ -30,7 +30,7 @@ from ckptforensics.registry.sketch.record import Sketch, sketch_of
 from ckptforensics.registry.sketch.score import LIMITS, score_of, scores
 from ckptforensics.results import ComparisonDocument, PairRecord, load_document
 from ckptforensics.results.comparison import RELATIVES, Level
-from ckptforensics.results.find import Channel, FindDocument, FindMatch
+from ckptforensics.results.find import Channel, Channels, FindDocument, FindMatch
 from ckptforensics.results.sketch import SketchDocument
 from ckptforensics.version import __version__
 
@@ -232,7 +232,7 @@ def _match(candidate: _Candidate, compared: PairRecord | str | None, of_sketch: 
         path=first["path"],
         commit=first["commit"],
         score=candidate.score,
-        channels={name: candidate.channels.get(name) for name in LIMITS},
+        channels=Channels(**{name: candidate.channels.get(name) for name in LIMITS}),
         verdict=None if pair is None else pair.verdict,
         relation=None if pair is None else pair.relation,
         evidence=evidence,

@@ -11,6 +11,14 @@ from ckptforensics.results.records import Document, Finite, Frozen, ModelRecord,
 Channel = Literal["strings", "ids", "heads"]
 
 
+class Channels(Frozen):
+    """How alike two models are by their tokens, named by strings or by ids, and by their heads."""
+
+    strings: Finite | None
+    ids: Finite | None
+    heads: Finite | None
+
+
 class FindMatch(Frozen):
     """A model of the catalog whose sketch is near.
 
@@ -26,7 +34,7 @@ class FindMatch(Frozen):
     path: Name
     commit: str | None
     score: Finite
-    channels: dict[Channel, Finite | None]
+    channels: Channels
     verdict: Verdict | None
     relation: Relation | Shares | None
     evidence: str

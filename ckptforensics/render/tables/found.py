@@ -73,5 +73,5 @@ _ANSWERS = {
 
 
 def _strongest(match: FindMatch) -> str:
-    known = {name: value for name, value in match.channels.items() if value is not None}
+    known = match.channels.model_dump(exclude_none=True)
     return ", ".join(f"{_CHANNELS[name]} {value:.2f}" for name, value in known.items())
