@@ -26,6 +26,24 @@ os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 # Fixtures that are real models; what uses one of them, also through another, has the marker.
 REAL_MODELS = {"smollm2_gguf", "smollm2_bf16", "smollm2_f32", "gemma3", "minilm"}
 
+# Files that take longest, the longest first: one that began last would run alone at the end.
+LONGEST = (
+    "cli/test_docs.py",
+    "runtime/test_experiments.py",
+    "test_memory.py",
+    "families/test_families.py",
+    "families/test_kept.py",
+    "lineage/test_smollm2.py",
+    "lineage/test_zoo.py",
+    "cli/test_compare.py",
+)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Files are handed to pytest-xdist's workers in the order of `LONGEST`, not by their tests."""
+    if hasattr(config.option, "loadscopereorder"):
+        config.option.loadscopereorder = False
+
 
 def pytest_sessionstart() -> None:
     """Matrices this small take up to ten times as long on several threads that wait by spinning."""
@@ -38,7 +56,9 @@ def pytest_sessionstart() -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark every test that needs a real model, before `-m` selects."""
+    """Mark every test that needs a real model, before `-m` selects; the longest files are first."""
+    place = {str(ROOT / "tests" / name): at for at, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(str(item.path), len(LONGEST)))
     for item in items:
         if not REAL_MODELS.isdisjoint(getattr(item, "fixturenames", ())):
             item.add_marker("real_model")

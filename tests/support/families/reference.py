@@ -292,8 +292,9 @@ def _mean_experts(
     moved = [torch.zeros(norm.gain.numel(), norm.gain.numel()).double() for _ in steps]
     for z, n in _gaussian(norm, KEPT * ROWS_AT_ONCE, seed + 10):
         with torch.no_grad():
+            here = experts.mixed(n, mean)
             for matrix, step in zip(moved, steps, strict=True):
-                change = experts.mixed(n, mean + step) - experts.mixed(n, mean)
+                change = experts.mixed(n, mean + step) - here
                 matrix += change.double().T @ z.double() / (KEPT * ROWS_AT_ONCE)
     return call, tuple(matrix.numpy() for matrix in moved)
 
