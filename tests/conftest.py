@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,6 +23,9 @@ os.environ["CKPT_CACHE"] = ""
 os.environ["XDG_DATA_HOME"] = tempfile.mkdtemp(prefix="ckpt-tests-")
 # Tables are as wide as a pipe's, whatever terminal the tests run in.
 os.environ.pop("COLUMNS", None)
+# Processes that tests start would each compile the package again.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 # Nor do the processes that tests start wait for each other's threads (see pytest_sessionstart).
 os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 # Fixtures that are real models; what uses one of them, also through another, has the marker.
@@ -62,6 +67,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if not REAL_MODELS.isdisjoint(getattr(item, "fixturenames", ())):
             item.add_marker("real_model")
+
+
+def pytest_collection_finish() -> None:
+    """What was imported and collected stays: the garbage collector need not walk it each time."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture

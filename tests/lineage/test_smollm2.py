@@ -1,4 +1,4 @@
-"""Verdicts on a real model's first layers and versions of them; `lineage_zoo --real` has the whole table."""
+"""Verdicts on a real model's first layers; `lineage_zoo --real` has the whole table."""
 
 from __future__ import annotations
 
