@@ -33,14 +33,22 @@ REAL_MODELS = {"smollm2_gguf", "smollm2_bf16", "smollm2_f32", "gemma3", "minilm"
 
 # Files that take longest, the longest first: one that began last would run alone at the end.
 LONGEST = (
-    "cli/test_docs.py",
-    "runtime/test_experiments.py",
-    "test_memory.py",
     "families/test_families.py",
-    "families/test_kept.py",
+    "runtime/test_experiments.py",
+    "registry/test_expected.py",
+    "test_memory.py",
+    "findings/test_fingerprint.py",
     "lineage/test_smollm2.py",
     "lineage/test_zoo.py",
+    "cli/test_docs.py",
+    "lineage/test_encodings.py",
+    "runtime/test_trace.py",
+    "test_notebook.py",
+    "registry/test_killed.py",
+    "linear/test_fit.py",
     "cli/test_compare.py",
+    "linear/test_moments.py",
+    "compute/test_threads.py",
 )
 
 

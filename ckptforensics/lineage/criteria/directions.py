@@ -186,7 +186,9 @@ class _Orders:
     def __init__(self, frames: _Frames, generator: np.random.Generator) -> None:
         self.frames = frames
         self._generator = generator
-        self._found = {which: np.empty(0) for which in (_largest, _squares)}
+        self._found: dict[_Statistic, Doubles] = {
+            which: np.empty(0) for which in (_largest, _squares)
+        }
 
     @classmethod
     def of(cls, pair: Pair, find: Callable[[Pair], _Frames]) -> _Orders:

@@ -246,8 +246,10 @@ def _experts(ffn: Any, block: Any) -> Experts | None:
             inputs = inner.T[:, :, None] * n
             outputs = experts(inputs.reshape(-1, n.shape[1])).reshape(inputs.shape)
             return torch.einsum("ne,end->nd", outer, outputs)
-        everyone = torch.arange(outer.shape[1]).expand(len(n), -1)
-        return experts(n, everyone, outer).reshape(n.shape)
+        heard = torch.nonzero(outer.any(dim=0)).ravel()
+        if not len(heard):
+            return torch.zeros_like(n)
+        return experts(n, heard.expand(len(n), -1), outer[:, heard]).reshape(n.shape)
 
     def weights(n: Rows) -> Rows:
         if on_input:
