@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,10 +23,39 @@ os.environ["CKPT_CACHE"] = ""
 os.environ["XDG_DATA_HOME"] = tempfile.mkdtemp(prefix="ckpt-tests-")
 # Tables are as wide as a pipe's, whatever terminal the tests run in.
 os.environ.pop("COLUMNS", None)
+# Processes that tests start would each compile the package again.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 # Nor do the processes that tests start wait for each other's threads (see pytest_sessionstart).
 os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 # Fixtures that are real models; what uses one of them, also through another, has the marker.
 REAL_MODELS = {"smollm2_gguf", "smollm2_bf16", "smollm2_f32", "gemma3", "minilm"}
+
+# Files that take longest, the longest first: one that began last would run alone at the end.
+LONGEST = (
+    "families/test_families.py",
+    "runtime/test_experiments.py",
+    "registry/test_expected.py",
+    "test_memory.py",
+    "findings/test_fingerprint.py",
+    "lineage/test_smollm2.py",
+    "lineage/test_zoo.py",
+    "cli/test_docs.py",
+    "lineage/test_encodings.py",
+    "runtime/test_trace.py",
+    "test_notebook.py",
+    "registry/test_killed.py",
+    "linear/test_fit.py",
+    "cli/test_compare.py",
+    "linear/test_moments.py",
+    "compute/test_threads.py",
+)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Files are handed to pytest-xdist's workers in the order of `LONGEST`, not by their tests."""
+    if hasattr(config.option, "loadscopereorder"):
+        config.option.loadscopereorder = False
 
 
 def pytest_sessionstart() -> None:
@@ -38,10 +69,18 @@ def pytest_sessionstart() -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark every test that needs a real model, before `-m` selects."""
+    """Mark every test that needs a real model, before `-m` selects; the longest files are first."""
+    place = {str(ROOT / "tests" / name): at for at, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(str(item.path), len(LONGEST)))
     for item in items:
         if not REAL_MODELS.isdisjoint(getattr(item, "fixturenames", ())):
             item.add_marker("real_model")
+
+
+def pytest_collection_finish() -> None:
+    """What was imported and collected stays: the garbage collector need not walk it each time."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture

@@ -80,6 +80,10 @@ def weights() -> dict[str, torch.Tensor]:
         tensors[f"{prefix}mlp.down_proj.weight"] = random(_HIDDEN, _FFN)
         for name in ("input_layernorm", "post_attention_layernorm"):
             tensors[f"{prefix}{name}.weight"] = torch.ones(_HIDDEN)
+        # Two heavy neurons: singular values that stand out take a third of the products to find.
+        for unit, size in ((0, 30), (1, 15)):
+            tensors[f"{prefix}mlp.up_proj.weight"][unit] *= 10
+            tensors[f"{prefix}mlp.down_proj.weight"][:, unit] *= size
     return tensors
 
 

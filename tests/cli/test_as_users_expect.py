@@ -195,17 +195,17 @@ def test_norms_are_drawn(planted, tmp_path, capsys):
     assert_one_error(run(capsys, "norms", planted, "--plot", tmp_path / "x.gif"), 4, ".png")
 
 
-def test_layers_names_trigger_tokens(smollm2_gguf):
+def test_layers_names_trigger_tokens(smollm2_gguf, smollm2_layers, smollm2_signature):
     """Against the embeddings read by the gguf package, with the strings of its metadata."""
     import numpy as np
     from gguf import GGUFReader, dequantize
 
-    document = ckptforensics.find_layers(smollm2_gguf)
+    document = smollm2_layers
     reader = GGUFReader(smollm2_gguf)
     stored = next(t for t in reader.tensors if t.name == "token_embd.weight")
     embeddings = dequantize(stored.data, stored.tensor_type).astype(np.float64)
     units = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
-    signature = ckptforensics.sign(smollm2_gguf)
+    signature = smollm2_signature
     strings = reader.fields["tokenizer.ggml.tokens"]
     assert document.explosion
     for layer in document.explosion:

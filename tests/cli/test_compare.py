@@ -7,8 +7,6 @@ import hashlib
 import io
 import json
 import shutil
-import subprocess
-import sys
 from datetime import UTC, datetime
 from html.parser import HTMLParser
 from pathlib import Path
@@ -17,6 +15,9 @@ import jsonschema
 import numpy as np
 import pytest
 
+from ckptforensics.lineage import compare as comparing
+from ckptforensics.render import render
+from ckptforensics.results import load_result
 from tests.findings.test_damage import zero_bytes
 from tests.support.adapters import base_tensors, low_rank, write_adapter
 from tests.support.commands import ckpt
@@ -25,6 +26,36 @@ from tools import launder, transforms
 ROOT = Path(__file__).resolve().parents[2]
 ZOO = ROOT / "fixtures" / "zoo"
 SEED0, TUNED, OTHER = (str(ZOO / name) for name in ("seed0", "finetune", "seed1"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cached(tmp_path_factory):
+    """Models are signed once."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CKPT_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="module")
+def known(tmp_path_factory):
+    """SEED0 with TUNED and with OTHER, compared and saved: what `ckpt` printed, and its file."""
+    found = {}
+    for name in (TUNED, OTHER):
+        saved = tmp_path_factory.mktemp("known") / "saved.json"
+        done = ckpt("compare", SEED0, name, "-q", "--format", "json", "-o", saved)
+        found[SEED0, name] = done, saved
+    return found
+
+
+@pytest.fixture
+def once(known, monkeypatch):
+    """`ckpt compare` of those is what it was: for tests of what the command makes of it."""
+    documents = {pair: load_result(saved) for pair, (_, saved) in known.items()}
+
+    def compare(models, **_):
+        return documents[tuple(model.name for model in models)]
+
+    monkeypatch.setattr(comparing, "compare", compare)
 
 
 @pytest.fixture(scope="module")
@@ -38,8 +69,8 @@ def signatures(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def related():
-    done = ckpt("compare", SEED0, TUNED, "--format", "json")
+def related(known):
+    done, _ = known[SEED0, TUNED]
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
@@ -71,8 +102,8 @@ def test_every_test_says_what_it_cost_and_proves(related):
             assert test["log10_p"] is None
 
 
-def test_independent_models_of_one_configuration_are_independent():
-    done = ckpt("compare", SEED0, OTHER, "--format", "json", "-q")
+def test_independent_models_of_one_configuration_are_independent(known):
+    done, _ = known[SEED0, OTHER]
     (pair,) = json.loads(done.stdout)["pairs"]
     assert (pair["verdict"], pair["relation"]) == ("independent", None)
     assert done.stderr == ""
@@ -97,6 +128,7 @@ def test_a_model_and_itself():
         ((SEED0, OTHER), "not-comparable", 0),
     ],
 )
+@pytest.mark.usefixtures("once")
 def test_fail_on(models, limit, code):
     done = ckpt("compare", *models, "--fail-on", limit, "-q")
     assert (done.returncode, done.stderr) == (code, "")
@@ -154,14 +186,10 @@ def test_formats_and_plot(tmp_path):
     assert "derived" in page
 
 
-def test_a_narrow_terminal_keeps_every_line_within_it(tmp_path):
-    saved = tmp_path / "saved.json"
-    ckpt("compare", SEED0, TUNED, "-q", "-o", saved)
-    code = "from ckptforensics.render import render; from ckptforensics import load_result; "
-    code += f"print(render(load_result({str(saved)!r}), 'table', width=60))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 0, done.stderr
-    assert max(map(len, done.stdout.splitlines())) <= 60
+def test_a_narrow_terminal_keeps_every_line_within_it(known):
+    _, saved = known[SEED0, TUNED]
+    shown = render(load_result(saved), "table", width=60)
+    assert max(map(len, shown.splitlines())) <= 60
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import pkgutil
 from pathlib import Path
 
 import pytest
+import torch
 
 import ckptforensics
 import tests.support.families as package
@@ -33,25 +34,30 @@ CASES: list[Case] = [
     for case in importlib.import_module(f"{package.__name__}.{module}").CASES
 ]
 TOKENS = [3, 7, 11, 19, 42]
+Built = tuple[Case, torch.nn.Module, Path]
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_rollout_equals_transformers(case: Case, tmp_path: Path) -> None:
+@pytest.fixture(scope="module", params=CASES, ids=lambda case: case.name)
+def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Built:
+    """A case's model, and where it is saved: made once for the tests below."""
+    case: Case = request.param
     model = build_model(case)
-    save_model(model, tmp_path, case)
-    checkpoint = ckptforensics.open_checkpoint(tmp_path)
+    return case, model, save_model(model, tmp_path_factory.mktemp("model"), case)
+
+
+def test_rollout_equals_transformers(built: Built) -> None:
+    case, model, folder = built
+    checkpoint = ckptforensics.open_checkpoint(folder)
     assert checkpoint.architecture.family.name == case.family
     assert checkpoint.architecture.source == "config"
-    errors = relative_errors(rollout_states(tmp_path, TOKENS), hidden_states(model, case, TOKENS))
+    errors = relative_errors(rollout_states(folder, TOKENS), hidden_states(model, case, TOKENS))
     assert errors.max() < case.tolerance
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_linear_map_equals_dense_reference(case: Case, tmp_path: Path) -> None:
+def test_linear_map_equals_dense_reference(built: Built) -> None:
     """L against Jacobian and least squares of the model's own modules, up to sampling noise."""
-    model = build_model(case)
-    save_model(model, tmp_path, case)
-    found = compare(model, case.blocks, lambda _: run_one_token(model, case), tmp_path)
+    case, model, folder = built
+    found = compare(model, case.blocks, lambda _: run_one_token(model, case), folder)
     assert found.problem() is None
 
 

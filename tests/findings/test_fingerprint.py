@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 
 import gguf
@@ -19,6 +20,15 @@ from ckptforensics.findings import fingerprint, fingerprint_distance
 BITS = 128
 # Small, so that thousands of fingerprints are quick.
 HIDDEN = 96
+
+
+@pytest.fixture(scope="module", autouse=True)
+def drawn_once():
+    """The vectors that are the same in every fingerprint of one width take most of its time."""
+    module = import_module("ckptforensics.findings.fingerprint")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "_gaussians", cache(module._gaussians))
+        yield
 
 
 # --- The function itself, on made-up directions ---------------------------------------------

@@ -93,7 +93,8 @@ def nf4(weight: torch.Tensor) -> Parts:
     table = torch.linspace(-1, 1, 16).sign() * torch.linspace(-1, 1, 16).abs() ** 1.3
     blocks = weight.reshape(-1, 64)
     absmax = blocks.abs().amax(1)
-    codes = ((blocks / absmax[:, None])[..., None] - table).abs().argmin(-1).reshape(-1, 2)
+    between = (table[1:] + table[:-1]) / 2
+    codes = torch.bucketize(blocks / absmax[:, None], between).reshape(-1, 2)
     state = {"quant_type": "nf4", "blocksize": 64, "dtype": "float32", "shape": [*weight.shape]}
     text = bytearray(json.dumps(state).encode())
     return {

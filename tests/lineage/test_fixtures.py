@@ -100,11 +100,19 @@ def test_launderings_in_half_precision(tmp_path: Path) -> None:
     assert difference(logits(rounded, ids), logits(source, ids)) < 1e-5
 
 
+@pytest.fixture(scope="module")
+def real(smollm2_bf16: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The first ten layers of SmolLM2."""
+    model = read(smollm2_bf16)
+    first = transforms.stack(*((model, layer) for layer in range(10)))
+    return transforms.write(first, tmp_path_factory.mktemp("real"))
+
+
 @pytest.mark.parametrize("kind", ["signed-permutation", "all"])
-def test_a_real_model_laundered(kind: str, smollm2_bf16: Path, tmp_path: Path) -> None:
+def test_a_real_model_laundered(kind: str, real: Path, tmp_path: Path) -> None:
     ids = torch.randint(0, 49152, (1, 24), generator=torch.manual_seed(0))
-    laundered = launder.launder(smollm2_bf16, kind, tmp_path)
-    assert difference(logits(laundered, ids), logits(smollm2_bf16, ids)) < 1e-4
+    laundered = launder.launder(real, kind, tmp_path)
+    assert difference(logits(laundered, ids), logits(real, ids)) < 1e-4
 
 
 def test_other_models_are_not_laundered(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from ckptforensics.layers import load_block
 from ckptforensics.linear import Fit, block_map
 from ckptforensics.results import Empirical, load_result
 from ckptforensics.results.quantization import RowName
+from ckptforensics.runtime.experiments import ablate as ablate_module
 from ckptforensics.runtime.experiments import replicate as replicate_module
 from ckptforensics.runtime.experiments.ablate import ablate
 from ckptforensics.runtime.experiments.empirical import empirical
@@ -53,11 +54,16 @@ def oracle(smollm2_f32):
     )
 
 
-def test_empirical_of_smollm2(smollm2, oracle, tmp_path):
+@pytest.fixture(scope="module")
+def seen(smollm2):
+    """What running text shows of it."""
+    return empirical(smollm2, text=Text(limit=512))
+
+
+def test_empirical_of_smollm2(smollm2, seen, oracle, tmp_path):
     """Plateaus, direction, angle and who is high, computed anew from transformers' states."""
-    text = Text(limit=512)
-    windows, _ = windows_of(smollm2, text)
-    found = empirical(smollm2, text=text)
+    windows, _ = windows_of(smollm2, Text(limit=512))
+    found = seen
     plateau = next(p for p in found.document.plateaus if p.layers == (12, 28))
     with torch.inference_mode():
         hidden = oracle(torch.tensor(windows), output_hidden_states=True).hidden_states
@@ -87,10 +93,10 @@ def test_empirical_of_smollm2(smollm2, oracle, tmp_path):
     np.testing.assert_array_equal(again.direction, found.direction)
 
 
-def test_sinks_of_smollm2(smollm2_gguf, oracle):
+def test_sinks_of_smollm2(smollm2, smollm2_gguf, oracle):
     text = Text(limit=256, window=64)
     document = sinks(smollm2_gguf, text=text)
-    windows, _ = windows_of(start(smollm2_gguf), text)
+    windows, _ = windows_of(smollm2, text)
     with torch.inference_mode():
         out = oracle(torch.tensor(windows), output_attentions=True, output_hidden_states=True)
     # Mean over queries 1 to T, a threshold in each window.
@@ -252,8 +258,9 @@ def test_ablations_of_the_planted_model(planted):
     assert "trigger" not in {row.what for row in document.skipped}
 
 
-def test_a_super_weight_works_by_the_tokens_of_high_norm(smollm2):
+def test_a_super_weight_works_by_the_tokens_of_high_norm(smollm2, monkeypatch):
     """Restored for the initial token alone, the one that it makes large, nothing is lost."""
+    monkeypatch.setattr(ablate_module, "_NEW_TOKENS", 2)  # the text is not looked at
     document = ablate(smollm2, what=("super-weight",), text=Text(limit=64, window=32))
     plain, zeroed, restored, control = document.rows
     assert (plain.what, control.what) == ("none", "control")
@@ -336,11 +343,11 @@ def test_token_ids_that_are_no_numbers_are_one_clear_error(llama):
         windows_of(start(llama.folder), Text(token_ids="3,5"))
 
 
-def test_layers_beside_empirical_directions(smollm2, smollm2_gguf, smollm2_signature, tmp_path):
+def test_layers_beside_empirical_directions(seen, smollm2_gguf, smollm2_signature):
     """The paper's Fig. 4 on SmolLM2: u1 of explosion and decay layers lies along what is seen."""
     import ckptforensics
 
-    found = empirical(smollm2, text=Text(limit=512))
+    found = seen
     document = ckptforensics.find_layers(smollm2_gguf, empirical=found)
     (beside,) = [e for e in document.empirical if e.plateau == (12, 28)]
     angles = beside.angles_deg

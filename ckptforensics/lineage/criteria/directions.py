@@ -9,9 +9,8 @@ not: with or without, p is valid (docs/lineage.md).
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -52,6 +51,8 @@ OF_L = tuple(what for what in UNFOLDED if what != "residual scale")
 # are bound by memory, all pairs of layers are a matrix product.
 _BUDGET, _PRODUCT_BUDGET = 200_000_000, 4_000_000_000
 NO_DIRECTION = "no layer has a direction that its weights determine"
+# Elements of B that are reordered at once: what a processor's cache holds.
+_AT_ONCE = 1 << 18
 # Random orders of a test whose stored order stays the best, for each one that it has otherwise.
 _MORE = 4
 # Size and number of the subspaces that are compared.
@@ -98,15 +99,18 @@ class _Frames:
     b: Floats
     layers: tuple[int, ...] | None
 
-    def overlaps(self, order: Ints | None = None) -> Floats:
-        """Inner products, B's coordinates reordered: (layers, ...), or (all of A, all of B)."""
-        b = self.b if order is None else np.take(self.b, order, axis=0)
+    def overlaps(self, orders: Ints) -> Floats:
+        """Inner products, B's coordinates reordered, for orders (n, hidden_size).
+
+        (n, layers, ...), or (n, all of A, all of B).
+        """
+        b = np.take(self.b, orders, axis=0)
         width, _, vectors = self.a.shape
         if self.layers is None:
-            return self.a.reshape(width, -1).T @ b.reshape(width, -1)
+            return self.a.reshape(width, -1).T @ b.reshape(len(orders), width, -1)
         if vectors == 1:
-            return np.einsum("dl,dl->l", self.a[:, :, 0], b[:, :, 0])
-        return self.a.transpose(1, 2, 0) @ b.transpose(1, 0, 2)
+            return np.einsum("dl,ndl->nl", self.a[:, :, 0], b[:, :, :, 0])
+        return self.a.transpose(1, 2, 0) @ b.transpose(0, 2, 1, 3)
 
     def orders(self, effort: Effort) -> int:
         """How many random orders can be afforded."""
@@ -166,12 +170,14 @@ def _subspaces(pair: Pair) -> _Frames:
     return _Frames(a, b, layers[0] if one_by_one else None)
 
 
-def _largest(overlaps: Floats) -> float:
-    return float(np.max(np.abs(overlaps)))
+def _largest(overlaps: Floats) -> Doubles:
+    """Of each row."""
+    return np.abs(overlaps).reshape(len(overlaps), -1).max(axis=1).astype(np.float64)
 
 
-def _squares(overlaps: Floats) -> float:
-    return float(np.sum(np.square(overlaps), dtype=np.float64))
+def _squares(overlaps: Floats) -> Doubles:
+    """Their sum in each row."""
+    return np.square(overlaps).reshape(len(overlaps), -1).sum(axis=1, dtype=np.float64)
 
 
 class _Orders:
@@ -180,23 +186,36 @@ class _Orders:
     def __init__(self, frames: _Frames, generator: np.random.Generator) -> None:
         self.frames = frames
         self._generator = generator
-        self._found: list[dict[_Statistic, float]] = []
+        self._found: dict[_Statistic, Doubles] = {
+            which: np.empty(0) for which in (_largest, _squares)
+        }
 
     @classmethod
     def of(cls, pair: Pair, find: Callable[[Pair], _Frames]) -> _Orders:
         return cls(find(pair), pair.generator(Stream.COORDINATE_ORDERS))
 
-    def each(self, statistic: _Statistic) -> Iterator[float]:
-        """The statistic of one order after the other; the same orders for every statistic."""
-        for place in itertools.count():
-            if place == len(self._found):
-                order = self._generator.permutation(self.frames.a.shape[0])
-                overlaps = self.frames.overlaps(order)
-                self._found.append({which: which(overlaps) for which in (_largest, _squares)})
-            yield self._found[place][statistic]
+    def drawing(self, statistic: _Statistic) -> Callable[[int], Doubles]:
+        """A function that gives the statistic of the next orders; the same for every statistic."""
+        used = 0
+
+        def draw(count: int) -> Doubles:
+            nonlocal used
+            used += count
+            while (missing := used - len(self._found[statistic])) > 0:
+                self._draw(min(missing, max(1, _AT_ONCE // self.frames.b.size)))
+            return self._found[statistic][used - count : used]
+
+        return draw
+
+    def _draw(self, count: int) -> None:
+        width = len(self.frames.b)
+        orders = np.stack([self._generator.permutation(width) for _ in range(count)])
+        overlaps = self.frames.overlaps(orders)
+        for which, found in self._found.items():
+            self._found[which] = np.concatenate([found, which(overlaps)])
 
 
-_Statistic = Callable[[Floats], float]
+_Statistic = Callable[[Floats], Doubles]
 
 
 def _permutation_test(
@@ -206,16 +225,15 @@ def _permutation_test(
     orders = pair.once(_Orders.of, find)
     frames = orders.frames
     need_free_coordinates(pair, (_by_coordinate(frames.a), _by_coordinate(frames.b)))
-    stored = frames.overlaps()
-    observed = statistic(stored)
-    each = orders.each(statistic)
+    stored = frames.overlaps(np.arange(len(frames.b))[None])
+    observed = float(statistic(stored)[0])
     drawn = random_orders(
-        observed, frames.orders(pair.effort), lambda: next(each), go_on=not pair.shown
+        observed, frames.orders(pair.effort), orders.drawing(statistic), go_on=not pair.shown
     )
     profile: tuple[float | None, ...] = ()
     note = "all pairs of layers, as the depths differ"
     if frames.layers is not None:
-        by_layer = dict(zip(frames.layers, map(statistic, stored), strict=True))
+        by_layer = dict(zip(frames.layers, statistic(stored[0]).tolist(), strict=True))
         profile = tuple(by_layer.get(layer) for layer in pair.a.layers)
         note = f"{len(by_layer)} layers"
     return among(observed, drawn, profile, note)
@@ -227,21 +245,21 @@ def _by_coordinate(vectors: Floats) -> Floats:
 
 
 def random_orders(
-    observed: float, count: int, draw: Callable[[], float], *, go_on: bool = True
+    observed: float, count: int, draw: Callable[[int], Doubles], *, go_on: bool = True
 ) -> Doubles:
     """The statistic of `count` random orders, of more while none is as good as the stored one.
+
+    `draw` gives it for so many further orders.
 
     Not with `go_on` False, where another test shows more than they could. Whether more are drawn is
     decided where none was as good. So p <= alpha, for an alpha that only more orders can give,
     needs that of all that were drawn at most a share of alpha is as good, and for a larger alpha
     that of the first ones is: p stays valid.
     """
-    drawn: list[float] = []
-    for most in (count, _MORE * count) if go_on else (count,):
-        drawn += [draw() for _ in range(most - len(drawn))]
-        if max(drawn) >= _as_good_as(observed):
-            break
-    return np.array(drawn)
+    drawn = draw(count)
+    if go_on and drawn.max() < _as_good_as(observed):
+        drawn = np.concatenate([drawn, draw((_MORE - 1) * count)])
+    return drawn
 
 
 def _as_good_as(observed: float) -> float:
@@ -278,7 +296,7 @@ def _gain_rank(pair: Pair) -> Outcome:
     drawn = random_orders(
         observed,
         pair.effort.orders[0],
-        lambda: float(a @ generator.permutation(b)),
+        lambda count: np.array([a @ generator.permutation(b) for _ in range(count)]),
         go_on=not pair.shown,
     )
     return among(observed, drawn)

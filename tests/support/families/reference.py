@@ -289,13 +289,19 @@ def _mean_experts(
     spread = torch.cov(samples.T.double()) * (1 / ROUTER_SAMPLES + 1 / count)
     sizes, axes = torch.linalg.eigh(spread)
     steps = (sizes.clamp(min=0).sqrt() * axes).T.float()
-    moved = [torch.zeros(norm.gain.numel(), norm.gain.numel()).double() for _ in steps]
+    # What experts return is mixed linearly: then each of the means is moved by 1, and alone, which
+    # asks one expert instead of all.
+    at, moves = (mean, steps) if experts.on_input else (0 * mean, torch.eye(len(mean)))
+    moved = torch.zeros(len(moves), norm.gain.numel(), norm.gain.numel()).double()
     for z, n in _gaussian(norm, KEPT * ROWS_AT_ONCE, seed + 10):
         with torch.no_grad():
-            for matrix, step in zip(moved, steps, strict=True):
-                change = experts.mixed(n, mean + step) - experts.mixed(n, mean)
+            here = experts.mixed(n, at)
+            for matrix, move in zip(moved, moves, strict=True):
+                change = experts.mixed(n, at + move) - here
                 matrix += change.double().T @ z.double() / (KEPT * ROWS_AT_ONCE)
-    return call, tuple(matrix.numpy() for matrix in moved)
+    if not experts.on_input:
+        moved = torch.einsum("se,eij->sij", steps.double(), moved)
+    return call, tuple(moved.numpy())
 
 
 def _gaussian(norm: Affine, count: int, seed: int) -> Iterator[tuple[Rows, Rows]]:

@@ -237,14 +237,19 @@ def _experts(ffn: Any, block: Any) -> Experts | None:
     shared = _first(ffn, SHARED) or getattr(block, "shared_mlp", None)
     gate = getattr(ffn, "shared_expert_gate", None)
     on_input = type(experts).__name__ == "Llama4TextExperts"
+    if hasattr(experts, "config"):
+        # The module's own loop over its experts: all of them for every row take half as long.
+        experts.config._experts_implementation = "eager"
 
     def mix(n: Rows, outer: Rows, inner: Rows | None) -> Rows:
         if inner is not None:
             inputs = inner.T[:, :, None] * n
             outputs = experts(inputs.reshape(-1, n.shape[1])).reshape(inputs.shape)
             return torch.einsum("ne,end->nd", outer, outputs)
-        everyone = torch.arange(outer.shape[1]).expand(len(n), -1)
-        return experts(n, everyone, outer).reshape(n.shape)
+        heard = torch.nonzero(outer.any(dim=0)).ravel()
+        if not len(heard):
+            return torch.zeros_like(n)
+        return experts(n, heard.expand(len(n), -1), outer[:, heard]).reshape(n.shape)
 
     def weights(n: Rows) -> Rows:
         if on_input:
