@@ -53,7 +53,7 @@ class SketchDocument(Document):
 
     `found` is what models are found by, `skipped` says what of them is missing and
     why. `bytes_read` are those of weights, `requests` how often a server was asked for ranges of
-    them (null where the files are here), `seconds` what it took.
+    weights and tokenizer (null where they are here), `seconds` what it took.
     """
 
     schema_version: Literal["1.0"] = "1.0"

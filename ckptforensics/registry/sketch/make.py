@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -50,13 +51,8 @@ def sketch(
     """
     began = time.monotonic()
     skipped: list[Skipped] = []
-    found = []
     read = _Read(checkpoint)
-    for by in BY:
-        try:
-            found.append(tokens_record(by, _tokens(checkpoint, by, read)))
-        except (NotApplicable, NothingAnalysable) as problem:
-            skipped.append(Skipped(what=f"tokens by {by}", reason=problem.message))
+    found = [tokens_record(by, tokens) for by, tokens in _tokens(checkpoint, read, skipped)]
     kept, total = None, 0
     if heads:
         kept, total = _heads(checkpoint, read, skipped, progress)
@@ -115,8 +111,30 @@ class _Read:
         return head_spectra(load_values(self._checkpoint, layer))
 
 
-def _tokens(checkpoint: Checkpoint, by: By, read: _Read) -> Tokens:
-    """The part of the sketch that rests on tokens; NotApplicable where it can not."""
+def _tokens(
+    checkpoint: Checkpoint, read: _Read, skipped: list[Skipped]
+) -> Iterator[tuple[By, Tokens]]:
+    """What rests on tokens, by each way to name them; what cannot be had is skipped."""
+    named = {}
+    for by in BY:
+        try:
+            named[by] = _named(checkpoint, by)
+        except (NotApplicable, NothingAnalysable) as problem:
+            skipped.append(Skipped(what=f"tokens by {by}", reason=problem.message))
+    if not named:
+        return
+    # In one go: a server is asked for the rows of both together.
+    rows = read.embeddings(np.concatenate([ids for _, ids in named.values()]))
+    parts = np.split(rows, np.cumsum([len(ids) for _, ids in named.values()])[:-1])
+    for (by, (names, _)), part in zip(named.items(), parts, strict=True):
+        try:
+            yield by, Tokens(names, of_tokens.likeness(part))
+        except NotApplicable as problem:
+            skipped.append(Skipped(what=f"tokens by {by}", reason=problem.message))
+
+
+def _named(checkpoint: Checkpoint, by: By) -> tuple[Ints, Ints]:
+    """Digests and ids of the tokens; NotApplicable where there are too few."""
     size = vocabulary_size(checkpoint)
     if by == "ids":
         names, ids = of_tokens.named_by_ids(size)
@@ -127,7 +145,7 @@ def _tokens(checkpoint: Checkpoint, by: By, read: _Read) -> Tokens:
         names, ids = of_tokens.named_by_strings(vocabulary, size)
     if len(ids) < of_tokens.LEAST:
         raise NotApplicable(f"{len(ids)} tokens are too few")
-    return Tokens(names, of_tokens.likeness(read.embeddings(ids)))
+    return names, ids
 
 
 def _heads(

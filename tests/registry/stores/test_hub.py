@@ -11,6 +11,7 @@ from huggingface_hub import constants
 
 from ckptforensics.checkpoint import open_checkpoint
 from ckptforensics.errors import UsageError
+from ckptforensics.registry.sketch.make import sketch
 from ckptforensics.registry.stores.files import content_of
 from tests.support.hub import COMMIT, REPO, Hub, loopback_hub
 from tests.support.stores import (
@@ -23,6 +24,7 @@ from tests.support.stores import (
     sha256,
     tiny_gguf,
 )
+from tools.zoo import ZOO
 
 FILES = {file.name: file.read_bytes() for file in PLANTED.iterdir()} | {"README.md": CARD.encode()}
 
@@ -157,3 +159,23 @@ def test_content_of_a_card(hub):
     (model,) = listing(REPO).models
     card = next(file for file in model.files if file.role == "card")
     assert content_of(card, 1000) == CARD.encode()
+
+
+def test_a_sketch_takes_few_requests(hub):
+    hub.add(ZOO / "seed0")
+    here = sketch(open_checkpoint(ZOO / "seed0"))
+    there = sketch(open_checkpoint(REPO))
+    assert there.found == here.found
+    answered = [r for r in hub.log if r.status == 206 and "config.json" not in r.path]
+    assert there.requests == len(answered)
+    # Header in two, tokenizer, tokens; norm, values and output of four layers.
+    assert there.requests <= 4 + 3 * 4
+    # What is in the cache is not asked for again.
+    assert sketch(open_checkpoint(REPO), heads=False).requests == 0
+
+
+def test_tokens_alone_are_one_range(hub):
+    hub.add(ZOO / "seed0")
+    found = sketch(open_checkpoint(REPO), heads=False)
+    assert found.requests == 4
+    assert hub.sent() < 0.5 * (ZOO / "seed0" / "model.safetensors").stat().st_size
