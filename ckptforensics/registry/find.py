@@ -18,7 +18,7 @@ from typing import Literal
 from pydantic import ValidationError
 
 from ckptforensics.checkpoint import open_checkpoint
-from ckptforensics.errors import UsageError, one_line
+from ckptforensics.errors import ResultError, UsageError, one_line
 from ckptforensics.jobs.memory import default_memory
 from ckptforensics.jobs.processes import Job, run_jobs
 from ckptforensics.progress import Progress, running
@@ -92,7 +92,7 @@ def find(model: str, options: FindOptions, *, progress: Progress | None = None) 
     with database.reading(options.catalog) as db:
         document = _query(model, options, progress)
         searching = time.monotonic()
-        query = sketch_of(document.found)
+        query = _arrays(model, document)
         searched, near = _search(db, options.catalog, query, options.most)
         candidates = _candidates(db, near)
         search_seconds = time.monotonic() - searching
@@ -132,6 +132,13 @@ def _query(model: str, options: FindOptions, progress: Progress | None) -> Sketc
             hint="give a checkpoint, or what 'ckpt sketch -o FILE.json' wrote",
         )
     return found
+
+
+def _arrays(model: str, document: SketchDocument) -> Sketch:
+    try:
+        return sketch_of(document.found)
+    except ResultError as problem:
+        raise ResultError(problem.message, path=model, hint="make the sketch again") from None
 
 
 def _search(
