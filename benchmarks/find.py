@@ -5,8 +5,9 @@
 `recall`: true relatives among `--count` sketches of strangers: those of the zoo and of SmolLM2,
 changed in every way of tools/, and the nearest strangers. `speed`: the search beside one plain
 product over the same bytes. `held-out`: a catalog of 2,000 models with the sources of 40 hidden
-copies, and 40 models that have no relative in it, by `find` itself with its comparisons. `cost`:
-bytes and seconds of a sketch. `--models` names a folder of `tools.make_independent`.
+copies, and 40 models that have no relative in it, by `find` itself with its comparisons. `index`:
+an approximate index beside the exact search (needs usearch). `cost`: bytes and seconds of a sketch.
+`--models` names a folder of `tools.make_independent`.
 """
 
 from __future__ import annotations
@@ -124,8 +125,18 @@ def _vectors_of(population: Population, numbers: range) -> Floats:
     return np.stack([features(stranger(population, number)) for number in numbers])
 
 
-def vectors(population: Population, count: int, real: Sequence[Sketch]) -> Vectors:
-    """The vectors of the real sketches, and behind them of so many strangers."""
+def vectors(
+    population: Population, count: int, real: Sequence[Sketch], folder: Path | None
+) -> Vectors:
+    """The vectors of the real sketches, and behind them of so many strangers.
+
+    Parameters
+    ----------
+    folder : where they are kept for the next part, and taken from
+    """
+    kept = None if folder is None else folder / f"strangers-{len(real)}-{count}.npy"
+    if kept is not None and kept.is_file():
+        return _as_vectors(np.load(kept))
     steps = [range(at, min(at + 500, count)) for at in range(0, count, 500)]
     rows = np.empty((len(real) + count, WIDTH), np.float32)
     rows[: len(real)] = [features(one) for one in real]
@@ -134,6 +145,12 @@ def vectors(population: Population, count: int, real: Sequence[Sketch]) -> Vecto
             steps, pool.map(partial(_vectors_of, population), steps), strict=True
         ):
             rows[len(real) + step.start : len(real) + step.stop] = found
+    if kept is not None:
+        np.save(kept, rows)
+    return _as_vectors(rows)
+
+
+def _as_vectors(rows: Floats) -> Vectors:
     parts = np.split(rows, np.cumsum(WIDTHS)[:-1], axis=1)
     return Vectors({n: np.ascontiguousarray(p) for n, p in zip(CHANNELS, parts, strict=True)})
 
@@ -155,7 +172,7 @@ def bench_recall(options: argparse.Namespace) -> Iterator[str]:
             return real[names[number]]
         return stranger(population, number - len(names))
 
-    found = vectors(population, options.count, list(real.values()))
+    found = vectors(population, options.count, list(real.values()), options.folder)
     rows: dict[tuple[str, str], list[tuple[bool, int, float]]] = {}
     changed = {n: p for n, p in sources.items() if p.is_dir()}
     with tempfile.TemporaryDirectory() as folder:
@@ -226,6 +243,30 @@ def bench_speed(options: argparse.Namespace) -> Iterator[str]:
         yield (
             f"| {count:,} | {search * 1e3:,.0f} ms | {plain * 1e3:,.0f} ms | {search / plain:.2f} |"
         )
+
+
+def bench_index(options: argparse.Namespace) -> Iterator[str]:
+    """What an approximate index of each channel finds of the nearest 20 that the search finds."""
+    from usearch.index import Index
+
+    real = [sketched(ZOO / f"seed{i}") for i in range(3)]
+    found = vectors(measured(real), options.count, real, options.folder)
+    yield "| channel | nearest 20 that are found | a search | exact |"
+    yield "|---|---|---|---|"
+    generator = np.random.default_rng(0)
+    for name, array in found.channels.items():
+        index = Index(ndim=array.shape[1], metric="ip", dtype="f32")
+        index.add(np.arange(len(array)), array)
+        hits, spent = 0, np.zeros(2)
+        for at in generator.choice(len(array), 100, replace=False):
+            query = array[at] + 0.3 * array[at - 1]
+            begin = time.perf_counter()
+            near = index.search(query, 20).keys
+            middle = time.perf_counter()
+            exact = np.argsort(-(array @ query))[:20]
+            spent += (middle - begin, time.perf_counter() - middle)
+            hits += len(np.intersect1d(near, exact))
+        yield f"| {name} | {hits / 2_000:.3f} | {spent[0] * 10:.2f} ms | {spent[1] * 10:.1f} ms |"
 
 
 def bench_held_out(options: argparse.Namespace) -> Iterator[str]:
@@ -307,6 +348,7 @@ def _independent(folder: Path | None) -> list[Path]:
 PARTS: dict[str, Callable[[argparse.Namespace], Iterator[str]]] = {
     "recall": bench_recall,
     "speed": bench_speed,
+    "index": bench_index,
     "held-out": bench_held_out,
     "cost": bench_cost,
 }
@@ -316,6 +358,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("parts", nargs="*", metavar="PART", help=", ".join(PARTS))
     parser.add_argument("--models", type=Path, help="a folder of tools.make_independent")
+    parser.add_argument("--folder", type=Path, help="where drawn strangers are kept")
     parser.add_argument("--large", type=Path, help="a large model, for its cost")
     parser.add_argument("--count", type=int, default=100_000, help="strangers of the recall")
     parser.add_argument("--write", action="store_true", help="also into the page")

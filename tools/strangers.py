@@ -14,7 +14,7 @@ import numpy as np
 
 from ckptforensics.arrays import Doubles, Ints
 from ckptforensics.registry.sketch.record import By, Sketch, Tokens
-from ckptforensics.registry.sketch.tokens import RIDGE
+from ckptforensics.registry.sketch.tokens import ridge_projection
 
 # Factor on the mean likeness off the diagonal with which strangers are as alike to real models as
 # real strangers trained longest are (.2; it is .11 between the briefly trained ones).
@@ -79,14 +79,19 @@ def stranger(population: Population, number: int) -> Sketch:
 
 
 def _likeness(root: Doubles, width: int, generator: np.random.Generator) -> Doubles:
-    rows = root @ generator.standard_normal((root.shape[1], min(width, 4 * len(root))))
+    rows = root @ _independent(root.shape[1], width, generator)
     rows -= rows.mean(axis=0)
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
-    values, vectors = np.linalg.eigh(rows @ rows.T)
-    values = np.maximum(values, 0) * (len(rows) / values.sum())
-    found = (vectors * (values / (values + RIDGE))) @ vectors.T
-    np.fill_diagonal(found, 0)
-    return np.asarray(found)
+    return ridge_projection(rows @ rows.T)
+
+
+def _independent(tokens: int, width: int, generator: np.random.Generator) -> Doubles:
+    """Normal embeddings; wide ones in a basis in which they are a triangle (Bartlett)."""
+    if width <= tokens:
+        return generator.standard_normal((tokens, width))
+    found = np.tril(generator.standard_normal((tokens, tokens)), -1)
+    np.fill_diagonal(found, np.sqrt(generator.chisquare(width - np.arange(tokens))))
+    return found
 
 
 def _root(covariance: Doubles) -> Doubles:

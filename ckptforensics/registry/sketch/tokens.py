@@ -67,11 +67,19 @@ def likeness(rows: Floats) -> Doubles:
         raise NotApplicable("the embeddings of the sampled tokens do not differ")
     rows[told] /= sizes[told, None]
     rows[~told] = 0
-    values, vectors = np.linalg.eigh(rows @ rows.T)
-    values = np.maximum(values, 0) * (len(rows) / values.sum())
-    found = (vectors * (values / (values + RIDGE))) @ vectors.T
+    return ridge_projection(np.asarray(rows @ rows.T, np.float64))
+
+
+def ridge_projection(gram: Doubles) -> Doubles:
+    """G (G + cI)^-1 of products (tokens, tokens) whose eigenvalues are made 1 in the mean.
+
+    Its diagonal is zero, since it says how large the embeddings are.
+    """
+    ridge = RIDGE * np.eye(len(gram))
+    # As it is the identity less c (G + cI)^-1.
+    found = -RIDGE * np.linalg.inv(gram * (len(gram) / np.trace(gram)) + ridge)
     np.fill_diagonal(found, 0)
-    return found
+    return np.asarray(found)
 
 
 def _is_short(text: str) -> bool:
