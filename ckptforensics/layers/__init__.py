@@ -3,6 +3,7 @@
 from ckptforensics.arrays import Floats
 from ckptforensics.layers.stream import (
     EXPERT_MEMORY,
+    load_attention,
     load_block,
     load_values,
     memory_needed,
@@ -22,6 +23,7 @@ __all__ = [
     "Moe",
     "Norm",
     "Sink",
+    "load_attention",
     "load_block",
     "load_values",
     "memory_needed",

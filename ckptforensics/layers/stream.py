@@ -66,6 +66,18 @@ def load_block(
 
 # What a token's value is made by, and written with.
 _VALUE_ROLES: tuple[Role, ...] = ("attention_norm", "latent", "latent_norm", "value", "output")
+# What the weight of a single token's value depends on, and what is done with what it adds.
+_ATTENTION_ROLES: tuple[Role, ...] = (
+    *_VALUE_ROLES,
+    *("attention_gate", "attention_post_norm", "attention_after_norm", "attention_scale"),
+)
+_SINK_ROLES: tuple[Role, ...] = ("sinks", "query", "key")
+
+
+def load_attention(checkpoint: Checkpoint, layer: int) -> Attention:
+    """Read the attention branch of block `layer` (from 1) alone; errors as `load_block`."""
+    sinks = "sinks" in checkpoint.architecture.layers[layer - 1].refs
+    return _branch(checkpoint, layer, (*_ATTENTION_ROLES, *(_SINK_ROLES if sinks else ())))
 
 
 def load_values(checkpoint: Checkpoint, layer: int) -> Attention:
@@ -76,21 +88,25 @@ def load_values(checkpoint: Checkpoint, layer: int) -> Attention:
     CkptError
         as `load_block`.
     """
-    plan = _values_plan(checkpoint, layer)
+    return _branch(checkpoint, layer, _VALUE_ROLES)
+
+
+def values_bytes(checkpoint: Checkpoint, layer: int) -> int:
+    """Stored bytes of the tensors that `load_values` reads, whole where it reads a part of one."""
+    names = {name for name, _ in _part(checkpoint, layer, _VALUE_ROLES).names()}
+    return sum(checkpoint.store.info(name).nbytes for name in names)
+
+
+def _branch(checkpoint: Checkpoint, layer: int, roles: Sequence[Role]) -> Attention:
+    plan = _part(checkpoint, layer, roles)
     if checkpoint.source.remote is not None:
         checkpoint.store.prefetch([name for name, _ in plan.names()])
     return BlockReader(checkpoint, plan).attention()
 
 
-def values_bytes(checkpoint: Checkpoint, layer: int) -> int:
-    """Stored bytes of the tensors that `load_values` reads, whole where it reads a part of one."""
-    names = {name for name, _ in _values_plan(checkpoint, layer).names()}
-    return sum(checkpoint.store.info(name).nbytes for name in names)
-
-
-def _values_plan(checkpoint: Checkpoint, layer: int) -> LayerPlan:
+def _part(checkpoint: Checkpoint, layer: int, roles: Sequence[Role]) -> LayerPlan:
     plan = checkpoint.architecture.layers[layer - 1]
-    refs = {role: plan.refs[role] for role in _VALUE_ROLES if role in plan.refs}
+    refs = {role: plan.refs[role] for role in roles if role in plan.refs}
     return replace(plan, refs=refs, experts=())
 
 

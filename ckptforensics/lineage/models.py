@@ -20,7 +20,7 @@ from ckptforensics.findings.model import model_record
 from ckptforensics.findings.scope import Scope
 from ckptforensics.findings.sign import sign
 from ckptforensics.forward import embedding_name, fold_norm, vocabulary_size
-from ckptforensics.layers import Block, Ffn, Norm, load_block
+from ckptforensics.layers import Attention, Block, Ffn, Norm, load_attention, load_block
 from ckptforensics.progress import Progress
 from ckptforensics.results import ModelRecord, Signature
 from ckptforensics.tokens import read_vocabulary
@@ -167,6 +167,14 @@ class Model:
             plan = self.weights.architecture.layers[layer - 1]
             self._count({name for name, _ in plan.names()})
         return self._block
+
+    def attention(self, layer: int) -> Attention:
+        """The attention branch of a layer alone, which is not kept; errors as `block`."""
+        with _applicable():
+            found = load_attention(self.weights, layer)
+        plan = self.weights.architecture.layers[layer - 1]
+        self._count({name for name, role in plan.names() if role in ("value", "output")})
+        return found
 
     def forget(self) -> None:
         """Give the memory of the block used last back."""

@@ -20,8 +20,9 @@ from ckptforensics.checkpoint import Checkpoint
 from ckptforensics.compute.bf16 import Bf16Matrix
 from ckptforensics.errors import NotFinite
 from ckptforensics.findings import measure as measuring
-from ckptforensics.forward import block_forward
-from ckptforensics.layers import Block, Ffn, load_block, reader
+from ckptforensics.forward import attention_forward, block_forward
+from ckptforensics.layers import Block, Ffn, load_attention, load_block, load_values, reader
+from ckptforensics.lineage.correspondence.heads import head_spectra
 from ckptforensics.linear import BlockMap, Fit, block_map
 from ckptforensics.probes import trigger
 from ckptforensics.tensors import FileReader
@@ -121,6 +122,21 @@ def test_kept_blocks_equal_decoded_ones(name: str, stored: Callable[[str], Check
         if blocks[0].mixer is None:
             x = random.standard_normal((5, len(identity)), dtype=np.float32)
             assert_near(block_forward(blocks[1], x), block_forward(blocks[0], x))
+
+
+@pytest.mark.parametrize("name", [case.name for case in CASES])
+def test_attention_read_alone_is_that_of_the_block(name, stored):
+    checkpoint = stored(name)
+    for layer in one_of_each_kind(checkpoint):
+        whole = load_block(checkpoint, layer).attention
+        if whole is None:
+            continue
+        x = np.random.default_rng(0).standard_normal(
+            (3, checkpoint.architecture.sizes.hidden_size), dtype=np.float32
+        )
+        alone = load_attention(checkpoint, layer)
+        assert np.array_equal(attention_forward(alone, x), attention_forward(whole, x))
+        assert np.array_equal(head_spectra(load_values(checkpoint, layer)), head_spectra(whole))
 
 
 def test_most_families_keep_something(stored: Callable[[str], Checkpoint]) -> None:

@@ -64,6 +64,7 @@ def _attends(model: Model, layer: int) -> bool:
 
 
 def _attended(model: Model, layer: int, x: Floats) -> Floats:
-    attention = model.block(layer).attention
-    assert attention is not None
-    return unit_rows(attention_forward(attention, x * np.float32(np.sqrt(model.hidden_size))))
+    # The FFN of the block, most of its bytes, was read before.
+    return unit_rows(
+        attention_forward(model.attention(layer), x * np.float32(np.sqrt(model.hidden_size)))
+    )
