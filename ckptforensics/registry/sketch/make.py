@@ -9,6 +9,7 @@ import numpy as np
 
 from ckptforensics.arrays import Doubles, Floats, Ints
 from ckptforensics.checkpoint import Checkpoint
+from ckptforensics.compute.threads import all_cores
 from ckptforensics.errors import NotApplicable, NotFinite, NothingAnalysable
 from ckptforensics.findings.model import model_record
 from ckptforensics.forward import embedding_name, vocabulary_size
@@ -27,6 +28,7 @@ from ckptforensics.version import __version__
 _GAP_BYTES = 1 << 18
 
 
+@all_cores()
 def sketch(
     checkpoint: Checkpoint,
     *,
