@@ -356,6 +356,7 @@ def _connected(address: str) -> Client:
     # What goes wrong is told here, once.
     for name in ("distributed", *(n for n in logging.root.manager.loggerDict if _is_dask(n))):
         logging.getLogger(name).setLevel(logging.CRITICAL + 1)
+    _check_encryption(address)
     try:
         return distributed.Client(
             address, timeout=_CONNECT_SECONDS, set_as_default=False, name="ckptforensics"
@@ -365,11 +366,24 @@ def _connected(address: str) -> Client:
             f"no scheduler answers at {address}: {_said(problem)}",
             hint="start one with 'dask scheduler', or check the address",
         ) from None
-    except (TypeError, ValueError, RuntimeError) as problem:
+
+
+def _check_encryption(address: str) -> None:
+    """CkptError if the address needs what dask's configuration has not, or forbids."""
+    from distributed import Security
+
+    hint = "set the files of dask's distributed.comm.tls, as docs/scale.md says"
+    try:
+        how = Security().get_connection_args("client")
+    except (OSError, TypeError, ValueError) as problem:
+        raise CkptError(f"cannot speak to {address}: {_said(problem)}", hint=hint) from None
+    if address.startswith("tls:") and how["ssl_context"] is None:
+        raise CkptError(f"cannot speak to {address}: no certificates are configured", hint=hint)
+    if address.startswith("tcp:") and how["require_encryption"]:
         raise CkptError(
-            f"cannot speak to {address}: {_said(problem)}",
-            hint="set the files of dask's distributed.comm.tls, as docs/scale.md says",
-        ) from None
+            f"cannot speak to {address}: dask is configured to require encryption",
+            hint="give the address as tls://host:port",
+        )
 
 
 def _is_dask(name: str) -> bool:
