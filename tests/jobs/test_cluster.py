@@ -30,7 +30,9 @@ distributed = pytest.importorskip("distributed")
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 MEMORY = 10**9
-KILL = "import os,signal; os.kill(os.getppid(), signal.SIGKILL)"
+# Says which process it is in this folder, does something, and stays.
+STAY = "import os,signal,time; open('{}/' + str(os.getpid()), 'x'); {}; time.sleep(60)"
+KILL = "os.kill(os.getppid(), signal.SIGKILL)"
 
 
 @pytest.fixture(scope="module")
@@ -72,15 +74,16 @@ def outcomes(cluster: Cluster, jobs: list[Job]) -> dict[str, SimpleNamespace]:
     }
 
 
-def test_a_job_that_kills_three_workers_is_given_up_and_the_others_end(cluster):
+def test_a_job_that_kills_three_workers_is_given_up_and_the_others_end(cluster, tmp_path):
     jobs = [job(str(i), "import time; time.sleep(.2)") for i in range(4)]
-    jobs.insert(1, job("killer", KILL))
+    jobs.insert(1, job("killer", STAY.format(tmp_path, KILL)))
     ended = outcomes(cluster, jobs)
     assert set(ended) == {"killer", *"0123"}
     assert "lost 3 times" in str(ended.pop("killer").problem)
     for one in ended.values():
         assert (one.code, one.problem) == (0, None)
         assert one.printed.startswith("1 loop")
+    assert_ended(tmp_path, 3)
 
 
 def test_jobs_end_as_in_processes_of_this_machine(cluster, tmp_path):
@@ -109,13 +112,22 @@ def test_jobs_end_as_in_processes_of_this_machine(cluster, tmp_path):
 
 
 def test_what_nobody_waits_for_is_ended(cluster, tmp_path):
-    mark = tmp_path / "ended"
-    code = f"import time; time.sleep(3); open({str(mark)!r}, 'w')"
-    running = cluster.run([job("first"), job("long", code)])
+    running = cluster.run(
+        [job("first", "import time; time.sleep(1)"), job("long", STAY.format(tmp_path, 0))]
+    )
     assert next(running).model == "first"
     running.close()
-    time.sleep(3.5)
-    assert not mark.exists()
+    assert_ended(tmp_path, 1)
+
+
+def assert_ended(folder: Path, count: int) -> None:
+    """Of so many processes that said so in a folder, none is there any more."""
+    pids = [int(file.name) for file in folder.iterdir()]
+    assert len(pids) == count
+    until = time.monotonic() + 10
+    while any(Path(f"/proc/{pid}").exists() for pid in pids):
+        assert time.monotonic() < until
+        time.sleep(0.05)
 
 
 def test_large_jobs_are_not_on_one_worker_together(cluster, tmp_path):
