@@ -21,6 +21,7 @@ _SECTIONS = MappingProxyType(
             "sign": "Sign a checkpoint: its singular defect directions, layer by layer.",
             "layers": "Find explosion and decay layers, each with its evidence.",
             "compare": "Compare checkpoints: whether they share a training run, and how.",
+            "evolve": "Follow norms and defect directions from checkpoint to checkpoint.",
             "norms": "Roll single tokens through the network and show their norms.",
             "report": "Put what the weights and the running model show onto one page.",
             "inspect": "Show family, shapes and files; what is read and what is not.",

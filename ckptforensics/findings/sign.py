@@ -24,6 +24,7 @@ from ckptforensics.findings.summary import (
     labelled,
     positive,
     shared_direction,
+    token_norms,
     top_components,
 )
 from ckptforensics.linear import Fit
@@ -80,7 +81,7 @@ def sign(
     record = with_damage(record, checkpoint, (m.layer for m in measured.layers))
     if digest:
         require_unchanged(checkpoint)
-    return _signature(measured, fit, record, whole=scope.layers is None)
+    return _signature(checkpoint, measured, fit, record, whole=scope.layers is None)
 
 
 def _sign_with(
@@ -124,7 +125,7 @@ def _sign_with(
     record = with_damage(record, checkpoint, (m.layer for m in measured.layers))
     if digest:
         require_unchanged(checkpoint)
-    signature = _signature(measured, fit, record, whole=True)
+    signature = _signature(checkpoint, measured, fit, record, whole=True)
     with suppress(CkptError):
         # What was measured of files that changed meanwhile is the signature of neither.
         if places(checkpoint) == files:
@@ -140,11 +141,14 @@ def _damaged_as(record: ModelRecord, found: ModelRecord) -> ModelRecord:
     return record.model_copy(update={"damage": damage, "examined": found.examined})
 
 
-def _signature(measured: Measurements, fit: Fit, record: ModelRecord, *, whole: bool) -> Signature:
+def _signature(
+    checkpoint: Checkpoint, measured: Measurements, fit: Fit, record: ModelRecord, *, whole: bool
+) -> Signature:
     labels = [label(m) for m in measured.layers]
     u, sigma = measured.u, measured.sigma
     v = np.stack([positive(m.trigger_direction) for m in measured.layers]).astype(np.float32)
     residual = np.array([m.spectrum.residuals[0] for m in measured.layers], np.float32)
+    norms = token_norms(measured, checkpoint.architecture.bos_token_id)
     layers = tuple(
         LayerSignature(
             layer=m.layer,
@@ -153,8 +157,10 @@ def _signature(measured: Measurements, fit: Fit, record: ModelRecord, *, whole: 
             gap=m.gap,
             residual=float(m.spectrum.residuals[0]),
             direction_top=top_components(m.spectrum.left[:, 0]),
+            initial_norm=initial,
+            typical_norm=typical,
         )
-        for m in measured.layers
+        for m, (initial, typical) in zip(measured.layers, norms, strict=True)
     )
     document = SignatureDocument(
         tool_version=__version__,

@@ -59,6 +59,30 @@ def labelled(measured: Measurements, labels: Sequence[Label], name: str) -> tupl
     return tuple(m.layer for m, found in pairs if found.name == name)
 
 
+def token_norms(
+    measured: Measurements, begin: int | None
+) -> list[tuple[float | None, float | None]]:
+    """Norms after each measured layer: of the begin-of-sequence token, and the others' median.
+
+    None for what was not rolled out so far.
+
+    Parameters
+    ----------
+    begin : id of the begin-of-sequence token, None where the checkpoint names none
+    """
+    is_begin = np.array(measured.tokens or ()) == begin
+
+    def middle(norms: Doubles) -> float | None:
+        return float(np.median(norms)) if norms.size else None
+
+    return [
+        (None, None)
+        if m.after is None
+        else (middle(m.after.norms[is_begin]), middle(m.after.norms[~is_begin]))
+        for m in measured.layers
+    ]
+
+
 def fit_options(fit: Fit) -> FitOptions | None:
     """What decides a sampled fit; None for a closed form."""
     if fit.kind != "sampled":

@@ -29,8 +29,12 @@ class Job:
     reserved : bytes that its process may reserve, files that it maps among them; None for no limit
     seconds : after which its process is ended; None for no limit
     overdue : whether it was ended for that
-    problem : what kept it from starting
+    problem : what kept it from starting, or from ending by itself
     process, folder : its process, and where what it prints is
+    sends : files among its arguments that go with it where its process is on another machine
+    brings : names of files that it may write beside the first of these, and that come back then
+    needs : files and directories that another machine must have, of the same names
+    returned : exit code of a process on another machine, when it has ended
     """
 
     model: str
@@ -44,6 +48,10 @@ class Job:
     problem: CkptError | None = None
     process: subprocess.Popen[bytes] | None = None
     folder: Path = Path()
+    sends: Sequence[Path] = ()
+    brings: Sequence[str] = ()
+    needs: Sequence[str] = ()
+    returned: int | None = None
 
     @property
     def key(self) -> tuple[str, ...]:
@@ -58,13 +66,17 @@ class Job:
     @property
     def ended(self) -> bool:
         """Whether there is nothing more to wait for."""
-        return self.problem is not None or (self.process is not None and not self.running)
+        if self.problem is not None or self.returned is not None:
+            return True
+        return self.process is not None and not self.running
 
     @property
     def code(self) -> int:
         """Exit code of its process, or of what kept it from starting."""
         if self.problem is not None:
             return exit_code(self.problem)
+        if self.returned is not None:
+            return self.returned
         assert self.process is not None
         return self.process.returncode
 
@@ -83,14 +95,21 @@ class Job:
     def end_if_overdue(self) -> None:
         """End its process, and those that it started, if its time is over."""
         late = self.seconds is not None and time.monotonic() - self.began > self.seconds
-        if late and self.running and self.process is not None:
+        if late and self.running:
             self.overdue = True
+            self.end()
+
+    def end(self) -> None:
+        """End its process, if it is running."""
+        if self.running and self.process is not None:
             self.process.kill()
             self.process.wait()
 
     def printed(self) -> str:
         """What its process wrote to stdout."""
-        return (self.folder / "out").read_text("utf-8", "replace") if self.process else ""
+        if self.process is None and self.returned is None:
+            return ""
+        return (self.folder / "out").read_text("utf-8", "replace")
 
     def complaint(self) -> str:
         """The last line it wrote to stderr, or what kept it from starting."""
@@ -98,6 +117,18 @@ class Job:
             return f"ckpt: error: {self.problem}"
         lines = (self.folder / "err").read_text("utf-8", "replace").strip().splitlines()
         return lines[-1] if lines else f"ckpt: error: ended with exit code {self.code}"
+
+
+@dataclass(frozen=True)
+class Processes:
+    """Runs jobs in processes of this machine: so many at a time, within so many bytes together."""
+
+    at_once: int
+    memory: int
+
+    def run(self, jobs: Sequence[Job]) -> Iterator[Job]:
+        """Run all jobs; yields each as it ends."""
+        return run_jobs(jobs, at_once=self.at_once, memory=self.memory, in_order=False)
 
 
 def run_jobs(

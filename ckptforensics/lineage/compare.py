@@ -147,10 +147,10 @@ def compare(
         raise UsageError("a comparison needs two models", hint="give another one")
     progress = progress or Silent()
     opened = [m if isinstance(m, Model) else open_model(m) for m in models]
-    _name_apart(opened)
+    name_apart(opened)
     for model in opened:
         model.sign(cache, progress, memory)
-    _require_one_fit(opened)
+    require_one_fit(opened)
     chosen = list(combinations(opened, 2))
     pairs: list[PairRecord] = []
     lengths: dict[tuple[str, str], float] = {}
@@ -347,7 +347,7 @@ def _record(
     )
 
 
-def _require_one_fit(models: Sequence[Model]) -> None:
+def require_one_fit(models: Sequence[Model]) -> None:
     """UsageError where saved signatures were made in different ways."""
     made = {(s.signature.document.fit, str(s.signature.document.fit_options)): s for s in models}
     if len(made) > 1:
@@ -359,7 +359,7 @@ def _require_one_fit(models: Sequence[Model]) -> None:
         )
 
 
-def _name_apart(models: Sequence[Model]) -> None:
+def name_apart(models: Sequence[Model]) -> None:
     """Give a model that is there twice a name of its own."""
     seen: dict[str, int] = {}
     for model in models:

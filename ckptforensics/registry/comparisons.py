@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 from pydantic import ValidationError
 
 from ckptforensics.errors import one_line
-from ckptforensics.jobs.processes import Job, run_jobs
+from ckptforensics.jobs.processes import Job
 from ckptforensics.progress import Progress, running
 from ckptforensics.registry.catalog.models import CataloguedModel
 from ckptforensics.registry.catalog.writer import CatalogWriter, Work
@@ -69,7 +71,7 @@ def _compare(
     jobs = [_job(catalog, pair, options) for pair in waiting]
     pair_of = {job.key: pair for job, pair in zip(jobs, waiting, strict=True)}
     with running(progress, "pairs", len(jobs)) as step:
-        for job in run_jobs(jobs, at_once=options.workers, memory=options.memory, in_order=False):
+        for job in options.runner.run(jobs):
             pair = pair_of[job.key]
             a, b = pair.a.identity, pair.b.identity
             measured = _measured(job, a, b)
@@ -83,20 +85,29 @@ def _compare(
 
 
 def _job(catalog: CatalogWriter, pair: PlannedPair, options: AuditOptions) -> Job:
-    places = [_place(catalog, model) for model in (pair.a, pair.b)]
+    models = (pair.a, pair.b)
+    places = [_place(catalog, model) for model in models]
     flags = ["--format=json", "--no-progress", "--quiet", f"--memory={options.share}"]
     if options.level != "default":
         flags.append(f"--{options.level}")
     if options.offline:
         flags.append("--offline")
-    nbytes = sum(file.bytes for model in (pair.a, pair.b) for file in model.reading.files)
+    nbytes = sum(file.bytes for model in models for file in model.reading.files)
     return Job(
         f"{pair.a.name}, {pair.b.name}",
         ["compare", *flags, "--", *places],
         options.share,
         reserved=options.share + nbytes,
         seconds=options.seconds_for(nbytes),
+        # Signatures go along; models must be there.
+        sends=[Path(p) for p, m in zip(places, models, strict=True) if not has_weights(m)],
+        needs=[p for p, m in zip(places, models, strict=True) if has_weights(m) and _is_local(p)],
     )
+
+
+def _is_local(place: str) -> bool:
+    """Whether a model is a directory or a file rather than on the Hub or at a URL."""
+    return os.path.isabs(place)
 
 
 def _place(catalog: CatalogWriter, model: CataloguedModel) -> str:

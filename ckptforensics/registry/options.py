@@ -7,6 +7,8 @@ from datetime import UTC, date, datetime
 from pathlib import Path
 
 from ckptforensics.jobs.memory import default_memory
+from ckptforensics.jobs.processes import Processes
+from ckptforensics.jobs.runner import Runner
 from ckptforensics.registry.policy import Policy
 from ckptforensics.results.comparison import Level
 
@@ -30,6 +32,7 @@ class AuditOptions:
     catalog : file of the catalog, made where there is none
     level : of the comparisons, as `compare` takes it
     workers : processes at a time
+    elsewhere : a cluster that runs the processes; None for this machine
     memory : bytes that all processes may use together, half of the machine's by default
     seconds : after which the process of one model or pair is ended; by default by its size
     neighbours : candidates by signature that a model is compared with, at most
@@ -44,6 +47,7 @@ class AuditOptions:
     catalog: Path
     level: Level = "default"
     workers: int = 1
+    elsewhere: Runner | None = None
     memory: int = field(default_factory=default_memory)
     seconds: float | None = None
     neighbours: int = 3
@@ -53,6 +57,11 @@ class AuditOptions:
     policy: Policy = field(default_factory=Policy)
     known: frozenset[str] = frozenset()
     today: date = field(default_factory=_today)
+
+    @property
+    def runner(self) -> Runner:
+        """Runs the processes of models and pairs."""
+        return self.elsewhere or Processes(self.workers, self.memory)
 
     @property
     def share(self) -> int:

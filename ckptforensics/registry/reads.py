@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from ckptforensics.errors import CkptError, one_line
-from ckptforensics.jobs.processes import Job, run_jobs
+from ckptforensics.jobs.processes import Job
 from ckptforensics.progress import Progress, running
 from ckptforensics.registry.catalog.models import CataloguedModel
 from ckptforensics.registry.catalog.writer import CatalogWriter, Work, is_local, place_of
@@ -110,14 +110,14 @@ def _read(
     """Read the models of the tasks, and keep each as soon as its process has ended."""
     jobs = [_job(catalog, task, number, options) for number, task in enumerate(tasks)]
     task_of = {job.key: task for job, task in zip(jobs, tasks, strict=True)}
-    for job in run_jobs(jobs, at_once=options.workers, memory=options.memory, in_order=False):
+    for job in options.runner.run(jobs):
         task = task_of[job.key]
         reading = _reading_of(job, task.found)
         passing = any(stumble.kind in _PASSING for stumble in reading.stumbles)
         catalog.put_model(
             task.found,
             reading,
-            (_signature_file(job), _sketch_file(Path(job.arguments[0]))),
+            _files(job),
             listed="" if passing else task.listed,
             code=reading_code(),
             run=run,
@@ -132,14 +132,16 @@ def _job(catalog: CatalogWriter, task: _Task, number: int, options: AuditOptions
     request = ReadingRequest(
         found=task.found,
         memory=options.share,
-        catalog=str(catalog.path),
-        signature=str(request_file.with_suffix(".safetensors")),
-        sketch=str(_sketch_file(request_file)) if options.sketches else None,
+        # An SQLite file in use is of one machine.
+        catalog=str(catalog.path) if options.elsewhere is None else None,
+        signature=_signature_name(request_file),
+        sketch=_sketch_name(request_file) if options.sketches else None,
         code=reading_code(),
         known=catalog.known_digests(task.found),
         base=None if task.base is None else task.base.opens,
         weights=options.weights,
         offline=options.offline,
+        elsewhere=options.elsewhere is not None,
     )
     # In ASCII: file names need not be Unicode.
     request_file.write_text(json.dumps(request.model_dump(mode="python"), default=_plain))
@@ -151,7 +153,19 @@ def _job(catalog: CatalogWriter, task: _Task, number: int, options: AuditOptions
         module="ckptforensics.registry.worker",
         reserved=options.share + task.found.bytes + base_bytes,
         seconds=options.seconds_for(task.found.bytes),
+        sends=(request_file,),
+        brings=(_signature_name(request_file), _sketch_name(request_file)),
+        needs=_needed(task),
     )
+
+
+def _needed(task: _Task) -> list[str]:
+    """Local files and directories that whoever reads the model must see."""
+    needed = [] if task.found.opens is None or not is_local(task.found) else [task.found.opens]
+    base = task.base
+    if base is not None and base.opens is not None and os.path.isabs(base.opens):
+        needed.append(base.opens)
+    return needed
 
 
 def _plain(value: Any) -> Any:
@@ -159,12 +173,23 @@ def _plain(value: Any) -> Any:
     return asdict(value) if is_dataclass(value) and not isinstance(value, type) else str(value)
 
 
-def _signature_file(job: Job) -> Path:
-    return Path(job.arguments[0]).with_suffix(".safetensors")
+def _signature_name(request_file: Path) -> str:
+    """Name of the file with the signature, which stands beside the request."""
+    return request_file.with_suffix(".safetensors").name
 
 
-def _sketch_file(request_file: Path) -> Path:
-    return request_file.with_suffix(".sketch.json")
+def _sketch_name(request_file: Path) -> str:
+    """Name of the file with the sketch, likewise."""
+    return request_file.with_suffix(".sketch.json").name
+
+
+def _files(job: Job) -> tuple[Path, Path]:
+    """Where the signature and the sketch of a job's model are, if it has them."""
+    request_file = Path(job.arguments[0])
+    return (
+        request_file.with_name(_signature_name(request_file)),
+        request_file.with_name(_sketch_name(request_file)),
+    )
 
 
 def _reading_of(job: Job, found: Found) -> Reading:
@@ -181,7 +206,9 @@ def _reading_of(job: Job, found: Found) -> Reading:
             continue
     if job.code == 0:
         return reading
-    if job.overdue:
+    if job.problem is not None:
+        stumble = Stumble(kind="crash", file="", message=one_line(str(job.problem))[:_MOST_MESSAGE])
+    elif job.overdue:
         stumble = Stumble(
             kind="limits", file="", message=f"reading it took more than {job.seconds:g} seconds"
         )

@@ -43,6 +43,7 @@ DOCUMENTS = Registry(
         "families": ("families", "FamiliesDocument"),
         "cache": ("cache", "CacheDocument"),
         "comparison": ("comparison", "ComparisonDocument"),
+        "evolution": ("evolution", "EvolutionDocument"),
         "trace": ("trace", "TraceDocument"),
         "empirical": ("empirical", "EmpiricalDocument"),
         "sinks": ("sinks", "SinksDocument"),

@@ -20,6 +20,9 @@ class LayerSignature(Frozen):
     """Leading singular values of L, the gap between them, and the top of u1.
 
     `residual` is |L'u1 - s1 v1| / s1 as measured; `direction_top` lists the largest components.
+    `initial_norm` and `typical_norm` are the norms after the layer of the begin-of-sequence token
+    and, in the median, of other single tokens, each alone at position 0; null where none was
+    followed so far, and in signatures before 1.3.
     """
 
     layer: int
@@ -28,12 +31,14 @@ class LayerSignature(Frozen):
     gap: Finite
     residual: Finite
     direction_top: tuple[IndexedValue, ...]
+    initial_norm: Finite | None = None
+    typical_norm: Finite | None = None
 
 
 class SignatureDocument(Document):
     """The result of `sign`."""
 
-    schema_version: Literal["1.2"] = "1.2"
+    schema_version: Literal["1.3"] = "1.3"
     kind: Literal["signature"] = "signature"
     fingerprint: str | None
     model: ModelRecord

@@ -76,7 +76,7 @@ def test_help_has_sections(capsys):
     assert titles == ["Options", "From the weights", "Many models", running, "Help"]
     parts = [help_text.partition(f"{title}:\n")[2].partition("\n\n")[0] for title in titles[1:]]
     assert [re.findall(r"^  (\w+)", part, re.MULTILINE) for part in parts] == [
-        ["sign", "layers", "compare", "norms", "report", "inspect", "quant"],
+        ["sign", "layers", "compare", "evolve", "norms", "report", "inspect", "quant"],
         ["audit", "find", "sketch", "catalog"],
         ["trace", "empirical", "paths", "ablate", "sinks", "replicate"],
         ["families", "show", "explain", "cache"],

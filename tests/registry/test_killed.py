@@ -19,14 +19,14 @@ from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
 import pytest
 
-from ckptforensics.jobs import processes
-from ckptforensics.jobs.processes import Job
-from ckptforensics.registry import comparisons, reads
+from ckptforensics.jobs.memory import default_memory
+from ckptforensics.jobs.processes import Job, Processes
 from ckptforensics.registry.audit import audit
 from ckptforensics.registry.catalog import database
 from ckptforensics.registry.options import AuditOptions
@@ -40,13 +40,13 @@ RANDOM_KILLS = 50
 
 
 class Recorder:
-    """`run_jobs`, which remembers what every job printed and wrote."""
+    """A runner, which remembers what every job printed and wrote."""
 
     def __init__(self) -> None:
         self.tapes: dict[str, tuple[int, str, str, bytes | None]] = {}
 
-    def record(self, jobs: Any, **how: Any) -> Iterator[Any]:
-        for job in processes.run_jobs(jobs, **how):
+    def record(self, jobs: Any) -> Iterator[Any]:
+        for job in Processes(2, default_memory()).run(jobs):
             file = Path(job.arguments[0]).with_suffix(".safetensors")
             data = file.read_bytes() if file.is_file() else None
             self.tapes[job.model] = (
@@ -57,7 +57,7 @@ class Recorder:
             )
             yield job
 
-    def play(self, jobs: Any, **how: Any) -> Iterator[Any]:
+    def play(self, jobs: Any) -> Iterator[Any]:
         for job in jobs:
             code, text, last, data = self.tapes[job.model]
             if data is not None:
@@ -92,10 +92,7 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def recorder(registry: Path, tmp_path_factory: pytest.TempPathFactory) -> Recorder:
     made = Recorder()
     run = options(tmp_path_factory.mktemp("recorded") / "catalog.db")
-    with (
-        mock.patch.object(reads, "run_jobs", made.record),
-        mock.patch.object(comparisons, "run_jobs", made.record),
-    ):
+    with mock.patch.object(AuditOptions, "runner", SimpleNamespace(run=made.record)):
         audit([str(registry)], run)
     return made
 
@@ -162,8 +159,7 @@ def run(
 
     with (
         mock.patch.object(database, "commit", commit),
-        mock.patch.object(reads, "run_jobs", recorder.play),
-        mock.patch.object(comparisons, "run_jobs", recorder.play),
+        mock.patch.object(AuditOptions, "runner", SimpleNamespace(run=recorder.play)),
     ):
         audit([str(registry)], options(catalog))
     (catalog.parent / "commits").write_text(str(count))

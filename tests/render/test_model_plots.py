@@ -27,6 +27,8 @@ EXTREMES = {
     "no labels": running.layers(labels=False),
     "80 layers": running.layers(80),
     "layers beside running text": running.layers(plateaus=2),
+    "two checkpoints": running.evolution(2, labels=False),
+    "many checkpoints": running.evolution(150, 40),
     "no plateaus": running.empirical(plateaus=()),
     "many plateaus": running.empirical(80, tuple((i, i + 2) for i in range(1, 78, 4))),
     "one text": running.sinks(80, other=False, values=False),
@@ -61,6 +63,7 @@ def test_extremes_are_drawn(name):
 TITLES = {
     "layers": "explosion and decay layers and their evidence",
     "norms": "norms of single tokens",
+    "evolution": "norms and directions along checkpoints",
     "trace": "norm of every token after every layer",
     "empirical": "tokens of high norm in running text",
     "sinks": "attention heads that attend to token 1",

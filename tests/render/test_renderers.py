@@ -21,6 +21,7 @@ SAVED = Path(__file__).parents[1] / "results" / "old"
 EXPECTED = {
     **dict.fromkeys(DOCUMENTS, ("table", "json")),
     **dict.fromkeys(("layers", "norms"), ("table", "json", "csv", "html")),
+    "evolution": ("table", "json", "csv", "html"),
     "comparison": ("table", "json", "csv", "html"),
     **dict.fromkeys(
         ("trace", "empirical", "sinks", "ablation", "paths", "quantization"),
@@ -96,6 +97,7 @@ def test_show_refuses_a_format_of_another_kind_as_a_usage_error(form, capsys, tm
         ("inspect", EXPECTED["inspect"]),
         ("families", EXPECTED["families"]),
         ("compare", EXPECTED["comparison"]),
+        ("evolve", EXPECTED["evolution"]),
         ("audit", EXPECTED["audit"]),
         ("show", FORMATS),
     ],

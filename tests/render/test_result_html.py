@@ -57,7 +57,7 @@ def test_the_page_has_model_drawing_caption_and_tables(name, pages):
     assert tags.count("figcaption") == 1
     assert "table" in tags
     assert "a/<i>model" in page.text
-    if name not in ("layers", "norms", "paths"):
+    if name not in ("layers", "norms", "evolution", "paths"):
         assert "LlamaForCausalLM in float32 on cpu" in page.text
         assert "<b>a text</b>" in page.text
 

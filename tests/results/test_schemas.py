@@ -31,6 +31,7 @@ COMMANDS = {
     "families": ["families"],
     "cache": ["cache", "info"],
     "comparison": ["compare", PLANTED, PLANTED],
+    "evolution": ["evolve", PLANTED, PLANTED],
     "trace": ["trace", PLANTED, *TOKENS],
     "empirical": ["empirical", PLANTED, *TOKENS, "--threshold", "20"],
     "sinks": ["sinks", PLANTED, *TOKENS],

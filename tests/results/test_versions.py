@@ -56,7 +56,7 @@ class LaterModel(ModelRecord):
 class LaterSignature(SignatureDocument):
     """A signature as a later release of the same major version may have it."""
 
-    schema_version: Literal["1.3"] = "1.3"  # type: ignore[assignment]
+    schema_version: Literal["1.4"] = "1.4"  # type: ignore[assignment]
     model: LaterModel
     weather: str = "unknown"
 
@@ -147,7 +147,7 @@ def test_a_catalog_of_signatures_survives_an_upgrade(tmp_path):
     ):
         assert isinstance(document, LaterSignature)
         assert (document.weather, document.model.licence) == ("unknown", None)
-        assert document.schema_version == "1.3"
+        assert document.schema_version == "1.4"
         assert document.layers[1].sigma == (9.0, 1.0)
     found = load_result(saved)
     assert isinstance(found, Signature)
@@ -156,7 +156,7 @@ def test_a_catalog_of_signatures_survives_an_upgrade(tmp_path):
 
 
 @pytest.mark.usefixtures("later")
-@pytest.mark.parametrize("version", ["1.0", "1.3"])
+@pytest.mark.parametrize("version", ["1.0", "1.4"])
 def test_keys_that_neither_version_has_are_refused(version, tmp_path):
     fields = {**json.loads(SIGNATURE_1_0), "schema_version": version, "surprise": 1}
     with pytest.raises(ResultError, match=r"'surprise'.*make it again"):

@@ -25,6 +25,15 @@ from ckptforensics.results.empirical import (
     Plateau,
     PopulationRecord,
 )
+from ckptforensics.results.evolution import (
+    AngleRecord,
+    EvolutionDocument,
+    EvolvedCheckpoint,
+    EvolvedLayer,
+    LayerEvolution,
+    NormPeak,
+    NormPeaks,
+)
 from ckptforensics.results.paths import (
     AnswerRecord,
     CoefficientRecord,
@@ -397,9 +406,78 @@ def replication() -> ReplicationDocument:
     )
 
 
+def evolution(count: int = 4, layers: int = 3, *, labels: bool = True) -> EvolutionDocument:
+    """Checkpoints in which layer 2 explodes from the second one on."""
+    steps = [100 * i for i in range(count)]
+
+    def angle(i: int, other: int) -> AngleRecord | None:
+        if not 0 <= other < count or i == other:
+            return None
+        return AngleRecord(degrees=80.0 / (1 + min(i, other)), clear=min(i, other) > 0)
+
+    def label(layer: int, i: int) -> str | None:
+        return "explosion" if labels and layer == 2 and i else None
+
+    peaks = [NormPeak(step=s, layer=2, norm=10.0 * (i + 1)) for i, s in enumerate(steps)]
+    return EvolutionDocument(
+        tool_version=VERSION,
+        fit="canonical",
+        fit_options=None,
+        steps_from="names",
+        clear_gap=1.05,
+        appears_deg=45.0,
+        settles_deg=10.0,
+        defect_layer=2 if labels else None,
+        norm_peak=NormPeaks(initial=None, typical=peaks[-1]),
+        label_comes="before" if labels else None,
+        checkpoints=tuple(
+            EvolvedCheckpoint(
+                step=step,
+                name=f"{ODD[i % len(ODD)]}-{i}",
+                model=model("a/<i>model", layers=layers),
+                fingerprint=None,
+                explosion=(2,) if label(2, i) else (),
+                decay=(),
+                direction=Direction(source="none", layer=None, concentration=0.0, top=()),
+                norm_peak=NormPeaks(initial=None, typical=peaks[i]),
+                u_previous=angle(i, i - 1) if label(2, i) else None,
+                u_last=angle(i, count - 1) if label(2, i) else None,
+            )
+            for i, step in enumerate(steps)
+        ),
+        layers=tuple(
+            LayerEvolution(
+                layer=layer,
+                prefix=f"model.layers.{layer - 1}",
+                label=label(layer, count - 1),
+                appears=100,
+                settles=None,
+                labelled=100 if label(layer, count - 1) else None,
+                checkpoints=tuple(
+                    EvolvedLayer(
+                        step=step,
+                        label=label(layer, i),
+                        sigma=(2.0, 1.0),
+                        gap=2.0,
+                        initial_norm=None,
+                        typical_norm=5.0,
+                        u_previous=angle(i, i - 1),
+                        u_last=angle(i, count - 1),
+                        v_previous_deg=None,
+                        v_last_deg=90.0,
+                    )
+                    for i, step in enumerate(steps)
+                ),
+            )
+            for layer in range(1, layers + 1)
+        ),
+    )
+
+
 DOCUMENTS: dict[str, Document] = {
     "layers": layers(),
     "norms": norms(),
+    "evolution": evolution(),
     "trace": trace(),
     "empirical": empirical(),
     "sinks": sinks(),

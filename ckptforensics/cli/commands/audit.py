@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
 
 _SEVERITIES = ("error", "warning", "note")
 _LEAST_MEMORY = 200_000_000
+# Of a process on a cluster, whose machines are not this one.
+_CLUSTER_MEMORY = 4_000_000_000
 _MOST_LIST_BYTES = 100_000_000
 # Where the ending of a file's name is not the form's.
 _ENDINGS = {
@@ -41,6 +45,7 @@ class RegistryOptions:
     baseline: Path | None
     level: str
     workers: int
+    dask: str | None
     memory: int | None
     timeout: float | None
     neighbours: int
@@ -52,6 +57,8 @@ class RegistryOptions:
         from ckptforensics.jobs.memory import default_memory
         from ckptforensics.registry.options import AuditOptions
 
+        if self.dask is not None and self.workers > 1:
+            raise UsageError("--workers is of this machine, --dask of a cluster", hint="give one")
         if self.memory is not None and self.memory < self.workers * _LEAST_MEMORY:
             raise UsageError(
                 f"a process needs {_LEAST_MEMORY / 1e6:.0f} MB or more, and there are "
@@ -62,7 +69,7 @@ class RegistryOptions:
             catalog=self.catalog or default_catalog(),
             level=cast("Level", self.level),
             workers=self.workers,
-            memory=self.memory or default_memory(),
+            memory=self.memory or (default_memory() if self.dask is None else _CLUSTER_MEMORY),
             seconds=self.timeout,
             neighbours=self.neighbours,
             weights=not self.headers_only,
@@ -70,6 +77,17 @@ class RegistryOptions:
             policy=self._policy(),
             known=self._known(),
         )
+
+    @contextmanager
+    def somewhere(self, options: AuditOptions, out: OutputOptions) -> Iterator[AuditOptions]:
+        """The options with the cluster of --dask, if there is one, as long as it is used."""
+        if self.dask is None:
+            yield options
+            return
+        from ckptforensics.jobs.cluster import Cluster
+
+        with Cluster(self.dask, tell=out.hint) as cluster:
+            yield replace(options, elsewhere=cluster)
 
     def _policy(self) -> Policy:
         from ckptforensics.registry.policy import NAME, Policy, read_policy
@@ -135,6 +153,11 @@ registry_options = as_object(
         show_default=True,
         help="Models and pairs at a time, each in a process of its own.",
     ),
+    click.option(
+        "--dask",
+        metavar="ADDRESS",
+        help="Run them on a dask cluster, whose scheduler is at tcp://host:port or tls://host:port.",
+    ),
     memory_option,
     click.option(
         "--timeout",
@@ -199,7 +222,8 @@ def command(
     from ckptforensics.registry.audit import audit
 
     forms = _forms(out.output)
-    document = audit(sources, options, progress=out.progress())
+    with how.somewhere(options, out) as options:
+        document = audit(sources, options, progress=out.progress())
     for file, form in forms.items():
         _save(document, file, form)
         out.hint(f"saved to {file}")

@@ -27,6 +27,7 @@ _TITLES = MappingProxyType(
         "signature": "Signature",
         "layers": "Explosion and decay layers",
         "norms": "Norms of single tokens",
+        "evolution": "Norms and directions along checkpoints",
         "trace": "Norm of every token after every layer",
         "empirical": "Tokens of high norm in running text",
         "sinks": "Attention sinks",

@@ -28,6 +28,7 @@ _DRAWINGS: Mapping[str, str] = MappingProxyType(
         "layers": "layers:draw_layers",
         "norms": "norms:draw_norms",
         "comparison": "comparison:draw_comparison",
+        "evolution": "evolution:draw_evolution",
         "trace": "trace:draw_trace",
         "empirical": "empirical:draw_empirical",
         "sinks": "sinks:draw_sinks",

@@ -108,7 +108,7 @@ def make_table(*columns: str) -> Table:
     words = {
         *("family", "model_type", "GGUF", "prefix", "tensor", "use", "file"),
         *("fingerprint", "explosion", "decay", "model", "test", "rounding"),
-        *("dtype", "dtypes", "shape", "shapes", "header digest", "findings", "state"),
+        *("dtype", "dtypes", "shape", "shapes", "checkpoint", "header digest", "findings", "state"),
     }
     for name in columns:
         # Names fold rather than vanish in a narrow terminal; numbers must not.
