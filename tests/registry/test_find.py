@@ -97,7 +97,7 @@ def test_candidates_that_are_gone_are_named_and_not_compared(store, hidden, tmp_
 
 
 def test_adding_again_reads_nothing(catalog, store, monkeypatch):
-    monkeypatch.setattr("ckptforensics.registry.reads.run_jobs", _none_expected)
+    monkeypatch.setattr("ckptforensics.jobs.processes.run_jobs", _none_expected)
     added = add_models([str(store)], AuditOptions(catalog, weights=False))
     assert (added.models, added.sketched) == (3, 3)
 
