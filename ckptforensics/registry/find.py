@@ -98,7 +98,7 @@ def find(model: str, options: FindOptions, *, progress: Progress | None = None) 
         search_seconds = time.monotonic() - searching
         (without,) = db.execute("SELECT count(*) FROM models WHERE sketch IS NULL").fetchone()
     shown = candidates[: options.most]
-    of_sketch = Path(model).suffix == ".json"
+    of_sketch = _is_saved(model)
     pairs = _compared(model, shown, options, progress) if not of_sketch else {}
     matches = [_match(c, pairs.get(i), of_sketch) for i, c in enumerate(shown)]
     matches.sort(key=_rank)
@@ -120,9 +120,14 @@ def find(model: str, options: FindOptions, *, progress: Progress | None = None) 
     )
 
 
+def _is_saved(model: str) -> bool:
+    """Whether it is a saved result; an index of shards is a model."""
+    return model.endswith(".json") and not model.endswith(".index.json")
+
+
 def _query(model: str, options: FindOptions, progress: Progress | None) -> SketchDocument:
     """The sketch of the model that is looked for, made or loaded."""
-    if Path(model).suffix != ".json":
+    if not _is_saved(model):
         return sketch(open_checkpoint(model, offline=options.offline), progress=progress)
     found = load_document(model)
     if not isinstance(found, SketchDocument):

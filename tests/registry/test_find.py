@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from ckptforensics.errors import CkptError, FormatError, UsageError
 from ckptforensics.registry.audit import add_models
@@ -221,3 +222,14 @@ def test_saved_results_of_other_kinds_are_refused(tmp_path, catalog):
     save_document(catalog_document(catalog), tmp_path / "catalog.json")
     with pytest.raises(UsageError, match="a saved catalog and no sketch"):
         find(str(tmp_path / "catalog.json"), FindOptions(catalog))
+
+
+def test_an_index_of_shards_is_a_model(catalog, hidden, tmp_path):
+    weights = hidden / "model.safetensors"
+    names = list(load_file(weights))
+    index = {"weight_map": dict.fromkeys(names, "model.safetensors")}
+    folder = tmp_path / "model"
+    shutil.copytree(hidden, folder)
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    found = find(str(folder / "model.safetensors.index.json"), FindOptions(catalog, compare=False))
+    assert found.candidates == 2
