@@ -158,9 +158,10 @@ def _as_vectors(rows: Floats) -> Vectors:
 def bench_recall(options: argparse.Namespace) -> Iterator[str]:
     """A row a group and a row a change that was not always found."""
     sources = {f"seed{i}": ZOO / f"seed{i}" for i in range(3)}
-    sources |= {path.name: path for path in _independent(options.models)[:3]}
+    independent = _independent(options.models)
+    sources |= {path.name: path for path in independent[:3]}
     real = {name: sketched(path) for name, path in sources.items()}
-    population = measured(list(real.values()))
+    population = _population(options)
     for path in (cached_hf_layout(), gguf_file()):
         if path is not None:
             sources[path.name] = path
@@ -250,7 +251,7 @@ def bench_index(options: argparse.Namespace) -> Iterator[str]:
     from usearch.index import Index
 
     real = [sketched(ZOO / f"seed{i}") for i in range(3)]
-    found = vectors(measured(real), options.count, real, options.folder)
+    found = vectors(_population(options), options.count, real, options.folder)
     yield "| channel | nearest 20 that are found | a search | exact |"
     yield "|---|---|---|---|"
     generator = np.random.default_rng(0)
@@ -285,7 +286,7 @@ def bench_held_out(options: argparse.Namespace) -> Iterator[str]:
         ]
         strangers = independent[len(independent) // 2 :]
         add_models([str(path) for path in sources], AuditOptions(catalog, workers=2, weights=False))
-        population = measured([sketched(path) for path in sources])
+        population = measured([sketched(path) for path in left])
         with open_writer(catalog) as writer:
             for number in range(2_000 - len(sources)):
                 one = stranger(population, number)
@@ -337,6 +338,14 @@ def bench_cost(options: argparse.Namespace) -> Iterator[str]:
             f"{tokens.bytes_read / 1e6:,.1f} MB | {whole.seconds:.1f} | "
             f"{len(whole.model_dump_json()) / 1e3:.0f} kB |"
         )
+
+
+def _population(options: argparse.Namespace) -> Population:
+    """What strangers are drawn from: models that are no source, of which they would have a part."""
+    others = _independent(options.models)[3:]
+    if len(others) < 8:
+        raise SystemExit("strangers need --models with 11 models of tools.make_independent or more")
+    return measured([sketched(path) for path in others])
 
 
 def _independent(folder: Path | None) -> list[Path]:

@@ -16,8 +16,8 @@ from ckptforensics.arrays import Doubles, Ints
 from ckptforensics.registry.sketch.record import By, Sketch, Tokens
 from ckptforensics.registry.sketch.tokens import ridge_projection
 
-# Factor on the mean likeness off the diagonal with which strangers are as alike to real models as
-# real strangers trained longest are (.2; it is .11 between the briefly trained ones).
+# Factor on the mean likeness off the diagonal, with which strangers are as alike to real models as
+# real ones trained apart are to each other (.11 to .22 by tokens).
 _ALIKE = 4.0
 _WIDTHS = (64, 128, 256, 576, 1_024, 2_048, 4_096)
 _HEADS = (8, 16, 72, 270, 512)
