@@ -36,8 +36,8 @@ from ckptforensics.results.evolution import (
 )
 from ckptforensics.version import __version__
 
-# Gap of L from which u1 is called clear. In the trained models of fixtures/zoo a full fine-tune turns
-# u1 by 12 to 21 degrees where the gap is larger in parent and child, and by 15 to 80 where it is not.
+# Gap of L from which u1 is called clear. In the trained models of fixtures/zoo a full fine-tune
+# turns u1 by 12 to 21 degrees where parent and child have a larger one, else by 15 to 80.
 CLEAR_GAP = 1.05
 # Two directions are the same one, turned, below this angle; random ones are near 90 degrees.
 APPEARS_DEG = 45.0
