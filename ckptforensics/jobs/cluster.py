@@ -167,11 +167,12 @@ class Cluster:
             ended = [f for n in self._nodes.values() for f in n.flights if f.future.done()]
             for flight in ended:
                 flight.node.flights.remove(flight)
+            for flight in ended:
                 answer = _answer(flight.future)
                 if answer.lost:
-                    # Its address may belong to another process now.
+                    # Its address may belong to another process now, which has none of its jobs.
                     self._nodes.pop(flight.node.address, None)
-                    together = [flight, *flight.node.flights]
+                    together, flight.node.flights = [flight, *flight.node.flights], []
                     self._give_up(together)
                     for one in together:
                         yield from self._again(one, queue)
@@ -241,15 +242,15 @@ class Cluster:
     def _first_look(self, needs: Sequence[str]) -> None:
         """Wait for a worker; CkptError if there is none, or one that cannot be used."""
         until = time.monotonic() + _CONNECT_SECONDS
+        self._look(needs, first=True)
         while not self._nodes:
-            if not self._identities() and time.monotonic() > until:
+            if time.monotonic() > until:
                 raise CkptError(
                     f"the scheduler at {self.address} has no workers",
                     hint=f"start one with 'dask worker {self.address} --resources {RESOURCE}=64e9'",
                 )
+            time.sleep(_POLL_SECONDS)
             self._look(needs, first=True)
-            if not self._nodes:
-                time.sleep(_POLL_SECONDS)
 
     def _look(self, needs: Sequence[str], *, first: bool = False) -> list[_Flight]:
         """See which workers have come and gone; what was running on those that are gone."""
@@ -269,19 +270,25 @@ class Cluster:
         return lost
 
     def _identities(self) -> Mapping[str, Any]:
+        identity = self._asked(lambda: self._client.sync(self._client.scheduler.identity))
+        workers: Mapping[str, Any] = identity["workers"]
+        return workers
+
+    def _asked(self, ask: Callable[[], Any]) -> Any:
+        """What the scheduler answers; CkptError if it does not."""
         try:
-            identity: Any = self._client.sync(self._client.scheduler.identity)
+            return ask()
         except Exception as problem:
             raise CkptError(
                 f"the scheduler at {self.address} no longer answers: {_said(problem)}",
                 hint="run it again: what is finished is kept",
             ) from None
-        workers: Mapping[str, Any] = identity["workers"]
-        return workers
 
     def _welcome(self, new: Mapping[str, Any], needs: Sequence[str]) -> list[CkptError]:
         """Take in new workers; what is wrong with those that cannot be used."""
-        told: dict[str, Any] = self._client.run(facts, needs, workers=list(new), on_error="return")
+        told: dict[str, Any] = self._asked(
+            lambda: self._client.run(facts, needs, workers=list(new), on_error="return")
+        )
         problems = []
         for address, identity in new.items():
             memory = identity["resources"].get(RESOURCE, 0)

@@ -36,8 +36,8 @@ from ckptforensics.results.evolution import (
 )
 from ckptforensics.version import __version__
 
-# Gap of L from which u1 is called clear. In the trained models of fixtures/zoo a full fine-tune turns
-# u1 by 12 to 21 degrees where the gap is larger in parent and child, and by 15 to 80 where it is not.
+# Gap of L from which u1 is called clear. In the trained models of fixtures/zoo a full fine-tune
+# turns u1 by 12 to 21 degrees where parent and child have a larger one, else by 15 to 80.
 CLEAR_GAP = 1.05
 # Two directions are the same one, turned, below this angle; random ones are near 90 degrees.
 APPEARS_DEG = 45.0
@@ -124,7 +124,7 @@ def evolve(
     UsageError
         if `steps` are not as many or do not increase, or a layer is not in all signatures.
     """
-    taken, source = _steps(names, steps)
+    taken, source = steps_of(names, steps)
     chosen = _layers(names, signed, layers)
     run = sorted(
         (
@@ -161,28 +161,10 @@ def evolve(
     )
 
 
-def _require_one_size(models: Sequence[Model]) -> None:
-    sizes = [(model.hidden_size, _depth(model)) for model in models]
-    common = Counter(sizes).most_common(1)[0][0]
-    for model, size in zip(models, sizes, strict=True):
-        if size != common:
-            other = models[sizes.index(common)].name
-            raise UsageError(
-                f"{model.name} has {size[1]} layers of width {size[0]:,}, and {other} has "
-                f"{common[1]} of width {common[0]:,}",
-                hint="give checkpoints of one network; 'ckpt compare' takes models of other sizes",
-            )
-
-
-def _depth(model: Model) -> int:
-    if model.checkpoint is None:
-        return model.signature.document.model.num_layers
-    return len(model.checkpoint.architecture.layers)
-
-
-def _steps(
+def steps_of(
     names: Sequence[str], given: Sequence[int] | None
 ) -> tuple[Sequence[int], Literal["names", "given", "order"]]:
+    """The checkpoints' steps, and where they come from; UsageError as `evolve`."""
     if given is not None:
         if len(given) != len(names):
             raise UsageError(
@@ -200,6 +182,25 @@ def _steps(
     if len(set(steps)) == len(names):
         return steps, "names"
     return range(1, len(names) + 1), "order"
+
+
+def _require_one_size(models: Sequence[Model]) -> None:
+    sizes = [(model.hidden_size, _depth(model)) for model in models]
+    common = Counter(sizes).most_common(1)[0][0]
+    for model, size in zip(models, sizes, strict=True):
+        if size != common:
+            other = models[sizes.index(common)].name
+            raise UsageError(
+                f"{model.name} has {size[1]} layers of width {size[0]:,}, and {other} has "
+                f"{common[1]} of width {common[0]:,}",
+                hint="give checkpoints of one network; 'ckpt compare' takes models of other sizes",
+            )
+
+
+def _depth(model: Model) -> int:
+    if model.checkpoint is None:
+        return model.signature.document.model.num_layers
+    return len(model.checkpoint.architecture.layers)
 
 
 def _layers(

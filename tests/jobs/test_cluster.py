@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import re
@@ -19,7 +20,7 @@ from ckptforensics.errors import CkptError, MissingDependency, UsageError
 from ckptforensics.jobs import cluster as cluster_module
 from ckptforensics.jobs.cluster import Cluster, check_address
 from ckptforensics.jobs.processes import Job
-from ckptforensics.jobs.tasks import Facts, package_version
+from ckptforensics.jobs.tasks import Answer, Facts, Task, package_version, run_task
 from ckptforensics.registry.audit import audit
 from ckptforensics.registry.options import AuditOptions
 from tests.registry.test_killed import contents
@@ -48,6 +49,7 @@ def local() -> Iterator[Any]:
         silence_logs=50,
     ) as started:
         yield started
+    gc.collect()  # sockets that are still open warn here, not in another module's tests
 
 
 @pytest.fixture
@@ -212,6 +214,36 @@ def fake(monkeypatch, told: dict[str, Any], memory: float = MEMORY) -> Cluster:
     )
     monkeypatch.setattr(cluster_module, "_connected", lambda _: client)
     return Cluster("tcp://host:1")
+
+
+def test_jobs_that_are_lost_together_run_again_once_each(monkeypatch):
+    """The worker's process is another one when its two jobs come, and its address the same."""
+    made = fake(monkeypatch, {"a": facts()})
+    made._client.sync = lambda _: {
+        "workers": {"a": {"resources": {"MEMORY": MEMORY}, "nthreads": 2}}
+    }
+    sent: list[str] = []
+
+    def submit(_: object, task: Task, **how: Any) -> SimpleNamespace:
+        sent.append(task.job.model)
+        answer = Answer(lost=sent.count(task.job.model) == 1)
+        return SimpleNamespace(done=lambda: True, status="finished", result=lambda: answer)
+
+    made._client.submit, made._client.cancel = submit, lambda *_, **__: None
+    assert sorted(one.model for one in made.run([job("x"), job("y")])) == ["x", "y"]
+    assert sorted(sent) == ["x", "x", "y", "y"]
+    assert run_task(Task("key", "another process", job("z"), (), 1)).lost
+
+
+def test_a_scheduler_that_is_lost_on_the_way(monkeypatch):
+    made = fake(monkeypatch, {"a": facts()})
+
+    def gone(_: object) -> None:
+        raise OSError("closed")
+
+    made._client.sync = gone
+    with pytest.raises(CkptError, match="no longer answers: closed; run it again"):
+        next(made.run([job("x")]))
 
 
 def facts(**other: Any) -> Facts:

@@ -98,10 +98,11 @@ def command(
     """
     from ckptforensics.findings import Scope, SignatureCache, layer_numbers
     from ckptforensics.lineage.compare import open_model
-    from ckptforensics.lineage.evolve import evolve, signatures
+    from ckptforensics.lineage.evolve import evolve, signatures, steps_of
 
     out.check_plot(how.plot)
     steps = how.step_numbers()
+    steps_of(models, steps)  # before anything is measured
     layers = None if how.layers is None else layer_numbers(how.layers)
     opened = [
         open_model(
