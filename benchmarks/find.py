@@ -158,8 +158,7 @@ def _as_vectors(rows: Floats) -> Vectors:
 def bench_recall(options: argparse.Namespace) -> Iterator[str]:
     """A row a group and a row a change that was not always found."""
     sources = {f"seed{i}": ZOO / f"seed{i}" for i in range(3)}
-    independent = _independent(options.models)
-    sources |= {path.name: path for path in independent[:3]}
+    sources |= {path.name: path for path in _independent(options.models)[:3]}
     real = {name: sketched(path) for name, path in sources.items()}
     population = _population(options)
     for path in (cached_hf_layout(), gguf_file()):
@@ -278,13 +277,10 @@ def bench_held_out(options: argparse.Namespace) -> Iterator[str]:
     ways = [*list(EXACT.values())[:6], *list(LIGHT.values())[:4]]
     with tempfile.TemporaryDirectory() as temporary:
         folder, catalog = Path(temporary), Path(temporary) / "catalog.db"
-        sources = [
-            ZOO / "seed0",
-            ZOO / "seed1",
-            ZOO / "seed2",
-            *independent[: len(independent) // 2],
-        ]
-        strangers = independent[len(independent) // 2 :]
+        sources = [*(ZOO / f"seed{i}" for i in range(3)), *independent[:-20]]
+        # Those that are left, at the end and half way through their training.
+        left = independent[-20:]
+        strangers = [*left, *(path.with_name(f"{path.name}-half") for path in left)]
         add_models([str(path) for path in sources], AuditOptions(catalog, workers=2, weights=False))
         population = measured([sketched(path) for path in left])
         with open_writer(catalog) as writer:
