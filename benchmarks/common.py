@@ -8,7 +8,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,6 +31,8 @@ def ckpt(*arguments: str) -> list[str]:
     return [*start, *arguments]
 
 
+# Runnable processes a core from which on a machine is busy.
+_QUIET = 0.5
 # Makes numba compile nothing, so that `ckpt` does without it.
 NO_NUMBA = {"NUMBA_DISABLE_JIT": "1"}
 
@@ -105,6 +107,27 @@ def machine() -> list[tuple[str, str]]:
         ("load average", load()),
         ("threads", f"NumPy's BLAS: {blas_threads()}; torch: {torch.get_num_threads()}"),
     ]
+
+
+def require_quiet() -> None:
+    """End the program where others use the machine: a ratio of such a run means nothing.
+
+    Raises
+    ------
+    SystemExit
+        if more than half a process for each core was runnable in the last minute.
+    """
+    cores = os.cpu_count() or 1
+    if hasattr(os, "getloadavg") and os.getloadavg()[0] > _QUIET * cores:
+        raise SystemExit(
+            f"the load is {load()} on {cores} cores: wait until it is below {_QUIET * cores:g}"
+        )
+
+
+def ratios(pairs: Sequence[tuple[float, float]]) -> str:
+    """The median of the ratios of pairs that were measured in turns, and the range."""
+    found = sorted(a / b for a, b in pairs)
+    return f"{statistics.median(found):.2f} ({found[0]:.2f} to {found[-1]:.2f})"
 
 
 def load() -> str:

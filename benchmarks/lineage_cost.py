@@ -20,7 +20,7 @@ import click
 import numpy as np
 
 from benchmarks import shapes
-from benchmarks.common import ckpt, machine, run
+from benchmarks.common import ckpt, machine, require_quiet, run
 from benchmarks.lineage_zoo import fill
 from ckptforensics.compute.threads import all_cores
 from ckptforensics.lineage.compare import compare_pair, open_model
@@ -142,6 +142,7 @@ def main() -> None:
     options = parser.parse_args()
     if unknown := set(options.parts) - set(PARTS):
         parser.error(f"no such part: {', '.join(sorted(unknown))}")
+    require_quiet()
     lines = ["| work | bar | measured |", "|---|---|---|"]
     with tempfile.TemporaryDirectory() as temporary:
         for part in options.parts or PARTS:
