@@ -347,7 +347,8 @@ def _population(options: argparse.Namespace) -> Population:
 def _independent(folder: Path | None) -> list[Path]:
     if folder is None:
         return []
-    return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.endswith("-half"))
+    found = (path for path in folder.iterdir() if path.is_dir())
+    return sorted(p for p in found if p.with_name(f"{p.name}-half").is_dir())
 
 
 PARTS: dict[str, Callable[[argparse.Namespace], Iterator[str]]] = {

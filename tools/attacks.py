@@ -7,6 +7,7 @@ Each changes the function little or not at all, and hides the copy from one matc
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -49,6 +50,26 @@ def copies(model: Model, generator: np.random.Generator, count: int = 8) -> Mode
         tensors[weight(layer, _FFN[1])] = np.tile(up, (count, 1))[order]
         tensors[weight(layer, _FFN[2])] = np.tile(down / count, (1, count))[:, order]
     return _wider(model, tensors)
+
+
+def split(model: Model, generator: np.random.Generator) -> Model:
+    """Every neuron in two behind one gate: ups u + r and u - r, each with half of what it writes."""
+    tensors: Tensors = {}
+    for layer in range(model.layers):
+        gate, up, down = (model.tensors[weight(layer, part)] for part in _FFN)
+        other = 3 * up.std() * generator.standard_normal(up.shape).astype(np.float32)
+        tensors[weight(layer, _FFN[0])] = np.concatenate([gate, gate])
+        tensors[weight(layer, _FFN[1])] = np.concatenate([up + other, up - other])
+        tensors[weight(layer, _FFN[2])] = np.concatenate([down / 2, down / 2], axis=1)
+    return _wider(model, tensors)
+
+
+def renumbered(model: Model, generator: np.random.Generator) -> Model:
+    """Embeddings in another order, and no tokenizer that would tell."""
+    order = generator.permutation(len(model.tensors[EMBEDDING]))
+    names = [name for name in (EMBEDDING, HEAD) if name in model.tensors]
+    changed = model.change({name: model.tensors[name][order] for name in names})
+    return replace(changed, tokenizer=None)
 
 
 def taken(source: Model, into: Model, parts: Sequence[str], layers: Sequence[int] = ()) -> Model:

@@ -17,6 +17,7 @@ from ckptforensics.findings.cache.store import SignatureCache
 from ckptforensics.lineage.changes import merges, parts, relations
 from ckptforensics.lineage.configuration import differing_settings
 from ckptforensics.lineage.correspondence.alignment import find_alignment
+from ckptforensics.lineage.correspondence.hiding import what_hides
 from ckptforensics.lineage.correspondence.layer_map import map_layers
 from ckptforensics.lineage.correspondence.matched_layers import undone
 from ckptforensics.lineage.correspondence.neurons import expert_count, unit_width
@@ -221,6 +222,8 @@ def compare_pair(pair: Pair) -> PairRecord:
         map_found=(),
     )
     decision = decide(evidence)
+    if decision.verdict == "independent":
+        decision = decide(replace(evidence, hiding=what_hides(pair)))
     changes: tuple[ChangeRecord, ...] = ()
     alignment = AlignmentRecord(kind="none", held_out_fit=None)
     if decision.verdict in RELATIVES and pair.reads_weights:

@@ -46,6 +46,7 @@ class Stream(IntEnum):
     EQUAL_PARTS = 2_303
     LAYOUT = 2_304
     OWN_NEURONS = 2_305
+    RENUMBERED = 2_306
 
 
 def generator(seed: int, stream: Stream, *key: int) -> np.random.Generator:

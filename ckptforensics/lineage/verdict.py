@@ -49,6 +49,7 @@ class Evidence:
     map_found : words for the map that was undone, empty where nothing had to be
     shared : the parts that are shared where the rest has nothing in common
     equal : which matrices are equal bit by bit, in words
+    hiding : what would hide a copy from the tests, in words; looked at where none shows one
     """
 
     level: Level
@@ -61,6 +62,7 @@ class Evidence:
     map_found: Sequence[str]
     shared: tuple[str, ...] = ()
     equal: str | None = None
+    hiding: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -174,6 +176,8 @@ def _negative(evidence: Evidence) -> Decision:
         return Decision(
             "inconclusive", None, "unknown", tuple(unclear), _what_else(evidence, unclear)
         )
+    if evidence.hiding:
+        return Decision("inconclusive", None, "unknown", evidence.hiding, _what_else(evidence, []))
     silent = [
         f"{_told(test)} ('{test.name}'); independent models stay below {test.limits[0]:g}"
         for test, _ in channels
@@ -209,7 +213,8 @@ def _channels(evidence: Evidence) -> list[tuple[CriterionRecord, float]]:
 
 
 def _told(test: CriterionRecord) -> str:
-    return _TOLD.get(test.name, _NEURONS).format(test.statistic)
+    # Not '-0%'.
+    return _TOLD.get(test.name, _NEURONS).format(round(test.statistic or 0.0, 2) + 0.0)
 
 
 def _other_way(tests: Sequence[CriterionRecord]) -> list[str]:

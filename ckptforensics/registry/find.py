@@ -21,6 +21,8 @@ from ckptforensics.checkpoint import open_checkpoint
 from ckptforensics.errors import ResultError, UsageError, one_line
 from ckptforensics.jobs.memory import default_memory
 from ckptforensics.jobs.processes import Job, run_jobs
+from ckptforensics.lineage.compare import open_model
+from ckptforensics.lineage.correspondence.unwritten import unwritten
 from ckptforensics.progress import Progress, running
 from ckptforensics.registry.catalog import database
 from ckptforensics.registry.catalog.sketches import open_vectors, sketches
@@ -103,6 +105,8 @@ def find(model: str, options: FindOptions, *, progress: Progress | None = None) 
     matches = [_match(c, pairs.get(i), of_sketch) for i, c in enumerate(shown)]
     matches.sort(key=_rank)
     answer, reasons = _answer(matches, len(candidates), searched, query)
+    if answer == "none" and not of_sketch and (why := _hides(model, options)):
+        answer, reasons = "inconclusive", [why]
     return FindDocument(
         tool_version=__version__,
         model=document.model,
@@ -263,6 +267,18 @@ def _nearness(channels: Mapping[Channel, float]) -> str:
     return f"{name} are alike to {channels[name]:.2f}, and strangers' to less than {LIMITS[name]}"
 
 
+def _hides(model: str, options: FindOptions) -> str | None:
+    """What would hide the model from every channel of a sketch, in words; None if nothing does."""
+    found = open_model(model, offline=options.offline)
+    count = unwritten(found)
+    if not count:
+        return None
+    return (
+        f"no layer writes to {count} of the {found.hidden_size} directions of the residual stream, "
+        "which was padded or cut: what reads there can be filled with noise"
+    )
+
+
 def _answer(
     matches: Sequence[FindMatch], candidates: int, searched: int, query: Sketch
 ) -> tuple[Literal["found", "none", "inconclusive"], list[str]]:
@@ -276,6 +292,8 @@ def _answer(
         reasons.append(f"{candidates - len(matches)} more candidates were not compared: raise -k")
     if not searched:
         reasons.append("the catalog has no sketches: 'ckpt catalog add' makes them")
+    if query.tokens and "strings" not in query.tokens:
+        reasons.append("tokens are known by their ids only, and can be renumbered")
     if query.heads is None:
         reasons.append("heads were not looked at, and embeddings can be replaced")
     if not query.tokens:
