@@ -53,7 +53,7 @@ def copies(model: Model, generator: np.random.Generator, count: int = 8) -> Mode
 
 
 def split(model: Model, generator: np.random.Generator) -> Model:
-    """Every neuron in two behind one gate: ups u + r and u - r, each with half of what it writes."""
+    """Every neuron in two behind one gate: ups u + r and u - r, each of which writes a half."""
     tensors: Tensors = {}
     for layer in range(model.layers):
         gate, up, down = (model.tensors[weight(layer, part)] for part in _FFN)
