@@ -131,8 +131,11 @@ def _relatives(evidence: Evidence, reasons: list[str]) -> Decision:
         reasons = [*reasons, evidence.equal]
     if evidence.shared:
         relation = f"shares: {', '.join(evidence.shared)}"
-        reasons = [*reasons, f"beyond {' and '.join(evidence.shared)} they have nothing in common"]
-        either = "parts can be taken over from one to the other, or both from a third"
+        reasons = [*reasons, f"beyond {' and '.join(evidence.shared)} nothing in common was found"]
+        either = (
+            "parts can be taken over from one to the other, or both from a third; or one is a copy "
+            "of which the rest is hidden, as by splitting neurons or heads"
+        )
         return Decision("related", relation, "unknown", tuple(reasons), (either,))
     equivalence = evidence.equivalence
     if equivalence.compared:  # units and heads are the same, and something else is not
