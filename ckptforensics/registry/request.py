@@ -30,7 +30,7 @@ class ReadingRequest(Frozen):
     memory: int
     catalog: Name | None
     signature: Name
-    sketch: Name | None
+    sketch: Name | None = None
     code: str
     known: dict[str, str] = Field(default_factory=dict)
     base: Name | None = None

@@ -180,9 +180,10 @@ def contents(catalog: Path) -> dict[str, Any]:
     with closing(sqlite3.connect(catalog)) as db:
         db.row_factory = sqlite3.Row
         places = {row["id"]: row["place"] for row in db.execute("SELECT id, place FROM models")}
+        sketches = dict(db.execute("SELECT id, sha256 FROM sketches").fetchall())
         tables = {
             table: sorted(
-                json.dumps(plain(dict(row), places), sort_keys=True)
+                json.dumps(plain(dict(row), places, sketches), sort_keys=True)
                 for row in db.execute(f"SELECT * FROM {table}")
             )
             for table in TABLES
@@ -191,9 +192,14 @@ def contents(catalog: Path) -> dict[str, Any]:
     return tables | {"arrays": sorted(file.name for file in files)}
 
 
-def plain(row: dict[str, Any], places: dict[int, str]) -> dict[str, Any]:
-    """A row without times, in which models are named by their places."""
+def plain(row: dict[str, Any], places: dict[int, str], sketches: dict[int, str]) -> dict[str, Any]:
+    """A row without times, in which models are named by places and sketches by their digests.
+
+    Both are numbered as they come.
+    """
     row = {key: value for key, value in row.items() if key not in TIMES}
+    if "sketch" in row:
+        row["sketch"] = sketches.get(row["sketch"])
     if "model" in row:
         row["model"] = places.get(row["model"])
     elif "place" in row:
