@@ -27,7 +27,7 @@ from ckptforensics.results.sketch import Sketched
 # Estimates of a score above this are of near sketches: five standard deviations of an estimate.
 _SURE = 0.5
 # Rows that are multiplied at a time, of all channels a few MB.
-_BLOCK = 16_384
+_BLOCK = 32_768
 
 
 def put_sketch(db: sqlite3.Connection, path: Path, sketched: Sketched) -> int:
@@ -108,6 +108,8 @@ class Vectors:
             least = best[-1] if len(best) == most else -np.inf
             above = np.flatnonzero(found > least)
             if above.size:
+                if above.size > most:
+                    above = above[np.argpartition(-found[above], most)[:most]]
                 best = np.concatenate([best, found[above]])
                 numbers = np.concatenate([numbers, above + (start + 1)])
                 order = np.argsort(-best, kind="stable")[:most]
