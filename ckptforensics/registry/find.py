@@ -22,7 +22,7 @@ from ckptforensics.errors import ResultError, UsageError, one_line
 from ckptforensics.jobs.memory import default_memory
 from ckptforensics.jobs.processes import Job, run_jobs
 from ckptforensics.lineage.compare import open_model
-from ckptforensics.lineage.correspondence.unwritten import unwritten
+from ckptforensics.lineage.correspondence.hiding import padded
 from ckptforensics.progress import Progress, running
 from ckptforensics.registry.catalog import database
 from ckptforensics.registry.catalog.sketches import open_vectors, sketches
@@ -105,7 +105,11 @@ def find(model: str, options: FindOptions, *, progress: Progress | None = None) 
     matches = [_match(c, pairs.get(i), of_sketch) for i, c in enumerate(shown)]
     matches.sort(key=_rank)
     answer, reasons = _answer(matches, len(candidates), searched, query)
-    if answer == "none" and not of_sketch and (why := _hides(model, options)):
+    if (
+        answer == "none"
+        and not of_sketch
+        and (why := padded(open_model(model, offline=options.offline)))
+    ):
         answer, reasons = "inconclusive", [why]
     return FindDocument(
         tool_version=__version__,
@@ -265,18 +269,6 @@ def _rank(match: FindMatch) -> tuple[int, float]:
 def _nearness(channels: Mapping[Channel, float]) -> str:
     name = max(channels, key=lambda name: channels[name] / LIMITS[name])
     return f"{name} are alike to {channels[name]:.2f}, and strangers' to less than {LIMITS[name]}"
-
-
-def _hides(model: str, options: FindOptions) -> str | None:
-    """What would hide the model from every channel of a sketch, in words; None if nothing does."""
-    found = open_model(model, offline=options.offline)
-    count = unwritten(found)
-    if not count:
-        return None
-    return (
-        f"no layer writes to {count} of the {found.hidden_size} directions of the residual stream, "
-        "which was padded or cut: what reads there can be filled with noise"
-    )
 
 
 def _answer(

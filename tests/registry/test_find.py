@@ -24,7 +24,7 @@ from ckptforensics.registry.sketch.features import CHANNELS, WIDTHS
 from ckptforensics.registry.sketch.score import LIMITS
 from ckptforensics.results import save_document
 from tests.support.commands import ckpt
-from tools import launder, transforms
+from tools import attacks, launder, transforms
 from tools.zoo import ZOO
 
 NAMES = ("seed0", "seed1", "finetune")
@@ -233,3 +233,13 @@ def test_an_index_of_shards_is_a_model(catalog, hidden, tmp_path):
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     found = find(str(folder / "model.safetensors.index.json"), FindOptions(catalog, compare=False))
     assert found.candidates == 2
+
+
+def test_a_padded_stream_is_no_none(catalog, tmp_path):
+    stranger = attacks.padded(
+        transforms.read(ZOO / "seed2"), np.random.default_rng(0), 7, noise=True
+    )
+    path = transforms.write(stranger, tmp_path / "padded", "F32")
+    found = find(str(path), FindOptions(catalog))
+    assert found.answer == "inconclusive"
+    assert "writes to 7 of the 103 directions" in found.reasons[0]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from ckptforensics.errors import NotApplicable
 from ckptforensics.lineage.correspondence.renumbered import may_be_renumbered
 from ckptforensics.lineage.correspondence.unwritten import unwritten
+from ckptforensics.lineage.models import Model
 from ckptforensics.lineage.pair import Pair
 
 
@@ -21,12 +23,20 @@ def what_hides(pair: Pair) -> tuple[str, ...]:
             "tokens were matched by id, since a vocabulary is missing, and the embeddings may be "
             "the same ones in another order: a copy that was renumbered would look the same here"
         )
-    for model in pair.models:
-        count = unwritten(model)
-        if count:
-            found.append(
-                f"no layer of {model.name} writes to {count} of the {model.hidden_size} directions "
-                "of its residual stream, which was padded or cut: what reads there can be filled "
-                "with noise, and a copy that is hidden so would look the same here"
-            )
+    found += [words for model in pair.models if (words := padded(model)) is not None]
     return tuple(found)
+
+
+def padded(model: Model) -> str | None:
+    """That the model's residual stream has directions for hiding, in words; None if it has not."""
+    try:
+        count = unwritten(model)
+    except NotApplicable as problem:
+        return f"whether the residual stream of {model.name} was padded is not known: {problem}"
+    if not count:
+        return None
+    return (
+        f"no layer of {model.name} writes to {count} of the {model.hidden_size} directions of its "
+        "residual stream, which was padded or cut: what reads there can be filled with noise, and "
+        "a copy that is hidden so would look the same here"
+    )

@@ -30,6 +30,8 @@ def unwritten(model: Model) -> int:
     NotApplicable
         if the model has no weights.
     """
+    if not model.layers:
+        return 0
     middle = model.layers[len(model.layers) // 2]
     if _all_written(_power(model, [middle])):
         return 0
