@@ -163,6 +163,30 @@ memory_option = click.option(
 jobs_option = click.option(
     "--jobs", type=click.IntRange(1), help="Models signed side by side.  [default: 1]"
 )
+
+
+def workers_option(what: str) -> Decorator[Any]:
+    """How many processes at a time, of what."""
+    return click.option(
+        "--workers",
+        type=click.IntRange(1),
+        default=1,
+        show_default=True,
+        help=f"{what} at a time, each in a process of its own.",
+    )
+
+
+def level_option(what: str) -> Decorator[Any]:
+    """How thoroughly what is compared."""
+    return click.option(
+        "--level",
+        type=click.Choice(["fast", "default", "thorough"]),
+        default="default",
+        show_default=True,
+        help=f"How thoroughly {what} are compared.",
+    )
+
+
 offline_option = click.option(
     "--offline", is_flag=True, help="Find org/name in the local cache only."
 )

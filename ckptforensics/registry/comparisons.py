@@ -19,6 +19,7 @@ from ckptforensics.registry.options import AuditOptions
 from ckptforensics.registry.pairs import Declared, PlannedPair, as_pair, has_weights, plan_pairs
 from ckptforensics.registry.relations import Measured, Relations, trimmed
 from ckptforensics.results import ComparisonDocument, PairRecord
+from ckptforensics.results.comparison import Level
 
 _MOST_MESSAGE = 400
 
@@ -74,7 +75,9 @@ def _compare(
         for job in options.runner.run(jobs):
             pair = pair_of[job.key]
             a, b = pair.a.identity, pair.b.identity
-            measured = _measured(job, a, b)
+            measured = compared(job)
+            if isinstance(measured, PairRecord):
+                measured = trimmed(measured, a, b)
             relations.add(a, b, Measured(measured, pair.by_signature))
             # What may be otherwise the next time is not kept.
             if isinstance(measured, PairRecord):
@@ -87,15 +90,10 @@ def _compare(
 def _job(catalog: CatalogWriter, pair: PlannedPair, options: AuditOptions) -> Job:
     models = (pair.a, pair.b)
     places = [_place(catalog, model) for model in models]
-    flags = ["--format=json", "--no-progress", "--quiet", f"--memory={options.share}"]
-    if options.level != "default":
-        flags.append(f"--{options.level}")
-    if options.offline:
-        flags.append("--offline")
     nbytes = sum(file.bytes for model in models for file in model.reading.files)
     return Job(
         f"{pair.a.name}, {pair.b.name}",
-        ["compare", *flags, "--", *places],
+        compare_arguments(places, options.level, options.share, offline=options.offline),
         options.share,
         reserved=options.share + nbytes,
         seconds=options.seconds_for(nbytes),
@@ -103,6 +101,30 @@ def _job(catalog: CatalogWriter, pair: PlannedPair, options: AuditOptions) -> Jo
         sends=[Path(p) for p, m in zip(places, models, strict=True) if not has_weights(m)],
         needs=[p for p, m in zip(places, models, strict=True) if has_weights(m) and _is_local(p)],
     )
+
+
+def compare_arguments(
+    places: Sequence[str], level: Level, memory: int, *, offline: bool
+) -> list[str]:
+    """What `ckpt` is told to compare two models, of whose answer `compared` makes the pair."""
+    flags = ["--format=json", "--no-progress", "--quiet", f"--memory={memory}"]
+    if level != "default":
+        flags.append(f"--{level}")
+    if offline:
+        flags.append("--offline")
+    return ["compare", *flags, "--", *places]
+
+
+def compared(job: Job) -> PairRecord | str:
+    """What a process of `compare_arguments` says of its pair, or why it says nothing."""
+    if job.code == 0:
+        try:
+            return ComparisonDocument.model_validate_json(job.printed()).pairs[0]
+        except ValidationError:
+            return "what it printed is no comparison"
+    if job.overdue:
+        return f"it took more than {job.seconds:g} seconds"
+    return one_line(job.complaint().removeprefix("ckpt: error: "))[:_MOST_MESSAGE]
 
 
 def _is_local(place: str) -> bool:
@@ -117,15 +139,3 @@ def _place(catalog: CatalogWriter, model: CataloguedModel) -> str:
         return model.opens
     assert model.reading.signature is not None
     return str(catalog.array(model.reading.signature.sha256))
-
-
-def _measured(job: Job, a: str, b: str) -> PairRecord | str:
-    if job.code == 0:
-        try:
-            document = ComparisonDocument.model_validate_json(job.printed())
-            return trimmed(document.pairs[0], a, b)
-        except ValidationError:
-            return "what it printed is no comparison"
-    if job.overdue:
-        return f"it took more than {job.seconds:g} seconds"
-    return one_line(job.complaint().removeprefix("ckpt: error: "))[:_MOST_MESSAGE]

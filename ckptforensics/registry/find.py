@@ -15,10 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from pydantic import ValidationError
-
 from ckptforensics.checkpoint import open_checkpoint
-from ckptforensics.errors import ResultError, UsageError, one_line
+from ckptforensics.errors import ResultError, UsageError
 from ckptforensics.jobs.memory import default_memory
 from ckptforensics.jobs.processes import Job, run_jobs
 from ckptforensics.lineage.compare import open_model
@@ -26,11 +24,12 @@ from ckptforensics.lineage.correspondence.hiding import padded
 from ckptforensics.progress import Progress, running
 from ckptforensics.registry.catalog import database
 from ckptforensics.registry.catalog.sketches import open_vectors, sketches
+from ckptforensics.registry.comparisons import compare_arguments, compared
 from ckptforensics.registry.sketch.features import features
 from ckptforensics.registry.sketch.make import sketch
 from ckptforensics.registry.sketch.record import Sketch, sketch_of
 from ckptforensics.registry.sketch.score import LIMITS, score_of, scores
-from ckptforensics.results import ComparisonDocument, PairRecord, load_document
+from ckptforensics.results import PairRecord, load_document
 from ckptforensics.results.comparison import RELATIVES, Level
 from ckptforensics.results.find import Channel, Channels, FindDocument, FindMatch
 from ckptforensics.results.sketch import SketchDocument
@@ -38,7 +37,6 @@ from ckptforensics.version import __version__
 
 # Sketches near by the products, of which exact values are computed, at least.
 SHORTLIST = 100
-_MOST_MESSAGE = 400
 
 
 @dataclass(frozen=True)
@@ -198,21 +196,14 @@ def _compared(
         if place is None:
             found[i] = "neither its weights nor its signature is at hand"
             continue
-        flags = ["--format=json", "--no-progress", "--quiet"]
-        flags += [] if options.level == "default" else [f"--{options.level}"]
-        flags.append(f"--memory={options.memory // options.workers}")
-        flags += ["--offline"] if options.offline else []
-        job = Job(
-            candidate.models[0]["name"],
-            ["compare", *flags, "--", model, place],
-            options.memory // options.workers,
-            seconds=options.seconds,
-        )
+        share = options.memory // options.workers
+        words = compare_arguments((model, place), options.level, share, offline=options.offline)
+        job = Job(candidate.models[0]["name"], words, share, seconds=options.seconds)
         jobs[job.key] = i
         waiting.append(job)
     with running(progress, "comparisons", len(waiting)) as step:
         for job in run_jobs(waiting, at_once=options.workers, memory=options.memory):
-            found[jobs[job.key]] = _pair(job)
+            found[jobs[job.key]] = compared(job)
             step(job.model)
     return found
 
@@ -225,17 +216,6 @@ def _place(row: sqlite3.Row, catalog: Path) -> str | None:
     if row["signature"] is not None:
         return str(database.array_path(catalog, row["signature"]))
     return None
-
-
-def _pair(job: Job) -> PairRecord | str:
-    if job.code == 0:
-        try:
-            return ComparisonDocument.model_validate_json(job.printed()).pairs[0]
-        except ValidationError:
-            return "what the comparison printed is none"
-    if job.overdue:
-        return f"the comparison took more than {job.seconds:g} seconds"
-    return one_line(job.complaint().removeprefix("ckpt: error: "))[:_MOST_MESSAGE]
 
 
 def _match(candidate: _Candidate, compared: PairRecord | str | None, of_sketch: bool) -> FindMatch:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, cast
 
 import click
 
-from ckptforensics.cli.options import as_object, memory_option
+from ckptforensics.cli.options import as_object, level_option, memory_option, workers_option
 from ckptforensics.cli.output import OutputOptions, output_options
 from ckptforensics.errors import CkptError, ExitCode, OutputError, UsageError
 
@@ -139,20 +139,8 @@ registry_options = as_object(
         type=click.Path(exists=True, dir_okay=False, path_type=Path),
         help="A saved audit, whose findings are marked as known and do not count.",
     ),
-    click.option(
-        "--level",
-        type=click.Choice(["fast", "default", "thorough"]),
-        default="default",
-        show_default=True,
-        help="How thoroughly pairs of models are compared.",
-    ),
-    click.option(
-        "--workers",
-        type=click.IntRange(1),
-        default=1,
-        show_default=True,
-        help="Models and pairs at a time, each in a process of its own.",
-    ),
+    level_option("pairs of models"),
+    workers_option("Models and pairs"),
     click.option(
         "--dask",
         metavar="ADDRESS",

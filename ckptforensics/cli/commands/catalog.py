@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from ckptforensics.cli.commands.audit import default_catalog
-from ckptforensics.cli.options import memory_option, offline_option
+from ckptforensics.cli.options import memory_option, offline_option, workers_option
 from ckptforensics.cli.output import OutputOptions, output_options
 from ckptforensics.errors import ExitCode, one_line
 
@@ -29,13 +29,7 @@ def command() -> None:
 @command.command("add")
 @click.argument("sources", metavar="MODEL...", nargs=-1, required=True)
 @catalog_option
-@click.option(
-    "--workers",
-    type=click.IntRange(1),
-    default=1,
-    show_default=True,
-    help="Models at a time, each in a process of its own.",
-)
+@workers_option("Models")
 @memory_option
 @offline_option
 @output_options(None, kind="catalog")

@@ -9,7 +9,13 @@ import click
 
 from ckptforensics.cli.commands.audit import default_catalog
 from ckptforensics.cli.commands.catalog import catalog_option
-from ckptforensics.cli.options import MODEL_NAME, memory_option, offline_option
+from ckptforensics.cli.options import (
+    MODEL_NAME,
+    level_option,
+    memory_option,
+    offline_option,
+    workers_option,
+)
 from ckptforensics.cli.output import OutputOptions, output_options
 
 if TYPE_CHECKING:
@@ -27,21 +33,9 @@ if TYPE_CHECKING:
     show_default=True,
     help="Candidates that are compared and shown.",
 )
-@click.option(
-    "--level",
-    type=click.Choice(["fast", "default", "thorough"]),
-    default="default",
-    show_default=True,
-    help="How thoroughly candidates are compared.",
-)
+@level_option("candidates")
 @click.option("--no-compare", is_flag=True, help="Name candidates by their sketches only.")
-@click.option(
-    "--workers",
-    type=click.IntRange(1),
-    default=1,
-    show_default=True,
-    help="Comparisons at a time, each in a process of its own.",
-)
+@workers_option("Comparisons")
 @memory_option
 @click.option(
     "--timeout",
