@@ -40,6 +40,7 @@ _SECTIONS = MappingProxyType(
             "ablate": "Take one thing away at a time: norms, perplexity, text.",
             "sinks": "Show which heads attend to the first token.",
             "replicate": "Measure what is published of a model, beside the published figures.",
+            "toy": "Train small networks and watch extreme tokens appear.",
         },
         "Help": {
             "families": "List the supported families and how each was verified.",

@@ -58,5 +58,6 @@ DOCUMENTS = Registry(
         "catalog": ("catalog", "CatalogDocument"),
         "sketch": ("sketch", "SketchDocument"),
         "find": ("find", "FindDocument"),
+        "toy": ("toy", "ToyDocument"),
     }
 )

@@ -83,7 +83,7 @@ def windows_of(runtime: Runtime, text: Text) -> tuple[list[list[int]], TextRecor
             raise UsageError("token_ids are whole numbers, such as [1, 504, 30]")
         ids, source, digest = [int(token) for token in text.token_ids], "token ids", None
     else:
-        source, words = _words(text)
+        source, words = words_of(text)
         ids = runtime.tokenizer.ids(words)
         digest = hashlib.sha256(words.encode("utf-8", "surrogatepass")).hexdigest()
     if not ids:
@@ -121,8 +121,8 @@ def windows_of(runtime: Runtime, text: Text) -> tuple[list[list[int]], TextRecor
     return windows, record
 
 
-def _words(text: Text) -> tuple[str, str]:
-    """What the text is called, and itself."""
+def words_of(text: Text) -> tuple[str, str]:
+    """What the text is called, and itself; UsageError if it cannot be read."""
     if text.text is not None:
         return "given text", text.text
     if text.file is not None:

@@ -35,6 +35,7 @@ _DRAWINGS: Mapping[str, str] = MappingProxyType(
         "ablation": "ablation:draw_ablation",
         "paths": "paths:draw_paths",
         "quantization": "quantized:draw_quantization",
+        "toy": "toy:draw_toy",
     }
 )
 

@@ -52,9 +52,7 @@ class BigramTask:
 
     def held_out(self, shape: Shape, seed: int, count: int = MEASURED) -> Sequences:
         """Sequences that no step draws."""
-        return self._task.sequences(
-            count, np.random.default_rng([seed, _NO_STEP]), shape.context
-        )
+        return self._task.sequences(count, np.random.default_rng([seed, _NO_STEP]), shape.context)
 
     def measure(self, shape: Shape, tensors: Mapping[str, Any], seed: int) -> dict[str, Any]:
         """A line of the log."""

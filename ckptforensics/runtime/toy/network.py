@@ -87,7 +87,7 @@ class Shape:
         return found | self._norm("norm", d) | {"head.weight": (self.vocabulary, d)}
 
     def _norm(self, name: str, width: int) -> dict[str, tuple[int, ...]]:
-        gain = {f"{name}.weight": (width,)}
+        gain: dict[str, tuple[int, ...]] = {f"{name}.weight": (width,)}
         return gain if self.norm == "rms" else gain | {f"{name}.bias": (width,)}
 
     def config(self, model_type: str, begin: int) -> dict[str, Any]:

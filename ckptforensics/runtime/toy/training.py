@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -198,7 +200,8 @@ def train(
         def keep(step: int) -> None:
             _keep(folder / STATE, tensors, optimizer, step, time.monotonic() - begun)
 
-        with running(progress, "training", max(schedule.steps - done, 0)) as tell:
+        steps = max(schedule.steps - done, 0)
+        with _stops() as stopped, running(progress, "training", steps) as tell:
             for step in range(done, schedule.steps + 1):
                 last = step == schedule.steps
                 if step % schedule.log_every == 0 or last:
@@ -212,6 +215,9 @@ def train(
                     keep(step)
                 if last:
                     break
+                if stopped():
+                    keep(step)
+                    raise KeyboardInterrupt
                 _set_rate(optimizer, recipe, step)
                 inputs, targets = task.batch(shape, recipe, step)
                 logits = forward(shape, tensors, torch.from_numpy(inputs).to(device))
@@ -329,7 +335,7 @@ def _write(path: Path, content: bytes) -> None:
 
 
 @contextmanager
-def _deterministic(threads: int) -> Any:
+def _deterministic(threads: int) -> Iterator[None]:
     torch = libraries.torch()
     before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     torch.set_num_threads(threads)
@@ -341,13 +347,33 @@ def _deterministic(threads: int) -> Any:
         torch.use_deterministic_algorithms(before[1])
 
 
+@contextmanager
+def _stops() -> Iterator[Callable[[], bool]]:
+    """Whether Ctrl-C was pressed: a step that is cut in the middle changes some tensors only.
+
+    A second one ends the run at once.
+    """
+    pressed: list[int] = []
+
+    def note(number: int, _frame: object) -> None:
+        pressed.append(number)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield lambda: bool(pressed)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def _optimizer(recipe: Recipe, tensors: Mapping[str, Any]) -> Any:
     optim = libraries.torch().optim
     parameters = list(tensors.values())
     if recipe.optimizer == "sgd":
-        return optim.SGD(
-            parameters, lr=recipe.rate, momentum=0.9, weight_decay=recipe.decay
-        )
+        return optim.SGD(parameters, lr=recipe.rate, momentum=0.9, weight_decay=recipe.decay)
     return optim.AdamW(
         parameters, lr=recipe.rate, betas=(0.9, 0.99), weight_decay=recipe.decay, fused=True
     )
