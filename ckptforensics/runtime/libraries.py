@@ -9,12 +9,25 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from ckptforensics.errors import MissingDependency
+from ckptforensics.errors import MissingDependency, UsageError
 
 
 def torch() -> Any:
     """The module torch; MissingDependency if it is not installed."""
     return _module("torch")
+
+
+def usable_device(name: str) -> Any:
+    """The torch device of that name; UsageError if it cannot be used here."""
+    try:
+        device = torch().device(name)
+        torch().empty(1, device=device)
+    except (RuntimeError, AssertionError) as problem:
+        raise UsageError(
+            f"the device '{name}' cannot be used: {str(problem).splitlines()[0]}",
+            hint="leave --device out",
+        ) from None
+    return device
 
 
 def transformers(part: str = "") -> Any:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ckptforensics.checkpoint import Checkpoint
-from ckptforensics.errors import CkptError, NothingAnalysable, TensorError, UsageError
+from ckptforensics.errors import CkptError, NothingAnalysable, TensorError
 from ckptforensics.runtime import libraries
 from ckptforensics.runtime.gguf import gguf_config, gguf_tensors
 
@@ -149,14 +149,7 @@ def _map(placement: Placement, kind: Any, config: Any, dtype: Any) -> Mapping[st
     torch = libraries.torch()
     if placement.memory is None and placement.device == "cpu":
         return {}
-    try:
-        device = torch.device(placement.device)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as problem:
-        raise UsageError(
-            f"the device '{placement.device}' cannot be used: {str(problem).splitlines()[0]}",
-            hint="leave --device out",
-        ) from None
+    device = libraries.usable_device(placement.device)
     with torch.device("meta"):
         empty = kind(config)
     needed = sum(p.numel() for p in empty.parameters()) * torch.empty(0, dtype=dtype).element_size()

@@ -78,7 +78,7 @@ def test_help_has_sections(capsys):
     assert [re.findall(r"^  (\w+)", part, re.MULTILINE) for part in parts] == [
         ["sign", "layers", "compare", "evolve", "norms", "report", "inspect", "quant"],
         ["audit", "find", "sketch", "catalog"],
-        ["trace", "empirical", "paths", "ablate", "sinks", "replicate"],
+        ["trace", "empirical", "paths", "ablate", "sinks", "replicate", "toy"],
         ["families", "show", "explain", "cache"],
     ]
 

@@ -30,6 +30,7 @@ EXPECTED = {
     "replication": ("table", "json", "csv", "html"),
     "quantization-plan": ("table", "json", "csv"),
     "quantization-diff": ("table", "json", "csv"),
+    "toy": ("table", "json", "csv"),
     "report": ("table", "json", "html"),
     "audit": (
         *("table", "json", "jsonl", "csv", "markdown", "sarif", "cyclonedx", "intoto", "html"),

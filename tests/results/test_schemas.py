@@ -46,6 +46,7 @@ COMMANDS = {
     "catalog": ["catalog", "list"],
     "sketch": ["sketch", PLANTED],
     "find": ["find", PLANTED, "--no-compare"],
+    "toy": ["toy", "report", "fixtures/toy"],
 }
 
 

@@ -84,7 +84,7 @@ class Shape:
             for part in ("up", *(("gate",) if self.ffn == "swiglu" else ())):
                 found[f"{at}.ffn.{part}.weight"] = (h, d)
             found[f"{at}.ffn.down.weight"] = (d, h)
-        return found | self._norm("norm", d) | {"head.weight": (self.vocabulary, d)}
+        return found | self._norm("norm", d) | {"lm_head.weight": (self.vocabulary, d)}
 
     def _norm(self, name: str, width: int) -> dict[str, tuple[int, ...]]:
         gain: dict[str, tuple[int, ...]] = {f"{name}.weight": (width,)}
@@ -167,7 +167,7 @@ def run(
         if watch is not None:
             watch(i, "state", x)
     n = _normed(shape, tensors, "norm", x)
-    return torch.nn.functional.linear(n, tensors["head.weight"])
+    return torch.nn.functional.linear(n, tensors["lm_head.weight"])
 
 
 def _normed(shape: Shape, tensors: Tensors, name: str, x: Any) -> Any:

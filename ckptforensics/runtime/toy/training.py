@@ -180,11 +180,13 @@ def train(
     Raises
     ------
     UsageError
-        if the folder holds a run with other settings, or `start` is of another shape.
+        if the folder holds a run with other settings, `start` is of another shape, or the device
+        cannot be used.
     FormatError
         if a file of the run is damaged.
     """
     torch = libraries.torch()
+    libraries.usable_device(device)
     wanted = _described(task, shape, recipe, start, threads or os.cpu_count() or 1)
     _claim(folder, wanted)
     with _deterministic(wanted["threads"]):

@@ -45,7 +45,9 @@ def toy_from_opt(tensors: State) -> State:
         "positions.weight": tensors["model.decoder.embed_positions.weight"][2:],
         "norm.weight": tensors["model.decoder.final_layer_norm.weight"],
         "norm.bias": tensors["model.decoder.final_layer_norm.bias"],
-        "head.weight": tensors.get("lm_head.weight", tensors["model.decoder.embed_tokens.weight"]),
+        "lm_head.weight": tensors.get(
+            "lm_head.weight", tensors["model.decoder.embed_tokens.weight"]
+        ),
     }
     return found | {_renamed(n, _OPT): t for n, t in tensors.items() if ".layers." in n}
 
@@ -55,7 +57,7 @@ def toy_from_llama(tensors: State) -> State:
     found = {
         "tokens.weight": tensors["model.embed_tokens.weight"],
         "norm.weight": tensors["model.norm.weight"],
-        "head.weight": tensors["lm_head.weight"],
+        "lm_head.weight": tensors["lm_head.weight"],
     }
     return found | {_renamed(n, _LLAMA): t for n, t in tensors.items() if ".layers." in n}
 
