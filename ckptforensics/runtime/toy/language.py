@@ -13,7 +13,7 @@ import numpy as np
 from ckptforensics.errors import MissingDependency, UsageError
 from ckptforensics.runtime import libraries
 from ckptforensics.runtime.toy.network import Shape, run
-from ckptforensics.runtime.toy.training import Recipe
+from ckptforensics.runtime.toy.training import NO_STEP, Recipe, rounded
 
 VOCABULARY = 1024
 BEGIN = "<s>"
@@ -24,7 +24,6 @@ SINK = 0.3
 _PIECE, _HELD_OUT = 4096, 10
 _MASKED = 0.15
 _IGNORED = -100
-_NO_STEP = 2**40
 
 
 def byte_tokenizer(documents: Iterable[str], begin: str, vocabulary: int = VOCABULARY) -> Any:
@@ -97,7 +96,7 @@ class LanguageTask:
             raise UsageError("the text is too short for this context", hint="give a longer text")
         starts = np.linspace(0, room - 1, MEASURED).astype(np.int64)
         windows = _windows(self._held_out, starts, shape.context)
-        inputs, targets = _question(shape, windows, np.random.default_rng([seed, _NO_STEP]))
+        inputs, targets = _question(shape, windows, np.random.default_rng([seed, NO_STEP]))
         found: dict[str, list[float]] = {
             name: []
             for name in ("attention", "value_norm", "residual_norm", "others_norm", "highest")
@@ -107,16 +106,16 @@ class LanguageTask:
         def watch(layer: int, what: str, tensor: Any) -> None:
             if what == "weights":
                 to_first = tensor[:, :, 1:, 0].mean(dim=2)
-                found["attention"].append(_number(to_first.mean()))
+                found["attention"].append(rounded(to_first.mean()))
                 sinks.append((to_first > SINK).float().mean())
             elif what == "written":
-                found["value_norm"].append(_number(tensor[:, :, 0].sum(dim=1).norm(dim=-1).mean()))
+                found["value_norm"].append(rounded(tensor[:, :, 0].sum(dim=1).norm(dim=-1).mean()))
             elif what == "state":
                 norms = tensor.norm(dim=-1)
                 median = norms[:, 1:].median()
-                found["residual_norm"].append(_number(norms[:, 0].mean()))
-                found["others_norm"].append(_number(median))
-                found["highest"].append(_number(norms.max() / median))
+                found["residual_norm"].append(rounded(norms[:, 0].mean()))
+                found["others_norm"].append(rounded(median))
+                found["highest"].append(rounded(norms.max() / median))
 
         with torch.no_grad():
             logits = run(shape, tensors, torch.from_numpy(inputs).to(device))
@@ -125,7 +124,7 @@ class LanguageTask:
             )
             run(shape, tensors, torch.from_numpy(windows[:, :-1].copy()).to(device), watch=watch)
         share = sum(float(s) for s in sinks) / max(len(sinks), 1)
-        return {"loss": _number(loss), **found, "sinks": _number(share)}
+        return {"loss": rounded(loss), **found, "sinks": rounded(share)}
 
     def tokenizer(self) -> str:
         """Content of `tokenizer.json`."""
@@ -158,7 +157,3 @@ def _question(
     targets = np.where(hidden, inputs, _IGNORED)
     inputs[hidden] = shape.vocabulary - 1
     return inputs, targets
-
-
-def _number(value: Any) -> float:
-    return float(f"{float(value):.6g}")

@@ -14,11 +14,10 @@ from ckptforensics.runtime import libraries
 from ckptforensics.runtime.toy.bigram import BigramBackcopy, Sequences
 from ckptforensics.runtime.toy.network import Shape, run
 from ckptforensics.runtime.toy.statistics import Statistics
-from ckptforensics.runtime.toy.training import Recipe
+from ckptforensics.runtime.toy.training import NO_STEP, Recipe, rounded
 
 # Sequences that a network is measured on, other ones than those of any training step.
 MEASURED = 32
-_NO_STEP = 2**40
 
 
 class BigramTask:
@@ -52,7 +51,7 @@ class BigramTask:
 
     def held_out(self, shape: Shape, seed: int, count: int = MEASURED) -> Sequences:
         """Sequences that no step draws."""
-        return self._task.sequences(count, np.random.default_rng([seed, _NO_STEP]), shape.context)
+        return self._task.sequences(count, np.random.default_rng([seed, NO_STEP]), shape.context)
 
     def measure(self, shape: Shape, tensors: Mapping[str, Any], seed: int) -> dict[str, Any]:
         """A line of the log."""
@@ -150,22 +149,22 @@ def measured(
     def watch(layer: int, what: str, tensor: Any) -> None:
         if what == "weights":
             to_first = tensor[..., 0].mean(dim=1)
-            found["attention"][layer] = _number(to_first[query].mean())
+            found["attention"][layer] = rounded(to_first[query].mean())
         elif what == "logits":
-            found["logit_gap"][layer] = _number(_gap(tensor)[query].mean())
+            found["logit_gap"][layer] = rounded(_gap(tensor)[query].mean())
         elif what == "written":
-            found["value_norm"][layer] = _number(tensor[:, :, 0].sum(dim=1).norm(dim=-1).mean())
+            found["value_norm"][layer] = rounded(tensor[:, :, 0].sum(dim=1).norm(dim=-1).mean())
         elif what == "state":
             norms = tensor.norm(dim=-1)
-            found["residual_norm"][layer] = _number(norms[:, 0].mean())
-            found["others_norm"][layer] = _number(norms[:, 1:].mean())
+            found["residual_norm"][layer] = rounded(norms[:, 0].mean())
+            found["others_norm"][layer] = rounded(norms[:, 1:].mean())
 
     losses = token_losses(shape, tensors, sequences, watch=watch, without=without)
     excess = losses - sequences.oracle
     return Measured(
-        _number(losses.mean()),
-        _number(excess[sequences.triggers].mean()),
-        _number(excess[~sequences.triggers].mean()),
+        rounded(losses.mean()),
+        rounded(excess[sequences.triggers].mean()),
+        rounded(excess[~sequences.triggers].mean()),
         **found,
     )
 
@@ -193,8 +192,3 @@ def _gap(logits: Any) -> Any:
     others[:, 0] = 0
     mean = (logits * others).sum(dim=-1) / others.sum(dim=-1).clamp(min=1)
     return (logits[..., 0] - mean).mean(dim=1)
-
-
-def _number(value: Any) -> float:
-    """Six digits: what a log needs and JSON keeps."""
-    return float(f"{float(value):.6g}")

@@ -26,6 +26,8 @@ from ckptforensics.runtime import libraries
 from ckptforensics.runtime.toy.network import Shape, new_tensors, run
 
 SETTINGS, LOG, STATE = "settings.json", "log.jsonl", "state.safetensors"
+# Beside the seed, for what is drawn to measure: no run has a step of this number.
+NO_STEP = 2**40
 
 
 @dataclass(frozen=True)
@@ -148,6 +150,11 @@ def update(
     optimizer.step()
     if schedule is not None:
         schedule.step()
+
+
+def rounded(value: Any) -> float:
+    """A tensor of one element to six digits: what a log needs."""
+    return float(f"{float(value):.6g}")
 
 
 def train(

@@ -52,7 +52,7 @@ def test_a_run_goes_on_with_the_same_bits(optimizer, tmp_path, capsys):
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 def test_an_interrupted_run_ends_with_the_same_bits(how, tmp_path):
-    words = ["toy", "train", *SMALL, "--log-every", "5", "--save-every", "20", "--steps", "200"]
+    words = ["toy", "train", *SMALL, "--log-every", "5", "--save-every", "20", "--steps", "400"]
     folder = tmp_path / "cut"
     process = subprocess.Popen(
         [sys.executable, "-m", "ckptforensics", *words, "-q", "-o", str(folder)],
@@ -66,7 +66,7 @@ def test_an_interrupted_run_ends_with_the_same_bits(how, tmp_path):
     os.kill(process.pid, how)
     process.communicate(timeout=60)
     assert process.returncode != 0
-    assert not (folder / "checkpoint-200").exists()
+    assert not (folder / "checkpoint-400").exists()
     assert main([*words, "-q", "-o", str(folder)]) == 0
     assert main([*words, "-q", "-o", str(tmp_path / "whole")]) == 0
     assert left(folder) == left(tmp_path / "whole")
