@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import PurePath
 from typing import Literal
 
+from ckptforensics.errors import one_line
 from ckptforensics.results.records import Document, Finite, Frozen, Name, Skipped
 
 
@@ -32,6 +34,13 @@ class ToyPoint(Frozen):
     others_norm: tuple[Finite, ...]
     highest: tuple[Finite, ...] = ()
     sinks: Finite | None = None
+
+    @property
+    def peak(self) -> int:
+        """The layer after which the first token stands out most, from 0."""
+        norms = zip(self.residual_norm, self.others_norm, strict=True)
+        gaps = [own - others for own, others in norms]
+        return gaps.index(max(gaps))
 
 
 class ToyAblation(Frozen):
@@ -125,6 +134,11 @@ class ToyRun(Frozen):
     heads: tuple[ToyHead, ...] = ()
     sample: ToySample | None = None
     published: tuple[ToyPublished, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """The last part of the path, on one line."""
+        return one_line(PurePath(self.path).name or self.path)
 
 
 class ToyDocument(Document):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from importlib import import_module
 from types import MappingProxyType
 
 import click
+
+from ckptforensics.cli.groups import LazyGroup
 
 # Command to what it is for, as in `cli.main`.
 _COMMANDS = MappingProxyType(
@@ -16,23 +17,7 @@ _COMMANDS = MappingProxyType(
 )
 
 
-class _LazyGroup(click.Group):
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(_COMMANDS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in _COMMANDS:
-            return None
-        module = import_module(f"ckptforensics.cli.commands.toy_{cmd_name}")
-        command: click.Command = module.command
-        return command
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Commands"):
-            formatter.write_dl(list(_COMMANDS.items()))
-
-
-@click.group("toy", cls=_LazyGroup)
+@click.group("toy", cls=LazyGroup, lines=_COMMANDS)
 def command() -> None:
     """Train small networks and watch extreme tokens appear.
 

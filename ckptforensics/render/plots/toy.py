@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 from ckptforensics.errors import UsageError, one_line
@@ -24,8 +23,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 # Lines of more runs would not be told apart.
-_MOST_RUNS = 8
-_STYLES = ("-", "--", ":", "-.")
 _COLORS = (MAIN, OTHER, "#3f7d20", "#7a3e9d", FAINT, "#a86a00", "#00838f", "#ad1457")
 
 
@@ -42,7 +39,7 @@ def draw_toy(document: ToyDocument) -> Drawing:
     """
     from matplotlib.figure import Figure
 
-    runs = [run for run in document.runs if run.curve][:_MOST_RUNS]
+    runs = [run for run in document.runs if run.curve][: len(_COLORS)]
     if not runs:
         raise UsageError("no run has a measured step: there is nothing to draw")
     pictured = [run for run in runs if run.sample is not None][:2]
@@ -57,7 +54,7 @@ def draw_toy(document: ToyDocument) -> Drawing:
     _curves(axes, runs)
     for part, run in zip(parts[1:], pictured, strict=True):
         _attention(part, run, heads)
-    return Drawing(figure, _caption(runs, pictured, document.needed_nats))
+    return Drawing(figure, _caption(pictured, document.needed_nats))
 
 
 def _curves(axes: Sequence[Axes], runs: list[ToyRun]) -> None:
@@ -77,16 +74,15 @@ def _curves(axes: Sequence[Axes], runs: list[ToyRun]) -> None:
     for panel, (name, value) in zip(axes, panels, strict=True):
         drawn: list[float | None] = []
         for number, run in enumerate(runs):
-            layer = _peak_layer(run)
+            layer = run.curve[-1].peak
             steps = [point.step for point in run.curve]
             values = [value(point, layer) for point in run.curve]
-            style = _STYLES[number // len(_COLORS) % len(_STYLES)]
-            color = _COLORS[number % len(_COLORS)]
-            mark = MARKS[number % len(MARKS)]
+            color = _COLORS[number]
+            mark = MARKS[number]
             panel.plot(
                 steps,
                 [float("nan") if v is None else v for v in values],
-                style,
+                "-",
                 color=color,
                 linewidth=1.3,
                 marker=mark,
@@ -97,7 +93,7 @@ def _curves(axes: Sequence[Axes], runs: list[ToyRun]) -> None:
             drawn += values
             if name.startswith("norm"):
                 others = [point.others_norm[layer] for point in run.curve]
-                panel.plot(steps, others, style, color=color, linewidth=0.6)
+                panel.plot(steps, others, "-", color=color, linewidth=0.6)
         if name.startswith(("norm", "largest")):
             panel.set_yscale("log")
             log_axis(panel, positive(drawn))
@@ -108,24 +104,15 @@ def _curves(axes: Sequence[Axes], runs: list[ToyRun]) -> None:
     axes[0].legend(frameon=False, fontsize=7, loc="best")
 
 
-def _peak_layer(run: ToyRun) -> int:
-    last = run.curve[-1]
-    gaps = [a - b for a, b in zip(last.residual_norm, last.others_norm, strict=True)]
-    return gaps.index(max(gaps))
-
-
 def _label(run: ToyRun, layer: int) -> str:
-    name = one_line(PurePath(run.path).name or run.path)
-    return f"{name} (layer {layer + 1})" if run.layers > 1 else name
+    return f"{run.name} (layer {layer + 1})" if run.layers > 1 else run.name
 
 
 def _attention(part: Any, run: ToyRun, columns: int) -> None:
     """Who attends to whom: a map a head, triggers marked along both axes."""
     sample = run.sample
     assert sample is not None
-    part.suptitle(
-        f"{one_line(PurePath(run.path).name or run.path)}: who attends to whom", fontsize=9
-    )
+    part.suptitle(f"{run.name}: who attends to whom", fontsize=9)
     panels = part.subplots(1, max(columns, 1), squeeze=False)[0]
     for panel in panels[len(run.heads) :]:
         panel.set_axis_off()
@@ -157,7 +144,7 @@ def _symbol(symbol: str) -> str:
     return one_line(shown) if shown.isprintable() else f"U+{ord(shown):04X}"
 
 
-def _caption(runs: list[ToyRun], pictured: list[ToyRun], needed: float) -> str:
+def _caption(pictured: list[ToyRun], needed: float) -> str:
     told = (
         "Measured on sequences that were not trained on; of each run the layer after which the "
         "first token's norm stands out most at the end. "

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import PurePath
-
 from rich.console import Console
 
 from ckptforensics.errors import one_line
@@ -42,11 +40,6 @@ def toy_table(document: ToyDocument, view: View) -> str:
     return text_of(console)
 
 
-def run_name(run: ToyRun) -> str:
-    """The last part of a run's path."""
-    return one_line(PurePath(run.path).name or run.path)
-
-
 def _runs(console: Console, document: ToyDocument) -> None:
     say(console, "the last step of each run; the layer where it is largest")
     table = make_table(
@@ -57,9 +50,9 @@ def _runs(console: Console, document: ToyDocument) -> None:
         if not run.curve:
             continue
         last = run.curve[-1]
-        layer = _peak(last)
+        layer = last.peak
         table.add_row(
-            run_name(run),
+            run.name,
             f"{last.step:,}",
             f"{last.loss:.3f}",
             _optional(last.excess_trigger),
@@ -71,14 +64,6 @@ def _runs(console: Console, document: ToyDocument) -> None:
             number(max(last.highest)) if last.highest else "-",
         )
     print_table(console, table, least=("highest", "value", "elsewhere"))
-
-
-def _peak(point: ToyPoint) -> int:
-    """The layer after which the first token stands out most, from 0."""
-    gaps = [
-        own - others for own, others in zip(point.residual_norm, point.others_norm, strict=True)
-    ]
-    return gaps.index(max(gaps))
 
 
 def _optional(value: float | None) -> str:
@@ -113,7 +98,7 @@ def _run(console: Console, run: ToyRun, needed: float, *, verbose: bool) -> None
 def _curve(console: Console, run: ToyRun, *, verbose: bool) -> None:
     console.print()
     last = run.curve[-1]
-    layer = _peak(last)
+    layer = last.peak
     say(console, f"along training; attention, value and norms of layer {layer + 1}")
     triggers = ("behind triggers", "elsewhere") if last.excess_trigger is not None else ()
     gap = ("logit gap",) if last.logit_gap else ()

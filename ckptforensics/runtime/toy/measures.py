@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -49,23 +49,13 @@ class BigramTask:
         ids = self._task.draw(recipe.batch, generator, shape.context)
         return ids[:, :-1].copy(), ids[:, 1:].copy()
 
-    def held_out(self, shape: Shape, seed: int, count: int = MEASURED) -> Sequences:
+    def held_out(self, shape: Shape, seed: int) -> Sequences:
         """Sequences that no step draws."""
-        return self._task.sequences(count, np.random.default_rng([seed, NO_STEP]), shape.context)
+        return self._task.sequences(MEASURED, np.random.default_rng([seed, NO_STEP]), shape.context)
 
     def measure(self, shape: Shape, tensors: Mapping[str, Any], seed: int) -> dict[str, Any]:
         """A line of the log."""
-        found = measured(shape, tensors, self.held_out(shape, seed))
-        return {
-            "loss": found.loss,
-            "excess_trigger": found.excess_trigger,
-            "excess_other": found.excess_other,
-            "attention": found.attention,
-            "logit_gap": found.logit_gap,
-            "value_norm": found.value_norm,
-            "residual_norm": found.residual_norm,
-            "others_norm": found.others_norm,
-        }
+        return asdict(measured(shape, tensors, self.held_out(shape, seed)))
 
     def tokenizer(self) -> str:
         """A tokenizer of single characters, as `tokenizer.json`."""

@@ -36,7 +36,6 @@ from ckptforensics.version import __version__
 # A head is active where the loss rises by more than this without it, in nats.
 NEEDED = 0.05
 _SAMPLE = 24
-_SEQUENCES = 32
 # How far from a published step a measured one may be, as a share of it.
 _NEAR = 0.05
 
@@ -178,7 +177,7 @@ def _measured(saved: Saved) -> dict[str, Any]:
     if saved.text != task.text or task.vocabulary != saved.shape.vocabulary:
         raise CkptError(f"its text, {saved.text}, is not the shipped one")
     tensors = load(saved)
-    sequences = task.held_out(saved.shape, saved.recipe.seed, _SEQUENCES)
+    sequences = task.held_out(saved.shape, saved.recipe.seed)
     return {
         "ablations": tuple(_ablations(saved.shape, tensors, sequences)),
         "heads": tuple(_heads(saved.shape, tensors, sequences)),

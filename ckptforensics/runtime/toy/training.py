@@ -389,12 +389,9 @@ def _optimizer(recipe: Recipe, tensors: Mapping[str, Any]) -> Any:
 
 
 def _set_rate(optimizer: Any, recipe: Recipe, step: int) -> None:
-    if step < recipe.warm_up:
-        for group in optimizer.param_groups:
-            group["lr"] = recipe.rate * (step + 1) / recipe.warm_up
-    elif step == recipe.warm_up or step == 0:
-        for group in optimizer.param_groups:
-            group["lr"] = recipe.rate
+    share = min(1.0, (step + 1) / recipe.warm_up) if recipe.warm_up else 1.0
+    for group in optimizer.param_groups:
+        group["lr"] = recipe.rate * share
 
 
 def _save(

@@ -25,7 +25,7 @@ LAST = FOLDER / "checkpoint-1500"
 def norms() -> np.ndarray:
     """(layers, sequences, places) norms after every block of the running network."""
     saved = read(FOLDER)
-    drawn = BigramTask(statistics()).held_out(saved.shape, 5, 8)
+    drawn = BigramTask(statistics()).held_out(saved.shape, 5)
     found = []
     with torch.no_grad():
         run(
