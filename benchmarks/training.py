@@ -2,6 +2,7 @@
 
 python -m benchmarks.training run DIR          the Bigram-Backcopy task: hours of one core
 python -m benchmarks.training write DIR        what became of these runs, into docs/
+python -m benchmarks.training directions DIR   what `ckpt evolve` says of them, into the page
 python -m benchmarks.training options DIR      language models, option by option: an hour
 python -m benchmarks.training compare DIR      what became of these, into docs/training.md
 python -m benchmarks.training speed            steps against a plain PyTorch loop, into the same
@@ -21,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from benchmarks.common import fill_page, machine, ratios, require_quiet
 
 if TYPE_CHECKING:
+    from ckptforensics.results.evolution import EvolutionDocument
     from ckptforensics.results.toy import ToyRun
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -37,6 +39,12 @@ RUNS = {
     "sgd-3": f"{_THREE} --optimizer sgd",
     "narrow-3": "--layers 3 --batch 8 --steps 12000 --threads 1 --width 192 --dtype BF16",
 }
+# Three layers at ten times the published rate: what comes late comes within an hour.
+_FAST = "--layers 3 --batch 8 --width 192 --rate 3e-3 --threads 1 --dtype BF16"
+RUNS["fast-3"] = f"{_FAST} --steps 3000"
+RUNS["fast-3-seed-1"] = f"{_FAST} --steps 1500 --seed 1"
+# A fine-tune of `fast-3`: other sequences, at the published rate.
+RUNS["fast-3-tuned"] = f"{_FAST} --rate 3e-4 --steps 300 --seed 7 --from DIR/fast-3/checkpoint-3000"
 # Measured points of a run that are kept in docs/training.json, at most.
 _KEPT = 25
 
@@ -66,7 +74,8 @@ def run(folder: Path, runs: dict[str, str] = RUNS) -> None:
     from ckptforensics.cli.main import main as ckpt
 
     for name, options in runs.items():
-        words = ["toy", "train", "-o", str(folder / name), *options.split(), "-q"]
+        words = [word.replace("DIR", str(folder)) for word in options.split()]
+        words = ["toy", "train", "-o", str(folder / name), *words, "-q"]
         code = ckpt([*words, "--format", "json"])
         if code:
             sys.exit(code)
@@ -135,6 +144,55 @@ def _table(runs: tuple[ToyRun, ...]) -> str:
     threads = " or ".join(str(n) for n in sorted({one.threads for one in runs}))
     lines += ["", f"Threads: {threads}, of a machine with two cores; torch {versions}."]
     return "\n".join(lines)
+
+
+def directions(folder: Path) -> None:
+    """Fill docs/training.md with when the direction of `fast-3` came, and who shares it."""
+    from ckptforensics.runtime.toy.saved import read
+
+    def last(name: str) -> Path:
+        return list(read(folder / name).checkpoints().values())[-1]
+
+    found = _evolved(list(read(folder / "fast-3").checkpoints().values()))
+    peak = found.norm_peak
+    lines = [
+        "| layer | s1/s2 at the first and last step | u1 appears | settles | label |",
+        "|---|---|---|---|---|",
+    ]
+    for layer in found.layers:
+        gaps = f"{layer.checkpoints[0].gap:.2f}, {layer.checkpoints[-1].gap:.2f}"
+        since = "" if layer.labelled is None else f", from step {layer.labelled:,}"
+        label = f"{layer.label}{since}" if layer.label else "none"
+        steps = [f"step {s:,}" if s is not None else "no" for s in (layer.appears, layer.settles)]
+        lines.append(f"| {layer.layer} | {gaps} | {steps[0]} | {steps[1]} | {label} |")
+    norms = [
+        f"{what} {one.norm:.0f} at step {one.step:,}"
+        for what, one in (("`<s>`", peak.initial), ("other tokens' median", peak.typical))
+        if one is not None
+    ]
+    lines += ["", f"Largest norms of single tokens: {'; '.join(norms)}."]
+    if found.label_comes is not None:
+        lines[-1] += f" The label comes {found.label_comes} the peak of the others' norms."
+    lines += ["", "| angle of u1 to the last checkpoint of `fast-3` | layer 1 | 2 | 3 |"]
+    lines.append("|---|---|---|---|")
+    for name, what in (
+        ("fast-3-tuned", "300 more steps on other sequences, at the published rate"),
+        ("fast-3-seed-1", "another seed"),
+    ):
+        pair = _evolved([last("fast-3"), last(name)])
+        angles = [layer.checkpoints[-1].u_previous for layer in pair.layers]
+        cells = ["-" if a is None else f"{a.degrees:.1f}" + "*" * (not a.clear) for a in angles]
+        lines.append(f"| {what} (`{name}`) | {' | '.join(cells)} |")
+    lines += ["", "Degrees; `*`: s1 hardly stands out in one of the two."]
+    fill_page(DOCS / "training.md", "directions", "\n".join(lines))
+
+
+def _evolved(checkpoints: list[Path]) -> EvolutionDocument:
+    from ckptforensics.lineage.compare import open_model
+    from ckptforensics.lineage.evolve import evolve, signatures
+
+    models = [open_model(path) for path in checkpoints]
+    return evolve([str(path) for path in checkpoints], signatures(models))
 
 
 def options(folder: Path) -> None:
@@ -301,10 +359,19 @@ def _plain(batch: int, *, compiled: bool = False) -> Callable[[], None]:
     return step
 
 
+_WORK = {
+    "run": run,
+    "write": write,
+    "directions": directions,
+    "options": options,
+    "compare": compare,
+}
+
+
 def main() -> None:
     """Command line of the module."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=["run", "write", "options", "compare", "speed"])
+    parser.add_argument("what", choices=[*_WORK, "speed"])
     parser.add_argument("folder", type=Path, metavar="DIR", nargs="?")
     arguments = parser.parse_args()
     if arguments.what == "speed":
@@ -312,8 +379,7 @@ def main() -> None:
         return
     if arguments.folder is None:
         parser.error("name the folder of the runs")
-    work = {"run": run, "write": write, "options": options, "compare": compare}
-    work[arguments.what](arguments.folder)
+    _WORK[arguments.what](arguments.folder)
 
 
 if __name__ == "__main__":
