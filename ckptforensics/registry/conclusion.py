@@ -68,7 +68,8 @@ class Conclusion:
             findings=tuple(
                 finding
                 for number, finding in self.findings
-                if (of is None or number in judged) and (wanted is None or finding.id in wanted)
+                if (of is None or number in judged or (number is None and wanted is not None))
+                and (wanted is None or finding.id in wanted)
             ),
             rules=self.rules,
             runs=runs,

@@ -55,6 +55,32 @@ class CatalogReader:
         ).fetchall()
         return [self._audited(row) for row in rows]
 
+    def last_audit(self) -> int | None:
+        """The number of what was looked at last."""
+        return self._number_of("SELECT max(id) FROM runs", ())
+
+    def audit_of_model(self, number: int) -> int | None:
+        """The number of the audit that has a model; None for one that was imported."""
+        return self._number_of("SELECT last_run FROM models WHERE id = ?", (number,))
+
+    def audit_of_finding(self, identifier: str) -> int | None:
+        """The number of the audit that has a finding."""
+        return self._number_of(
+            "SELECT coalesce(models.last_run, findings.last_run) FROM findings "
+            "LEFT JOIN models ON models.id = findings.model WHERE findings.id = ?",
+            (identifier,),
+        )
+
+    def _number_of(self, query: str, values: tuple[int | str, ...]) -> int | None:
+        """The first run over the sources of the run that a query finds."""
+        run = self._db.execute(query, values).fetchone()
+        (found,) = self._db.execute(
+            "SELECT min(id) FROM runs WHERE sources_json = "
+            "(SELECT sources_json FROM runs WHERE id = ?)",
+            (None if run is None else run[0],),
+        ).fetchone()
+        return None if found is None else int(found)
+
     def _audited(self, row: sqlite3.Row) -> Audited:
         of_run = "SELECT * FROM runs WHERE id = ?"
         run = self._db.execute(of_run, (row["run"],)).fetchone()
