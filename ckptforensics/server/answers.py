@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from ckptforensics.errors import CkptError, one_line
@@ -75,6 +75,8 @@ def answered(
             return Response(page.html(), headers=page.headers, media_type="text/html")
         except Refused as refused:
             return refusal(path, refused)
+        except ClientDisconnect:
+            return Response(status_code=400)  # nobody is there to read it
         except HTTPException as problem:
             return refusal(path, Refused(problem.status_code, str(problem.detail)))
         except CkptError as problem:

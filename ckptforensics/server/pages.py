@@ -109,7 +109,7 @@ class _Pages:
                 raise Refused(400, f"{name} is one of: {', '.join(known)}")
         found = _like(shown, wanted)
         pages = max(1, -(-len(found) // MODELS_A_PAGE))
-        page = _number(asked.get("page", "1"), "page")
+        page = _number(asked.get("page", "1"), "page", 400)
         if not 1 <= page <= pages:
             raise Refused(404, f"there are {pages:,} pages of these models")
         numbers = found[(page - 1) * MODELS_A_PAGE : page * MODELS_A_PAGE]
@@ -137,7 +137,7 @@ class _Pages:
 
     def model(self, request: Request) -> Page:
         """One model, with its family drawn around it."""
-        number = _number(request.path_params["number"], "a model")
+        number = _number(request.path_params["number"], "what names a model")
         shown = self._holding(number)
         name = shown.models[number].name
         start = ("model", number)
@@ -147,7 +147,7 @@ class _Pages:
 
     def family(self, request: Request) -> Page:
         """The models that a model hangs together with."""
-        number = _number(request.path_params["number"], "a model")
+        number = _number(request.path_params["number"], "what names a model")
         shown = self._holding(number)
         family = shown.family_of(number)
         if len(family) < 2 and not shown.models[number].relatives:
@@ -228,7 +228,7 @@ class _Pages:
     def _asked(self, request: Request) -> Shown:
         """The audit that a request names, or the one that was looked at last."""
         asked = request.query_params.get("audit")
-        number = None if asked is None else _number(asked, "audit")
+        number = None if asked is None else _number(asked, "audit", 400)
         shown = self._current.shown(
             lambda catalog: catalog.last_audit() if number is None else number
         )
@@ -300,9 +300,9 @@ def _words(model: AuditedModel) -> str:
     return "\n".join(one for one in said if one).lower()
 
 
-def _number(text: str, what: str) -> int:
+def _number(text: str, what: str, status: int = 404) -> int:
     if not _NUMBER.fullmatch(text):
-        raise Refused(404, f"the number of {what} is a number")
+        raise Refused(status, f"{what} is a number")
     return int(text)
 
 

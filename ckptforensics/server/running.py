@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import os
 import signal
 import socket
@@ -38,6 +39,9 @@ def serve(options: ServeOptions, tell: Callable[[str], None]) -> None:
         if the catalog cannot be read.
     """
     snapshot(options.catalog, lambda db: None)
+    # What it would tell is about requests that break off, or are none.
+    logging.getLogger("uvicorn").addHandler(logging.NullHandler())
+    logging.getLogger("uvicorn").propagate = False
     listening = _listen(options)
     config = uvicorn.Config(
         make_app(options),
