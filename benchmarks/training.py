@@ -31,7 +31,6 @@ _ONE = "--batch 16 --threads 2 --save-every 100"
 _THREE = "--layers 3 --batch 8 --steps 1500 --threads 2 --save-every 100"
 RUNS = {
     "softmax-1": "--batch 32 --steps 2500 --threads 1",
-    "softmax-1-seed-1": "--batch 32 --steps 2000 --threads 1 --seed 1",
     "relu-1": f"{_ONE} --attention relu --steps 1000",
     "sgd-1": f"{_ONE} --optimizer sgd --steps 1000",
     "softmax-3": _THREE,

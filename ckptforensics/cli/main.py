@@ -32,6 +32,7 @@ _SECTIONS = MappingProxyType(
             "find": "Find whose copy a model is, among all models of a catalog.",
             "sketch": "Sketch a model: a small record by which a copy is found.",
             "catalog": "Look at the catalog of models, add to it, share it.",
+            "serve": "Serve a local web page over a catalog.",
         },
         "Running the model (needs torch and transformers)": {
             "trace": "Run a text and show the norm of every token after every layer.",

@@ -15,22 +15,15 @@ from ckptforensics.progress import Progress
 from ckptforensics.registry.catalog.models import CataloguedModel
 from ckptforensics.registry.catalog.writer import Work, open_writer
 from ckptforensics.registry.comparisons import compare_models
-from ckptforensics.registry.found import Listing
+from ckptforensics.registry.conclusion import conclude
 from ckptforensics.registry.judge import judge
-from ckptforensics.registry.judged import Judged, World
 from ckptforensics.registry.options import AuditOptions
 from ckptforensics.registry.pairs import Declared
 from ckptforensics.registry.reads import read_models
-from ckptforensics.registry.rules.table import apply_rules, rule_records
+from ckptforensics.registry.settings import Left, Settings
 from ckptforensics.registry.stores.listing import list_models
-from ckptforensics.results.audit import (
-    AuditDocument,
-    AuditedFile,
-    AuditedModel,
-    Coverage,
-)
+from ckptforensics.results.audit import AuditDocument
 from ckptforensics.results.records import Skipped
-from ckptforensics.version import __version__
 
 
 def audit(
@@ -53,28 +46,25 @@ def audit(
     began = time.monotonic()
     listing = list_models(sources, offline=options.offline)
     with open_writer(options.catalog) as catalog:
-        run = catalog.begin_run(sources)
+        settings = Settings.of(options)
+        run = catalog.begin_run(sources, settings)
         work = Work()
         reused = read_models(catalog, listing, run, options, work, progress)
         catalog.mark_vanished(run)
         models, own = catalog.models(), catalog.models(run)
         declared = Declared(models)
-        relations, left = compare_models(catalog, models, own, declared, options, work, progress)
-        judged = judge(models, own, declared, relations, options.policy)
-        world = World(judged, declared, options.policy)
-        unchecked = {m.number for m in own if m.state != "signed" or judged[m.number].failed}
-        before = catalog.findings_of(unchecked)
-        findings = apply_rules(world, options.known, options.today, before)
-        work.seconds = time.monotonic() - began
-        catalog.end_run(run, findings, unchecked, work)
-        return AuditDocument(
-            tool_version=__version__,
-            coverage=_coverage(listing, judged, reused, left),
-            models=tuple(_audited(one, left.get(number, 0)) for number, one in judged.items()),
-            findings=tuple(finding for _, finding in findings),
-            rules=rule_records(options.policy),
-            runs=catalog.runs(run),
+        relations, near = compare_models(catalog, models, own, declared, options, work, progress)
+        left = Left(
+            reused=frozenset(reused),
+            near={model.place: near[model.number] for model in models if model.number in near},
+            failed=tuple(relations.failed()),
+            not_read=tuple(Skipped(what=what, reason=why) for what, why in listing.not_read),
         )
+        judged = judge(models, own, declared, relations, settings.policy)
+        found = conclude(judged, declared, settings, left, catalog.findings_of)
+        work.seconds = time.monotonic() - began
+        catalog.end_run(run, found.findings, found.unchecked, work, left)
+        return found.document(catalog.runs(run))
 
 
 @dataclass(frozen=True)
@@ -106,77 +96,3 @@ def add_models(
 def _why_not(model: CataloguedModel) -> str:
     stumbles = [stumble.message for stumble in model.reading.stumbles]
     return stumbles[-1] if stumbles else "it has neither token embeddings nor heads"
-
-
-def _coverage(
-    listing: Listing, judged: dict[int, Judged], reused: set[str], left: dict[int, int]
-) -> Coverage:
-    models = [one.model for one in judged.values()]
-    states = [model.state for model in models]
-    compared = {
-        frozenset((one.model.identity, identity))
-        for one in judged.values()
-        for identity in one.compared
-    }
-    failed = {
-        frozenset((one.model.name, name)) for one in judged.values() for name, _ in one.failed
-    }
-    return Coverage(
-        models=len(models),
-        signed=states.count("signed"),
-        headers=states.count("headers"),
-        unread=states.count("unread"),
-        vanished=states.count("vanished"),
-        reused=sum(model.place in reused for model in models),
-        files=sum(len(model.reading.files) for model in models),
-        bytes=sum(file.bytes for model in models for file in model.reading.files),
-        pairs=len(compared),
-        pairs_left=len(failed) + sum(left.values()),
-        not_read=tuple(Skipped(what=what, reason=why) for what, why in listing.not_read),
-    )
-
-
-def _audited(judged: Judged, left: int) -> AuditedModel:
-    model, reading = judged.model, judged.model.reading
-    facts, signature = reading.facts, reading.signature
-    return AuditedModel(
-        name=model.name,
-        source=model.store,
-        path=model.path,
-        state=model.state,
-        files=tuple(
-            AuditedFile(
-                name=file.name,
-                role=file.role,
-                bytes=file.bytes,
-                stated_sha256=_sha256_in(file.stated),
-                sha256=file.sha256,
-            )
-            for file in reading.files
-        ),
-        commit=model.commit,
-        licence=None if reading.licence is None else reading.licence.id,
-        family=None if facts is None else facts.family,
-        family_source=None if facts is None else facts.family_source,
-        hidden_size=None if facts is None else facts.hidden_size,
-        num_layers=None if facts is None else facts.num_layers,
-        fingerprint=None if signature is None else signature.fingerprint,
-        layers=() if signature is None else signature.layers,
-        claims=judged.claims,
-        relatives=tuple(relative.record for relative in judged.relatives),
-        not_read=tuple(_not_read(judged, model, left)),
-    )
-
-
-def _not_read(judged: Judged, model: CataloguedModel, left: int) -> list[Skipped]:
-    rows = [Skipped(what=s.file or "weights", reason=s.message) for s in model.reading.stumbles]
-    rows += [Skipped(what=f"comparison with {name}", reason=why) for name, why in judged.failed]
-    if left:
-        reason = f"{left} more families of models have near signatures; raise --neighbours"
-        rows.append(Skipped(what="comparisons", reason=reason))
-    return rows
-
-
-def _sha256_in(stated: str | None) -> str | None:
-    kind, _, digits = (stated or "").partition(":")
-    return digits if kind == "sha256" else None

@@ -18,6 +18,7 @@ from ckptforensics.registry.judge import second_round
 from ckptforensics.registry.options import AuditOptions
 from ckptforensics.registry.pairs import Declared, PlannedPair, as_pair, has_weights, plan_pairs
 from ckptforensics.registry.relations import Measured, Relations, trimmed
+from ckptforensics.registry.settings import codes_of
 from ckptforensics.results import ComparisonDocument, PairRecord
 from ckptforensics.results.comparison import Level
 
@@ -38,8 +39,7 @@ def compare_models(
     First claimed parents and the nearest; then, where a claimed parent could be neither shown nor
     excluded, that parent beside what the model is a relative of.
     """
-    codes = {comparing_code(options.level, by_signature=by): by for by in (False, True)}
-    relations = catalog.relations(codes)
+    relations = catalog.relations(codes_of(options.level))
     first = plan_pairs(
         models,
         [m.number for m in of],

@@ -24,6 +24,7 @@ from ckptforensics.lineage.correspondence.hiding import padded
 from ckptforensics.progress import Progress, running
 from ckptforensics.registry.catalog import database
 from ckptforensics.registry.catalog.sketches import open_vectors, sketches
+from ckptforensics.registry.catalog.snapshot import snapshot
 from ckptforensics.registry.comparisons import compare_arguments, compared
 from ckptforensics.registry.sketch.features import features
 from ckptforensics.registry.sketch.make import sketch
@@ -89,12 +90,14 @@ class _Candidate:
     nbytes: int
 
 
-def find(model: str, options: FindOptions, *, progress: Progress | None = None) -> FindDocument:
+def find(
+    model: str | SketchDocument, options: FindOptions, *, progress: Progress | None = None
+) -> FindDocument:
     """Which models of a catalog a model is a relative of.
 
     Parameters
     ----------
-    model : a checkpoint, or a saved sketch, with which nothing can be compared
+    model : a checkpoint, or a sketch, saved or at hand, with which nothing can be compared
     progress : told of layers and comparisons
 
     Raises
@@ -105,29 +108,27 @@ def find(model: str, options: FindOptions, *, progress: Progress | None = None) 
         if one of them cannot be read.
     """
     began = time.monotonic()
-    with database.reading(options.catalog) as db:
-        document = _query(model, options, progress)
-        searching = time.monotonic()
-        query = _arrays(model, document)
+    # A catalog that cannot be read is told before a sketch is made.
+    snapshot(options.catalog, lambda db: None)
+    document = model if isinstance(model, SketchDocument) else _query(model, options, progress)
+    searching = time.monotonic()
+    query = _arrays(document.model.path if isinstance(model, SketchDocument) else model, document)
+
+    def search(db: sqlite3.Connection) -> tuple[int, list[_Candidate], int]:
         searched, near = _search(db, options.catalog, query, options.most)
-        candidates = _candidates(db, near)
-        search_seconds = time.monotonic() - searching
         (without,) = db.execute("SELECT count(*) FROM models WHERE sketch IS NULL").fetchone()
+        return searched, _candidates(db, near), without
+
+    (searched, candidates, without), _ = snapshot(options.catalog, search)
+    search_seconds = time.monotonic() - searching
     shown = candidates[: options.most]
-    of_sketch = _is_saved(model)
-    pairs = _compared(model, shown, options, progress) if not of_sketch else {}
-    matches = [_match(c, pairs.get(i), of_sketch) for i, c in enumerate(shown)]
+    # The weights, where there are any to compare.
+    weights = None if isinstance(model, SketchDocument) or _is_saved(model) else model
+    pairs = {} if weights is None else _compared(weights, shown, options, progress)
+    matches = [_match(c, pairs.get(i), weights is None) for i, c in enumerate(shown)]
     matches.sort(key=_rank)
     answer, reasons = _answer(matches, len(candidates), searched, query)
-    if (
-        answer == "none"
-        and not of_sketch
-        and (
-            why := padded(
-                open_model(model, config=options.config, base=options.base, offline=options.offline)
-            )
-        )
-    ):
+    if answer == "none" and (why := _hidden(weights, options)):
         answer, reasons = "inconclusive", [why]
     return FindDocument(
         tool_version=__version__,
@@ -144,6 +145,17 @@ def find(model: str, options: FindOptions, *, progress: Progress | None = None) 
         search_seconds=search_seconds,
         seconds=time.monotonic() - began,
     )
+
+
+def _hidden(weights: str | None, options: FindOptions) -> str | None:
+    """Why no candidate does not mean that there is none; None if it does."""
+    if weights is None:
+        return (
+            "a sketch does not tell whether directions that nothing writes to were added to the "
+            "stream, which hides a copy: give the model"
+        )
+    model = open_model(weights, config=options.config, base=options.base, offline=options.offline)
+    return padded(model)
 
 
 def _is_saved(model: str) -> bool:

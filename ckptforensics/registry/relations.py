@@ -60,6 +60,13 @@ class Relations:
         for other, measured in sorted(self._of.get(identity, {}).items(), key=lambda row: row[0]):
             yield other, measured.found
 
+    def failed(self) -> Iterator[tuple[str, str, bool, str]]:
+        """Pairs whose comparison ended in an error: A, B, whether it was by signature, and why."""
+        for a, others in sorted(self._of.items()):
+            for b, measured in sorted(others.items(), key=lambda row: row[0]):
+                if a < b and isinstance(measured.found, str):
+                    yield a, b, measured.by_signature, measured.found
+
 
 def trimmed(pair: PairRecord, a: str, b: str) -> PairRecord:
     """The pair as it is kept: by identities, with its largest changes only."""

@@ -77,7 +77,7 @@ def test_help_has_sections(capsys):
     parts = [help_text.partition(f"{title}:\n")[2].partition("\n\n")[0] for title in titles[1:]]
     assert [re.findall(r"^  (\w+)", part, re.MULTILINE) for part in parts] == [
         ["sign", "layers", "compare", "evolve", "norms", "report", "inspect", "quant"],
-        ["audit", "find", "sketch", "catalog"],
+        ["audit", "find", "sketch", "catalog", "serve"],
         ["trace", "empirical", "paths", "ablate", "sinks", "replicate", "toy"],
         ["families", "show", "explain", "cache"],
     ]

@@ -148,7 +148,7 @@ def test_completion_of_commands_and_options():
         printed = ckpt(_CKPT_COMPLETE="bash_complete", **line).stdout.split()
         return {word.partition(",")[2] for word in printed}
 
-    assert completed("ckpt", "s") == {"sign", "show", "sinks", "sketch"}
+    assert completed("ckpt", "s") == {"sign", "show", "sinks", "sketch", "serve"}
     assert completed("ckpt", "sign", "--fi") == {"--fit"}
     assert completed("ckpt", "sign", "--fit", "p") == {"paper"}
 

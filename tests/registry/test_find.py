@@ -85,6 +85,11 @@ def test_a_sketch_names_candidates_and_no_verdict(catalog, hidden, tmp_path):
     found = find(str(tmp_path / "tokens.json"), FindOptions(catalog))
     assert found.answer == "inconclusive"
     assert "heads were not looked at" in found.reasons[0]
+    # Nor with all channels: a padded stream is seen in weights only.
+    save_document(sketch(open_checkpoint(ZOO / "seed2")), tmp_path / "whole.json")
+    found = find(str(tmp_path / "whole.json"), FindOptions(catalog))
+    assert (found.answer, found.matches) == ("inconclusive", ())
+    assert "give the model" in found.reasons[0]
 
 
 def test_candidates_that_are_gone_are_named_and_not_compared(store, hidden, tmp_path):

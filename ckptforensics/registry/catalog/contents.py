@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ckptforensics.registry.catalog import database
 from ckptforensics.registry.catalog.sketches import rebuild
+from ckptforensics.registry.catalog.snapshot import snapshot
 from ckptforensics.results.catalog import (
     CatalogDocument,
     CataloguedRecord,
@@ -18,7 +19,8 @@ from ckptforensics.version import __version__
 
 def catalog_document(path: Path, *, models: bool = False) -> CatalogDocument:
     """What the catalog at `path` holds; with `models` each of them. Errors as `reading`."""
-    with database.reading(path) as db:
+
+    def read(db: sqlite3.Connection) -> CatalogDocument:
         arrays = db.execute("SELECT count(*), coalesce(sum(bytes), 0) FROM signatures").fetchone()
         return CatalogDocument(
             tool_version=__version__,
@@ -34,6 +36,8 @@ def catalog_document(path: Path, *, models: bool = False) -> CatalogDocument:
             findings=FindingCounts(**_counts(db, "findings")),
             models=tuple(_records(db)) if models else (),
         )
+
+    return snapshot(path, read)[0]
 
 
 def vacuum(path: Path) -> int:

@@ -30,8 +30,12 @@ def migrations() -> tuple[str, ...]:
 
 
 @contextmanager
-def reading(path: Path) -> Iterator[sqlite3.Connection]:
+def reading(path: Path, *, still: bool = False) -> Iterator[sqlite3.Connection]:
     """A connection that writes nothing, at any time.
+
+    Parameters
+    ----------
+    still : the file does not change meanwhile, so that no lock and no file beside it is needed
 
     Raises
     ------
@@ -44,7 +48,7 @@ def reading(path: Path) -> Iterator[sqlite3.Connection]:
         raise UsageError(
             "no such catalog", path=path, hint="'ckpt catalog add' or 'ckpt audit' makes one"
         )
-    connection = _connect(path, write=False)
+    connection = _connect(path, "ro&immutable=1" if still else "ro")
     with closing(connection):
         version = _check(connection, path)
         if version == 0:
@@ -80,7 +84,7 @@ def writing(path: Path) -> Iterator[sqlite3.Connection]:
         ) from None
     with lock:
         _only_writer(lock.fileno(), path)
-        connection = _connect(path, write=True)
+        connection = _connect(path, "rwc")
         with closing(connection):
             _migrate(connection, path)
             yield connection
@@ -113,14 +117,13 @@ def array_path(path: Path, sha256: str) -> Path:
     return arrays_folder(path) / sha256[:2] / f"{sha256}.safetensors"
 
 
-def _connect(path: Path, *, write: bool) -> sqlite3.Connection:
-    mode = "rwc" if write else "ro"
+def _connect(path: Path, mode: str) -> sqlite3.Connection:
     address = f"{path.absolute().as_uri()}?mode={mode}"
     try:
         connection = sqlite3.connect(address, uri=True, timeout=_BUSY_SECONDS, isolation_level=None)
         connection.row_factory = sqlite3.Row
         connection.execute("PRAGMA foreign_keys = ON")
-        if write:
+        if mode == "rwc":
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("PRAGMA synchronous = NORMAL")
     except sqlite3.OperationalError as problem:

@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import sqlite3
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -14,17 +14,16 @@ from pathlib import Path
 from typing import Any
 
 from ckptforensics.registry.catalog import database
-from ckptforensics.registry.catalog.models import CataloguedModel
+from ckptforensics.registry.catalog.reader import CatalogReader
 from ckptforensics.registry.catalog.sketches import near_pairs, open_vectors, put_sketch, rebuild
 from ckptforensics.registry.found import Found
 from ckptforensics.registry.reading import Reading
-from ckptforensics.registry.relations import Measured, Relations
+from ckptforensics.registry.settings import Left, Settings
 from ckptforensics.results import PairRecord
-from ckptforensics.results.audit import AuditRun, FindingRecord, State
+from ckptforensics.results.audit import FindingRecord, State
 from ckptforensics.results.sketch import Sketched
 from ckptforensics.version import __version__
 
-_RUNS_SHOWN = 10
 # What stays when a model is read again.
 _KEPT = ("place", "first_run")
 
@@ -39,11 +38,12 @@ class Work:
     seconds: float = 0.0
 
 
-class CatalogWriter:
+class CatalogWriter(CatalogReader):
     """The catalog, open to write; made by `open_writer`."""
 
     def __init__(self, connection: sqlite3.Connection, path: Path) -> None:
-        self._db, self.path = connection, path
+        super().__init__(connection)
+        self.path = path
         # What a killed run left of signatures that it had not catalogued.
         shutil.rmtree(self.incoming, ignore_errors=True)
         self.incoming.mkdir(parents=True)
@@ -53,20 +53,29 @@ class CatalogWriter:
         """Where processes put signatures that are not catalogued yet."""
         return database.arrays_folder(self.path) / "incoming"
 
-    def begin_run(self, sources: Iterable[str]) -> int:
-        """The number of a new run, or of the one over the same sources that did not end."""
+    def begin_run(self, sources: Iterable[str], settings: Settings | None = None) -> int:
+        """The number of a new run, or of the one over the same sources that did not end.
+
+        Parameters
+        ----------
+        settings : what an audit goes by; None for a run that judges nothing
+        """
         text = json.dumps(list(sources))
+        kept = None if settings is None else settings.text()
         row = self._db.execute(
             "SELECT id FROM runs WHERE sources_json = ? AND tool_version = ? AND ended IS NULL "
             "ORDER BY id DESC LIMIT 1",
             (text, __version__),
         ).fetchone()
-        if row is not None:
-            return int(row["id"])
         with database.transaction(self._db):
+            if row is not None:
+                change = "UPDATE runs SET settings_json = ? WHERE id = ?"
+                self._db.execute(change, (kept, row["id"]))
+                return int(row["id"])
             cursor = self._db.execute(
-                "INSERT INTO runs (started, tool_version, sources_json) VALUES (?, ?, ?)",
-                (_now(), __version__, text),
+                "INSERT INTO runs (started, tool_version, sources_json, settings_json) "
+                "VALUES (?, ?, ?, ?)",
+                (_now(), __version__, text, kept),
             )
         assert cursor.lastrowid is not None
         return cursor.lastrowid
@@ -77,6 +86,7 @@ class CatalogWriter:
         findings: Iterable[tuple[int | None, FindingRecord]],
         unchecked: Iterable[int],
         work: Work,
+        left: Left | None = None,
     ) -> None:
         """Keep the findings of a run and end it.
 
@@ -86,6 +96,7 @@ class CatalogWriter:
         unchecked : numbers of models of which less was read than the findings before rest on: what
             was found of them before and is not found now is not fixed
         work : what this process did
+        left : what an audit leaves that is in no table
         """
         with database.transaction(self._db):
             unchecked = set(unchecked)
@@ -125,40 +136,17 @@ class CatalogWriter:
             )
             self._db.execute(
                 "UPDATE runs SET ended = ?, seconds = ?, read_models = ?, read_bytes = ?, "
-                "compared = ? WHERE id = ?",
-                (_now(), work.seconds, work.models, work.bytes, work.pairs, run),
+                "compared = ?, left_json = ? WHERE id = ?",
+                (
+                    *(_now(), work.seconds, work.models, work.bytes, work.pairs),
+                    *(None if left is None else left.text(), run),
+                ),
             )
-
-    def findings_of(self, models: Iterable[int]) -> list[tuple[int, FindingRecord]]:
-        """What runs before found of models and is not fixed, each with its model's number."""
-        wanted = set(models)
-        rows = self._db.execute(
-            "SELECT model, finding_json FROM findings WHERE state != 'fixed' ORDER BY id"
-        )
-        return [
-            (row["model"], FindingRecord.model_validate_json(row["finding_json"]))
-            for row in rows
-            if row["model"] in wanted
-        ]
-
-    def runs(self, run: int) -> tuple[AuditRun, ...]:
-        """The last runs over the sources of this one, this one first."""
-        rows = self._db.execute(
-            "SELECT * FROM runs WHERE sources_json = "
-            "(SELECT sources_json FROM runs WHERE id = ?) AND id <= ? ORDER BY id DESC LIMIT ?",
-            (run, run, _RUNS_SHOWN),
-        )
-        return tuple(
-            AuditRun(
-                number=row["id"],
-                started=row["started"],
-                ended=row["ended"],
-                tool_version=row["tool_version"],
-                sources=tuple(json.loads(row["sources_json"])),
-                seconds=row["seconds"],
+            self._db.execute(
+                "UPDATE runs SET settings_json = NULL, left_json = NULL WHERE id < ? AND "
+                "sources_json = (SELECT sources_json FROM runs WHERE id = ?)",
+                (run, run),
             )
-            for row in rows
-        )
 
     def known_digests(self, found: Found) -> dict[str, str]:
         """`FoundFile.changed` to SHA-256, of files that are in a state they were read in."""
@@ -315,44 +303,6 @@ class CatalogWriter:
                 (run, run),
             )
 
-    def models(self, run: int | None = None) -> list[CataloguedModel]:
-        """The models of a run and what vanished since the runs before, or all; in order of name."""
-        if run is None:
-            rows = self._db.execute("SELECT * FROM models ORDER BY name, place")
-        else:
-            rows = self._db.execute(
-                "SELECT * FROM models WHERE last_run IN (SELECT id FROM runs WHERE sources_json = "
-                "(SELECT sources_json FROM runs WHERE id = ?)) ORDER BY name, place",
-                (run,),
-            )
-        return [_model(row) for row in rows]
-
-    def model(self, number: int) -> CataloguedModel:
-        """One model by its number."""
-        row = self._db.execute("SELECT * FROM models WHERE id = ?", (number,)).fetchone()
-        return _model(row)
-
-    def relations(self, codes: Mapping[str, bool]) -> Relations:
-        """All that was measured of pairs.
-
-        Parameters
-        ----------
-        codes : digests of the code that measured, each with whether that was by signature
-        """
-        rows = []
-        for code, by_signature in codes.items():
-            for row in self._db.execute(
-                "SELECT a, b, pair_json, failure FROM relations WHERE code = ? ORDER BY a, b",
-                (code,),
-            ):
-                found = (
-                    str(row["failure"])
-                    if row["pair_json"] is None
-                    else PairRecord.model_validate_json(row["pair_json"])
-                )
-                rows.append((row["a"], row["b"], Measured(found, by_signature)))
-        return Relations(rows)
-
     def put_relation(self, a: str, b: str, code: str, measured: PairRecord | str) -> None:
         """Keep what was measured, or why it failed, of two identities in their order."""
         assert a <= b
@@ -403,24 +353,6 @@ def state_of(reading: Reading) -> State:
     if reading.signature is not None:
         return "signed"
     return "unread" if reading.facts is None else "headers"
-
-
-def _model(row: sqlite3.Row) -> CataloguedModel:
-    return CataloguedModel(
-        number=row["id"],
-        place=row["place"],
-        name=row["name"],
-        store=row["store"],
-        path=row["path"],
-        opens=None if row["opens"] is None else json.loads(row["opens"]),
-        adapter=bool(row["adapter"]),
-        commit=row["commit"],
-        state=row["state"],
-        identity=row["weights"] or f"listing-{row['listed']}",
-        reading=Reading.model_validate_json(row["reading_json"]),
-        sketch=row["sketch"],
-        first_run=row["first_run"] or 0,
-    )
 
 
 def _now() -> str:

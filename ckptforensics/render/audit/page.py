@@ -1,5 +1,7 @@
 """An audit as one HTML page that loads nothing: its script shows what a block of data holds.
 
+A server shows the same page, and parts of it as pages of their own.
+
 The templates are in `html/templates`: audit.html, and its style and script in a folder. All text
 of a document is one line and goes into the data, which is JSON that cannot end its element; the
 script puts it into the page as text. A policy allows the one script and the one style by their
@@ -12,11 +14,14 @@ import hashlib
 import json
 from base64 import b64encode
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from markupsafe import Markup
 
 from ckptforensics.errors import one_line
+from ckptforensics.quantities import counted
 from ckptforensics.render.audit import words
 from ckptforensics.render.audit.families import Family, families
 from ckptforensics.render.html.page import environment
@@ -37,10 +42,86 @@ _STYLES = ("style.css", "audit/audit.css")
 _SCRIPTS = ("elements", "data", "grid", "lineage", "overview", "pages", "ways")
 
 
+@dataclass(frozen=True)
+class Served:
+    """How a page is served, beside others.
+
+    Attributes
+    ----------
+    nav : addresses and labels of the pages that every page leads to; `here` is this one's label
+    json : address of what the page shows as JSON
+    query : what addresses of the same audit end with
+    numbers : of the models of the data, by which their pages are addressed
+    start : the part of the page that is shown, as its script's `route` takes it
+    """
+
+    nav: tuple[tuple[str, str], ...]
+    here: str
+    json: str
+    query: str = ""
+    numbers: tuple[int, ...] = ()
+    start: tuple[str, str] | None = None
+
+
 def audit_html(document: AuditDocument, view: View) -> str:
     """The whole audit as a page in one file; the view changes nothing."""
-    script, style = _source(f"audit/{name}.js" for name in _SCRIPTS), _source(_STYLES)
-    data = _json(_data(document))
+    title = f"Audit of {counted(document.coverage.models, 'model')}"
+    return _page(document, title, _data(document), style(), None)
+
+
+def served_audit(document: AuditDocument, served: Served) -> str:
+    """The whole audit as a page of a server."""
+    title = f"Audit of {counted(document.coverage.models, 'model')}"
+    return _page(document, title, _data(document), served_style(), served)
+
+
+def served_part(
+    document: AuditDocument, title: str, around: AuditDocument, whole: str | None, served: Served
+) -> str:
+    """A part of an audit as a page of a server.
+
+    Parameters
+    ----------
+    document : the part, of which the head of the page tells
+    around : what the page names besides, such as the family of a model
+    whole : the model of which all is shown; of the others only what tables show
+    """
+    return _page(document, title, _data(around, whole=whole or ""), served_style(), served)
+
+
+@cache
+def script() -> str:
+    """The one script of all pages of audits."""
+    return _source(f"audit/{name}.js" for name in _SCRIPTS)
+
+
+@cache
+def style() -> str:
+    """The one style of audits in files."""
+    return _source(_STYLES)
+
+
+@cache
+def served_style() -> str:
+    """The one style of all pages of the server."""
+    return _source((*_STYLES, "served/served.css"))
+
+
+def source_hash(text: str) -> str:
+    """What a policy names an inline script or style by."""
+    return f"sha256-{b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
+
+
+def _page(
+    document: AuditDocument,
+    title: str,
+    data: dict[str, Any],
+    style: str,
+    served: Served | None,
+) -> str:
+    if served is not None:
+        told = {"query": served.query, "numbers": served.numbers, "start": served.start}
+        data = {**data, "served": told}
     return (
         environment()
         .get_template("audit.html")
@@ -52,11 +133,14 @@ def audit_html(document: AuditDocument, view: View) -> str:
             found=words.counts(document.findings),
             took=words.took(document),
             by_rule=words.by_rule(document),
-            script=Markup(script),  # noqa: S704 - files of this package
+            title=title,
+            served=served,
+            home="#" if served is None else f"/{served.query}",
+            script=Markup(script()),  # noqa: S704 - files of this package
             style=Markup(style),  # noqa: S704
-            script_hash=_hash(script),
-            style_hash=_hash(style),
-            data=Markup(data),  # noqa: S704 - escaped below
+            script_hash=source_hash(script()),
+            style_hash=source_hash(style),
+            data=Markup(_json(data)),  # noqa: S704 - escaped below
         )
     )
 
@@ -67,10 +151,6 @@ def _source(names: Iterable[str]) -> str:
     return "".join(made.loader.get_source(made, name)[0] for name in names)
 
 
-def _hash(text: str) -> str:
-    return f"sha256-{b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
-
-
 def _json(data: Mapping[str, Any]) -> str:
     """JSON in which nothing can be taken for markup, inside strings as well."""
     text = json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
@@ -79,8 +159,11 @@ def _json(data: Mapping[str, Any]) -> str:
     return text
 
 
-def _data(document: AuditDocument) -> dict[str, Any]:
-    """What the script shows. Lists stand for records where there are many; it names their parts."""
+def _data(document: AuditDocument, whole: str | None = None) -> dict[str, Any]:
+    """What the script shows. Lists stand for records where there are many; it names their parts.
+
+    Of the models all is in it, or only of the one that `whole` names.
+    """
     names = {model.name: place for place, model in enumerate(document.models)}
     sentences = _Numbered()
     return {
@@ -92,7 +175,10 @@ def _data(document: AuditDocument) -> dict[str, Any]:
         },
         "states": dict(words.STATES),
         "missing": _gaps(document.coverage.not_read),
-        "models": [_model(model, names, sentences) for model in document.models],
+        "models": [
+            _model(model, names, sentences, whole=whole in (None, model.name))
+            for model in document.models
+        ],
         "findings": [_finding(row, names) for row in document.findings],
         "families": [_family(family, names) for family in families(document)],
         "sentences": sentences.rows,
@@ -125,7 +211,9 @@ def _reference(name: str, names: Mapping[str, int]) -> int | str:
     return one_line(name) if place is None else place
 
 
-def _model(model: AuditedModel, names: Mapping[str, int], sentences: _Numbered) -> dict[str, Any]:
+def _model(
+    model: AuditedModel, names: Mapping[str, int], sentences: _Numbered, *, whole: bool
+) -> dict[str, Any]:
     """What tables show of a model; the rest of it is one text, which is read when it is opened."""
     shown = {
         "name": one_line(model.name),
@@ -137,6 +225,8 @@ def _model(model: AuditedModel, names: Mapping[str, int], sentences: _Numbered) 
         "family": _said(model.family),
         "kin": len(model.relatives),
     }
+    if not whole:
+        return shown
     more = {
         "commit": _said(model.commit),
         "familySource": model.family_source,

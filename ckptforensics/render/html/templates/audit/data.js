@@ -20,12 +20,25 @@ const families = data.families.map(([members, columns, parents, edges], place) =
 });
 
 const called = (reference) => (typeof reference === "number" ? models[reference].name : reference);
+// A page that is served has an address for each part; one that is a file has places in itself.
+const served = data.served;
+const home = served ? `/${served.query}` : "#";
+const go = (where) => {
+  if (where.startsWith("#")) location.hash = where;
+  else location.assign(where);
+};
 // A second model that is shown by the same name is addressed by its place.
 function address(place) {
+  if (served) return `/models/${served.numbers[place]}`;
   const model = models[place];
   const key = byName.get(model.name) === place ? model.name : `#${place}`;
   return `#model=${encodeURIComponent(key)}`;
 }
+const ruleAddress = (id) => (served ? `/rules/${id}${served.query}` : `#rule=${id}`);
+const familyAddress = (family) =>
+  served
+    ? `/families/${served.numbers[family.members.find((member) => typeof member === "number")]}`
+    : `#family=${family.place}`;
 function modelLink(reference) {
   if (typeof reference !== "number") return name(reference);
   return el("a", { href: address(reference) }, name(called(reference)));

@@ -53,7 +53,7 @@ class Grid {
     this.body.addEventListener("click", (event) => {
       const row = event.target.closest("tr.row");
       if (row && !event.target.closest("a"))
-        location.hash = this.href(this.rows[Number(row.dataset.index)]);
+        go(this.href(this.rows[Number(row.dataset.index)]));
     });
   }
 
@@ -153,7 +153,7 @@ class Grid {
     const steps = { ArrowDown: 1, ArrowUp: -1, PageDown: page, PageUp: -page };
     const last = this.rows.length - 1;
     if (event.key === "Enter" && this.active >= 0)
-      location.hash = this.href(this.rows[this.active]);
+      go(this.href(this.rows[this.active]));
     else if (event.key in steps) this.go(this.active + steps[event.key]);
     else if (event.key === "Home") this.go(0);
     else if (event.key === "End") this.go(last);

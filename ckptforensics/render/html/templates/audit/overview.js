@@ -9,7 +9,7 @@ const twoLines = (first, below) => el("span", {}, first, second(below));
 const findingsGrid = new Grid({
   label: "Findings",
   rows: findings,
-  href: (row) => (typeof row.model === "number" ? address(row.model) : `#rule=${row.rule}`),
+  href: (row) => (typeof row.model === "number" ? address(row.model) : ruleAddress(row.rule)),
   columns: [
     {
       title: "severity",
@@ -99,12 +99,12 @@ const modelsGrid = new Grid({
 const familiesGrid = new Grid({
   label: "Families",
   rows: families,
-  href: (row) => `#family=${row.place}`,
+  href: familyAddress,
   columns: [
     {
       title: "family of",
       key: (row) => called(row.members[0]),
-      cell: (row) => el("a", { href: `#family=${row.place}` }, name(called(row.members[0]))),
+      cell: (row) => el("a", { href: familyAddress(row) }, name(called(row.members[0]))),
     },
     {
       title: "models",

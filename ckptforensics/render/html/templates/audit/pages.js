@@ -1,8 +1,10 @@
-// The pages of a model, a family and a rule.
+// The pages of a model, a family, a rule and a finding.
 
 function back() {
-  return el("p", {}, el("a", { href: "#" }, "\u2190 all models"));
+  return el("p", {}, el("a", { href: home }, "\u2190 all models"));
 }
+
+const findingLink = (id) => (served ? el("a", { href: `/findings/${id}` }, id) : id);
 
 function findingBox(row, withModel) {
   return el(
@@ -13,13 +15,13 @@ function findingBox(row, withModel) {
       {},
       el("span", { class: row.severity }, row.severity),
       " ",
-      el("a", { href: `#rule=${row.rule}` }, `${row.rule} ${ruleName(row.rule)}`),
+      el("a", { href: ruleAddress(row.rule) }, `${row.rule} ${ruleName(row.rule)}`),
       " ",
       el("span", { class: "faint" }, row.standing),
     ),
     withModel ? el("p", {}, modelLink(row.model)) : null,
     el("p", { class: "said" }, row.message),
-    el("p", { class: "faint said" }, `${row.place} [${row.id}]`),
+    el("p", { class: "faint said" }, `${row.place} [`, findingLink(row.id), "]"),
     row.evidence.length ? list(row.evidence) : null,
   );
 }
@@ -131,7 +133,7 @@ function modelPage(model) {
         {},
         el(
           "a",
-          { href: `#family=${family.place}` },
+          { href: familyAddress(family) },
           `the family of ${number(family.members.length)} alone`,
         ),
       ),
@@ -257,5 +259,16 @@ function rulePage(id) {
     el("h3", {}, "Findings: ", number(rows.length)),
     ...rows.slice(0, 200).map((row) => findingBox(row, true)),
     rows.length > 200 ? el("p", {}, "The table of findings has the others.") : "",
+  );
+}
+
+function findingPage(row) {
+  const [title, summary, page] = data.rules[row.rule] || ["", "", ""];
+  main.replaceChildren(
+    back(),
+    el("h2", {}, `${row.rule} ${title}`),
+    findingBox(row, true),
+    el("p", {}, summary),
+    el("pre", {}, page),
   );
 }

@@ -4,7 +4,7 @@ let where = null;
 let kept = { scroll: 0, focus: null };
 
 function show() {
-  const [kind, value] = /^#(\w+)=(.*)$/.exec(location.hash)?.slice(1) || ["", ""];
+  const [kind, value] = /^#(\w+)=(.*)$/.exec(location.hash)?.slice(1) || served?.start || ["", ""];
   const onOverview = main.contains(findingsGrid.element);
   if (onOverview) kept = { scroll: window.scrollY, focus: document.activeElement };
   let found = false;
@@ -27,14 +27,17 @@ function show() {
 
 function route(kind, value) {
   if (kind === "model") {
-    const place = byName.has(value)
-      ? byName.get(value)
-      : /^#\d+$/.test(value)
-        ? Number(value.slice(1))
-        : -1;
+    const place = served
+      ? Number(value)
+      : byName.has(value)
+        ? byName.get(value)
+        : /^#\d+$/.test(value)
+          ? Number(value.slice(1))
+          : -1;
     if (!models[place]) return false;
     modelPage({ ...models[place], ...JSON.parse(models[place].more) });
-  } else if (kind === "family" && families[Number(value)]) familyPage(families[Number(value)]);
+  } else if (kind === "finding" && findings[Number(value)]) findingPage(findings[Number(value)]);
+  else if (kind === "family" && families[Number(value)]) familyPage(families[Number(value)]);
   else if (kind === "rule" && Object.hasOwn(data.rules, value)) rulePage(value);
   else return false;
   return true;
@@ -44,7 +47,7 @@ document.addEventListener("keydown", (event) => {
   const typing = /^(INPUT|SELECT|TEXTAREA)$/.test(event.target.tagName);
   if (event.key === "/" && !typing && !event.ctrlKey && !event.metaKey) {
     event.preventDefault();
-    if (!main.contains(search)) location.hash = "";
+    if (!main.contains(search)) go(home);
     // The overview is there when the address has changed.
     requestAnimationFrame(() => requestAnimationFrame(() => search.focus()));
   } else if (event.key === "Escape") {
@@ -52,7 +55,7 @@ document.addEventListener("keydown", (event) => {
       search.value = "";
       apply();
     } else if (main.contains(search)) findingsGrid.scroller.focus();
-    else location.hash = "";
+    else go(home);
   }
 });
 window.addEventListener("hashchange", show);

@@ -1,0 +1,1 @@
+"""A local web page over a catalog, which reads and never writes."""
