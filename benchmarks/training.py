@@ -65,7 +65,7 @@ OPTIONS = {
 SEEDS = (0, 1)
 _LANGUAGE = "--task language --steps 800 --threads 1 --save-every 10000"
 # Loss in nats on held-out text at which the language models are compared.
-MATCHED = 3.75
+MATCHED = 3.8
 
 
 def run(folder: Path, runs: dict[str, str] = RUNS) -> None:
