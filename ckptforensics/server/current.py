@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from ckptforensics.registry.catalog.reader import Audited, CatalogReader
@@ -28,16 +28,17 @@ class Shown:
         document = live.document
         self.models = dict(zip(live.numbers, document.models, strict=True))
         self.number_of = {model.name: number for number, model in self.models.items()}
-        self.families = [
-            frozenset(self.number_of[name] for name in family.names if name in self.number_of)
-            for family in families(document)
-        ]
+        self.families = [self.numbers(family.names) for family in families(document)]
         self._texts: dict[str, bytes] = {}
         self._making = threading.Lock()
 
     def family_of(self, number: int) -> frozenset[int]:
         """Numbers of the models that a model hangs together with, itself among them."""
         return next((f for f in self.families if number in f), frozenset((number,)))
+
+    def numbers(self, names: Iterable[str]) -> frozenset[int]:
+        """Numbers of the models of these names; the policy's name is that of none."""
+        return frozenset(self.number_of[name] for name in names if name in self.number_of)
 
     def finding(self, identifier: str) -> FindingRecord | None:
         """The finding of that identifier."""

@@ -127,7 +127,8 @@ def test_every_model_has_a_page_and_its_own_document(server, made, document):
         assert part.findings == tuple(f for f in document.findings if f.model == model.name)
         assert part.coverage.models == 1
         page = server.ask(path).text
-        assert one_line(model.name) in unescape(page.partition("<h1>")[2].partition("</h1>")[0])
+        title = page.partition("<title>")[2].partition("</title>")[0]
+        assert unescape(title) == one_line(model.name)
         assert f'href="{path}.json"' in page
 
 
