@@ -28,12 +28,14 @@ class Settings(_Kept):
 
     Attributes
     ----------
+    level : of the comparisons
     codes : digests of the code that compares pairs, each with whether that is by signature
     policy : the user's
     known : identifiers of findings that the baseline has
     today : by which suppressions expire
     """
 
+    level: Level
     codes: dict[str, bool]
     policy: Policy = Field(default_factory=Policy)
     known: frozenset[str] = frozenset()
@@ -43,6 +45,7 @@ class Settings(_Kept):
     def of(cls, options: AuditOptions) -> Self:
         """Those of an audit with these options."""
         return cls(
+            level=options.level,
             codes=codes_of(options.level),
             policy=options.policy,
             known=options.known,

@@ -67,7 +67,7 @@ class Current:
         self._made: dict[int, tuple[object, float, float, Shown]] = {}
 
     def audits(self) -> list[Audited]:
-        """All that was audited or added, what was last looked at first."""
+        """All that was audited or added, the last audit first."""
         return snapshot(self.path, lambda db: CatalogReader(db).audits())[0]
 
     def shown(self, which: Callable[[CatalogReader], int | None]) -> Shown | None:

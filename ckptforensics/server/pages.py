@@ -21,7 +21,14 @@ from ckptforensics.quantities import counted
 from ckptforensics.registry.catalog.contents import catalog_document
 from ckptforensics.render.audit import words
 from ckptforensics.render.audit.page import Served, served_audit, served_part
-from ckptforensics.render.served import Looked, Paged, catalog_page, find_page, models_page
+from ckptforensics.render.served import (
+    Looked,
+    Paged,
+    catalog_page,
+    find_page,
+    models_page,
+    pair_page,
+)
 from ckptforensics.results import Document
 from ckptforensics.results.audit import SEVERITIES, AuditedModel
 from ckptforensics.results.catalog import CatalogDocument
@@ -51,6 +58,7 @@ def make_app(options: ServeOptions) -> ASGIApp:
         ("/", pages.overview),
         ("/models", pages.models),
         ("/models/{number}", pages.model),
+        ("/pairs/{one}/{other}", pages.pair),
         ("/findings/{identifier}", pages.finding),
         ("/families/{number}", pages.family),
         ("/rules/{rule}", pages.rule),
@@ -129,7 +137,8 @@ class _Pages:
         )
         served = Served(nav(shown.query), "Models", at(page, "/models.json"), shown.query)
         of = f"in {', '.join(shown.live.audited.sources)}"
-        ways = (("prev", at(page - 1, "/models.json")), ("next", at(page + 1, "/models.json")))
+        path = request.url.path
+        ways = (("prev", at(page - 1, path)), ("next", at(page + 1, path)))
         links = ", ".join(f'<{where}>; rel="{which}"' for which, where in ways if where)
         return Page(
             lambda: models_page(document, numbers, of, paged, served).encode(),
@@ -164,6 +173,22 @@ class _Pages:
         title = f"Family of {counted(len(family), 'model')}"
         path, start = f"/families/{number}", ("family", "0")
         return _part(shown, _Part(path, title, title, family, family, start))
+
+    def pair(self, request: Request) -> Page:
+        """What was measured of two models that are related."""
+        numbers = [_number(request.path_params[n], "what names a model") for n in ("one", "other")]
+        shown = self._holding(numbers[0])
+        document = shown.live.comparison(*numbers)
+        if document is None:
+            raise Refused(404, "no comparison found these two related")
+        known = {shown.models[n].name: f"/models/{n}" for n in numbers if n in shown.models}
+        addresses = [known.get(name, "") for name in document.names]
+        path = f"/pairs/{numbers[0]}/{numbers[1]}.json"
+        served = Served(nav(shown.query), "", path)
+        return Page(
+            lambda: pair_page(document, addresses, served).encode(),
+            lambda: _json(document).encode(),
+        )
 
     def finding(self, request: Request) -> Page:
         """One finding with all its evidence, and the page of its rule."""

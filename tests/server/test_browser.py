@@ -125,6 +125,7 @@ def pages(made, numbers) -> dict[str, str]:
         "model": f"/models/{number}",
         "long": f"/models/{numbers[LONG_NAME]}",
         "family": f"/families/{number}",
+        "pair": f"/pairs/{number}/{numbers['org0/model-0']}",
         "finding": f"/findings/{finding.id}",
         "rule": "/rules/CKPT009",
         "catalog": "/catalog",
@@ -207,6 +208,11 @@ def test_the_way_from_page_to_page(tab, made, numbers):
     assert all(file.sha256 in text for file in model.files)
     assert page.locator(".tree text.here").count() == 1
     # To a relative, drawn in its family, and to the family.
+    page.get_by_role("link", name="all that was measured").first.click()
+    page.wait_for_url("**/pairs/*/*")
+    assert "gate rows agree: 18,432 of 18,432" in page.locator("main").inner_text()
+    page.locator("tbody a").first.click()
+    page.wait_for_selector("blockquote a")
     page.locator("blockquote a").first.click()
     page.wait_for_selector("main h2 bdi")
     assert seen.path.startswith("/models/")

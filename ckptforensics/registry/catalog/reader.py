@@ -47,17 +47,18 @@ class CatalogReader:
         self._db = connection
 
     def audits(self) -> list[Audited]:
-        """All that was audited or added, what was last looked at first."""
+        """All that was audited, the last first, and behind it what was added without an audit."""
         rows = self._db.execute(
             "SELECT min(id) AS number, max(id) AS run, "
             "max(CASE WHEN ended IS NOT NULL THEN id END) AS last_ended "
-            "FROM runs GROUP BY sources_json ORDER BY run DESC"
+            "FROM runs GROUP BY sources_json ORDER BY max(settings_json) IS NULL, run DESC"
         ).fetchall()
         return [self._audited(row) for row in rows]
 
     def last_audit(self) -> int | None:
-        """The number of what was looked at last."""
-        return self._number_of("SELECT max(id) FROM runs", ())
+        """The number of the first of `audits`."""
+        last = "SELECT id FROM runs ORDER BY settings_json IS NULL, id DESC LIMIT 1"
+        return self._number_of(last, ())
 
     def audit_of_model(self, number: int) -> int | None:
         """The number of the audit that has a model; None for one that was imported."""
