@@ -22,6 +22,11 @@ class _Kept(BaseModel):
         """As JSON in ASCII: names of files need not be Unicode, and SQLite's texts are."""
         return json.dumps(self.model_dump(mode="python"), default=_plain)
 
+    @classmethod
+    def read(cls, text: str) -> Self:
+        """What `text` wrote; pydantic's own reader refuses half a surrogate pair."""
+        return cls.model_validate(json.loads(text))
+
 
 class Settings(_Kept):
     """What an audit goes by.

@@ -94,8 +94,8 @@ class CatalogReader:
             sources=tuple(json.loads(run["sources_json"])),
             ended=run["ended"],
             tool_version=run["tool_version"],
-            settings=None if settings is None else Settings.model_validate_json(settings),
-            left=None if left is None else Left.model_validate_json(left),
+            settings=None if settings is None else Settings.read(settings),
+            left=None if left is None else Left.read(left),
         )
 
     def models(self, run: int | None = None) -> list[CataloguedModel]:
