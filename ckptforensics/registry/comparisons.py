@@ -104,7 +104,13 @@ def _job(catalog: CatalogWriter, pair: PlannedPair, options: AuditOptions) -> Jo
 
 
 def compare_arguments(
-    places: Sequence[str], level: Level, memory: int, *, offline: bool
+    places: Sequence[str],
+    level: Level,
+    memory: int,
+    *,
+    offline: bool,
+    config: Path | None = None,
+    base: Path | None = None,
 ) -> list[str]:
     """What `ckpt` is told to compare two models, of whose answer `compared` makes the pair."""
     flags = ["--format=json", "--no-progress", "--quiet", f"--memory={memory}"]
@@ -112,6 +118,7 @@ def compare_arguments(
         flags.append(f"--{level}")
     if offline:
         flags.append("--offline")
+    flags += [f"--{name}={path}" for name, path in (("config", config), ("base", base)) if path]
     return ["compare", *flags, "--", *places]
 
 

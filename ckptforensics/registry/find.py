@@ -15,11 +15,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from ckptforensics.checkpoint import open_checkpoint
+from ckptforensics.checkpoint import Checkpoint, open_checkpoint
 from ckptforensics.errors import ResultError, UsageError
 from ckptforensics.jobs.memory import default_memory
 from ckptforensics.jobs.processes import Job, run_jobs
-from ckptforensics.lineage.compare import open_model
+from ckptforensics.lineage.compare import lacks_config, open_model
 from ckptforensics.lineage.correspondence.hiding import padded
 from ckptforensics.progress import Progress, running
 from ckptforensics.registry.catalog import database
@@ -53,6 +53,8 @@ class FindOptions:
     workers, memory : comparisons at a time, and bytes that all of them may use together
     seconds : after which a comparison is ended
     offline : ask no server
+    config, base : of the model that is looked for, as of `open_checkpoint`
+    strict : refuse a family that is only inferred from names and shapes
     """
 
     catalog: Path
@@ -63,6 +65,19 @@ class FindOptions:
     memory: int = field(default_factory=default_memory)
     seconds: float | None = None
     offline: bool = False
+    config: Path | None = None
+    base: Path | None = None
+    strict: bool = False
+
+    def open(self, model: str) -> Checkpoint:
+        """The model that is looked for."""
+        return open_checkpoint(
+            model,
+            config=self.config,
+            base=self.base,
+            offline=self.offline,
+            strict=self.strict,
+        )
 
 
 @dataclass(frozen=True)
@@ -72,6 +87,7 @@ class _Candidate:
     score: float
     channels: Mapping[Channel, float]
     models: Sequence[sqlite3.Row]
+    nbytes: int
 
 
 def find(
@@ -112,11 +128,7 @@ def find(
     matches = [_match(c, pairs.get(i), weights is None) for i, c in enumerate(shown)]
     matches.sort(key=_rank)
     answer, reasons = _answer(matches, len(candidates), searched, query)
-    if (
-        answer == "none"
-        and weights is not None
-        and (why := padded(open_model(weights, offline=options.offline)))
-    ):
+    if answer == "none" and (why := _hidden(weights, options)):
         answer, reasons = "inconclusive", [why]
     return FindDocument(
         tool_version=__version__,
@@ -135,6 +147,17 @@ def find(
     )
 
 
+def _hidden(weights: str | None, options: FindOptions) -> str | None:
+    """Why no candidate does not mean that there is none; None if it does."""
+    if weights is None:
+        return (
+            "a sketch does not tell whether directions that nothing writes to were added to the "
+            "stream, which hides a copy: give the model"
+        )
+    model = open_model(weights, config=options.config, base=options.base, offline=options.offline)
+    return padded(model)
+
+
 def _is_saved(model: str) -> bool:
     """Whether it is a saved result; an index of shards is a model."""
     return model.endswith(".json") and not model.endswith(".index.json")
@@ -143,7 +166,7 @@ def _is_saved(model: str) -> bool:
 def _query(model: str, options: FindOptions, progress: Progress | None) -> SketchDocument:
     """The sketch of the model that is looked for, made or loaded."""
     if not _is_saved(model):
-        return sketch(open_checkpoint(model, offline=options.offline), progress=progress)
+        return sketch(options.open(model), progress=progress)
     found = load_document(model)
     if not isinstance(found, SketchDocument):
         raise UsageError(
@@ -182,12 +205,15 @@ def _candidates(
     found = []
     for number, score, channels in near:
         rows = db.execute(
-            'SELECT name, store, path, opens, state, "commit", signature FROM models '
+            'SELECT id, name, store, path, opens, state, "commit", signature FROM models '
             "WHERE sketch = ? ORDER BY opens IS NULL, state = 'vanished', name, place",
             (number,),
         ).fetchall()
         if rows:
-            found.append(_Candidate(score, channels, rows))
+            (nbytes,) = db.execute(
+                "SELECT coalesce(sum(bytes), 0) FROM files WHERE model = ?", (rows[0]["id"],)
+            ).fetchone()
+            found.append(_Candidate(score, channels, rows, nbytes))
     return found
 
 
@@ -200,14 +226,31 @@ def _compared(
     found: dict[int, PairRecord | str] = {}
     jobs: dict[tuple[str, ...], int] = {}
     waiting = []
+    checkpoint = options.open(model)
+    own = sum(info.nbytes for info in checkpoint.store.tensors.values())
+    lacks = lacks_config(checkpoint.source.base or checkpoint.source.path)
+    share = options.memory // options.workers
     for i, candidate in enumerate(candidates):
         place = _place(candidate.models[0], options.catalog)
         if place is None:
             found[i] = "neither its weights nor its signature is at hand"
             continue
-        share = options.memory // options.workers
-        words = compare_arguments((model, place), options.level, share, offline=options.offline)
-        job = Job(candidate.models[0]["name"], words, share, seconds=options.seconds)
+        words = compare_arguments(
+            (model, place),
+            options.level,
+            share,
+            offline=options.offline,
+            # Else it is of no model that is compared, which `ckpt compare` refuses.
+            config=options.config if lacks else None,
+            base=options.base,
+        )
+        job = Job(
+            candidate.models[0]["name"],
+            words,
+            share,
+            reserved=share + own + candidate.nbytes,
+            seconds=options.seconds,
+        )
         jobs[job.key] = i
         waiting.append(job)
     with running(progress, "comparisons", len(waiting)) as step:

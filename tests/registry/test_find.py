@@ -12,6 +12,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from ckptforensics.errors import CkptError, FormatError, UsageError
+from ckptforensics.jobs.processes import run_jobs
 from ckptforensics.registry.audit import add_models
 from ckptforensics.registry.catalog import database
 from ckptforensics.registry.catalog.contents import catalog_document, vacuum
@@ -23,6 +24,7 @@ from ckptforensics.registry.options import AuditOptions
 from ckptforensics.registry.sketch.features import CHANNELS, WIDTHS
 from ckptforensics.registry.sketch.score import LIMITS
 from ckptforensics.results import save_document
+from tests.support.adapters import base_tensors, low_rank, write_adapter
 from tests.support.commands import ckpt
 from tools import attacks, launder, transforms
 from tools.zoo import ZOO
@@ -83,6 +85,11 @@ def test_a_sketch_names_candidates_and_no_verdict(catalog, hidden, tmp_path):
     found = find(str(tmp_path / "tokens.json"), FindOptions(catalog))
     assert found.answer == "inconclusive"
     assert "heads were not looked at" in found.reasons[0]
+    # Nor with all channels: a padded stream is seen in weights only.
+    save_document(sketch(open_checkpoint(ZOO / "seed2")), tmp_path / "whole.json")
+    found = find(str(tmp_path / "whole.json"), FindOptions(catalog))
+    assert (found.answer, found.matches) == ("inconclusive", ())
+    assert "give the model" in found.reasons[0]
 
 
 def test_candidates_that_are_gone_are_named_and_not_compared(store, hidden, tmp_path):
@@ -243,3 +250,47 @@ def test_a_padded_stream_is_no_none(catalog, tmp_path):
     found = find(str(path), FindOptions(catalog))
     assert found.answer == "inconclusive"
     assert "writes to 7 of the 103 directions" in found.reasons[0]
+
+
+def test_an_adapter_is_looked_for_on_its_base(catalog, tmp_path):
+    """Its base is named, with what was done to it."""
+    modules = [f"model.layers.{i}.self_attn.{part}_proj" for i in range(4) for part in "qv"]
+    write_adapter(tmp_path / "adapter", low_rank(base_tensors(ZOO / "seed0"), modules))
+    words = ("find", tmp_path / "adapter", "--catalog", catalog, "--format", "json", "-q")
+    refused = ckpt(*words)
+    assert refused.returncode == 3
+    assert "--base" in refused.stderr
+    done = ckpt(*words, "--base", ZOO / "seed0")
+    assert done.returncode == 0, done.stderr
+    (first, *_) = json.loads(done.stdout)["matches"]
+    assert first["name"].endswith("seed0")
+    assert (first["verdict"], first["relation"]) == ("derived", "adapter")
+
+
+def test_a_config_is_of_the_model_that_is_looked_for(catalog, hidden, tmp_path):
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    for file in hidden.iterdir():
+        if file.name != "config.json":
+            shutil.copyfile(file, bare / file.name)
+    found = find(str(bare), FindOptions(catalog, config=hidden / "config.json"))
+    assert found.answer == "found"
+    assert find(str(hidden), FindOptions(catalog, config=hidden / "config.json")).answer == "found"
+
+
+def test_comparisons_may_reserve_what_memory_allows_and_their_files(catalog, hidden, monkeypatch):
+    """Each process has a hard limit, in which the files that it maps have room."""
+    started = []
+
+    def note(jobs, **how):
+        started.extend(jobs)
+        return run_jobs(jobs, **how)
+
+    monkeypatch.setattr("ckptforensics.registry.find.run_jobs", note)
+    options = FindOptions(catalog, memory=2_000_000_000, workers=2)
+    assert find(str(hidden), options).answer == "found"
+    files = sum(file.stat().st_size for file in hidden.glob("*.safetensors"))
+    other = (ZOO / "seed0" / "model.safetensors").stat().st_size
+    assert [job.memory for job in started] == [1_000_000_000] * len(started)
+    for job in started:
+        assert job.reserved == pytest.approx(1_000_000_000 + files + other, abs=2_000_000)

@@ -11,12 +11,13 @@ from ckptforensics.cli.commands.audit import default_catalog
 from ckptforensics.cli.commands.catalog import catalog_option
 from ckptforensics.cli.options import (
     MODEL_NAME,
+    ModelOptions,
     level_option,
     memory_option,
-    offline_option,
+    model_options,
     workers_option,
 )
-from ckptforensics.cli.output import OutputOptions, output_options
+from ckptforensics.cli.output import OutputOptions, output_options, require_whole
 
 if TYPE_CHECKING:
     from ckptforensics.results.comparison import Level
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 @click.command("find")
 @click.argument("model", type=MODEL_NAME)
+@model_options
 @catalog_option
 @click.option(
     "-k",
@@ -42,10 +44,10 @@ if TYPE_CHECKING:
     type=click.FloatRange(min=0, min_open=True),
     help="Seconds after which a comparison is ended.  [default: no limit]",
 )
-@offline_option
 @output_options("Save the result as JSON.", kind="find")
 def command(
     model: str,
+    opening: ModelOptions,
     catalog: Path | None,
     most: int,
     level: str,
@@ -53,7 +55,6 @@ def command(
     workers: int,
     memory: int | None,
     timeout: float | None,
-    offline: bool,
     out: OutputOptions,
 ) -> None:
     """Find whose copy a model is, among all models of a catalog.
@@ -73,8 +74,13 @@ def command(
         workers=workers,
         memory=memory or default_memory(),
         seconds=timeout,
-        offline=offline,
+        offline=opening.offline,
+        config=opening.config,
+        base=opening.base,
+        strict=opening.strict,
     )
     document = find(model, options, progress=out.progress())
     out.save(document)
     out.emit(document)
+    if opening.strict:
+        require_whole(document)

@@ -14,7 +14,7 @@ from ckptforensics.errors import UsageError
 
 if TYPE_CHECKING:
     from ckptforensics.runtime.toy.network import Shape
-    from ckptforensics.runtime.toy.training import Recipe, Task
+    from ckptforensics.runtime.toy.recipes import Recipe, Task
 
 _RELU_RATE = {1: 3e-3}
 _RATES = {"adamw": 3e-4, "sgd": 0.03}
@@ -159,7 +159,7 @@ class RunOptions:
 
     def recipe(self, network: NetworkOptions, shape: Shape) -> Recipe:
         """The recipe of the publication, or of the language models, but for what is given."""
-        from ckptforensics.runtime.toy.training import Recipe
+        from ckptforensics.runtime.toy.recipes import Recipe
 
         if self.task == "language":
             rate = self.rate or _LANGUAGE_RATES[self.optimizer]
@@ -265,8 +265,9 @@ def command(folder: Path, how: RunOptions, network: NetworkOptions, out: OutputO
     reads. A run that was interrupted goes on with the same command, and ends with the same bits;
     a larger --steps makes it longer.
     """
+    from ckptforensics.runtime.toy.recipes import Schedule
     from ckptforensics.runtime.toy.report import report
-    from ckptforensics.runtime.toy.training import Schedule, train
+    from ckptforensics.runtime.toy.training import train
 
     task = how.task_of()
     shape = network.shape(how.task, task.vocabulary)

@@ -13,7 +13,7 @@ import numpy as np
 from ckptforensics.errors import MissingDependency, UsageError
 from ckptforensics.runtime import libraries
 from ckptforensics.runtime.toy.network import Shape, run
-from ckptforensics.runtime.toy.training import NO_STEP, Recipe, rounded
+from ckptforensics.runtime.toy.recipes import NO_STEP, Recipe, rounded
 
 VOCABULARY = 1024
 BEGIN = "<s>"

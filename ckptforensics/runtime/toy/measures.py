@@ -13,8 +13,8 @@ import numpy as np
 from ckptforensics.runtime import libraries
 from ckptforensics.runtime.toy.bigram import BigramBackcopy, Sequences
 from ckptforensics.runtime.toy.network import Shape, run
+from ckptforensics.runtime.toy.recipes import NO_STEP, Recipe, rounded
 from ckptforensics.runtime.toy.statistics import Statistics
-from ckptforensics.runtime.toy.training import NO_STEP, Recipe, rounded
 
 # Sequences that a network is measured on, other ones than those of any training step.
 MEASURED = 32

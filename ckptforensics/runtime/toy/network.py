@@ -17,6 +17,8 @@ Tensors = Mapping[str, Any]
 # What a run shows on its way: layer from 0, what it is, the tensor.
 Watch = Callable[[int, str, Any], None]
 EPS = 1e-5
+# Largest sizes of a network; all are 1 or more.
+MOST = {"vocabulary": 2**20, "layers": 64, "width": 8192, "heads": 128, "context": 8192}
 
 
 @dataclass(frozen=True)

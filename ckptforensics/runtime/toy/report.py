@@ -29,8 +29,8 @@ from ckptforensics.runtime import libraries
 from ckptforensics.runtime.toy.bigram import Sequences
 from ckptforensics.runtime.toy.measures import BigramTask, measured, token_losses
 from ckptforensics.runtime.toy.network import Shape, run
+from ckptforensics.runtime.toy.saved import LOG, Saved, load, read
 from ckptforensics.runtime.toy.statistics import statistics
-from ckptforensics.runtime.toy.training import LOG, Saved, load, read
 from ckptforensics.version import __version__
 
 # A head is active where the loss rises by more than this without it, in nats.

@@ -14,8 +14,8 @@ from ckptforensics.cli.main import main
 from ckptforensics.runtime.toy.measures import BigramTask
 from ckptforensics.runtime.toy.network import run
 from ckptforensics.runtime.toy.report import report
+from ckptforensics.runtime.toy.saved import load, read
 from ckptforensics.runtime.toy.statistics import statistics
-from ckptforensics.runtime.toy.training import load, read
 
 FOLDER = Path(__file__).resolve().parents[3] / "fixtures" / "toy"
 LAST = FOLDER / "checkpoint-1500"

@@ -13,7 +13,8 @@ import transformers
 import ckptforensics
 from ckptforensics.errors import FormatError
 from ckptforensics.runtime.toy.network import Shape, new_tensors, run
-from ckptforensics.runtime.toy.training import Recipe, _save
+from ckptforensics.runtime.toy.recipes import Recipe
+from ckptforensics.runtime.toy.saved import save_checkpoint
 from tests.support.families.cases_toy import (
     llama_config,
     opt_config,
@@ -197,7 +198,7 @@ def test_weight_only_tools_read_every_option(changes, tmp_path):
     with torch.no_grad():
         for tensor in tensors.values():
             tensor.add_(0.5 * torch.randn(tensor.shape, generator=torch.manual_seed(1)))
-    _save(Saved(), shape, Recipe(), tensors, tmp_path / "model")
+    save_checkpoint(Saved(), shape, Recipe(), tensors, tmp_path / "model")
     (tmp_path / "model" / "tokenizer.json").unlink()
     expected = []
     with torch.no_grad():
@@ -221,6 +222,6 @@ def test_relu_attention_is_refused_by_the_weight_only_tools(tmp_path: Path):
             return "{}"
 
     shape = Shape(61, 1, 16, 1, 16, attention="relu")
-    _save(Saved(), shape, Recipe(), new_tensors(shape, 0), tmp_path / "model")
+    save_checkpoint(Saved(), shape, Recipe(), new_tensors(shape, 0), tmp_path / "model")
     with pytest.raises(FormatError, match="attention as 'relu'"):
         ckptforensics.open_checkpoint(tmp_path / "model")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,9 +13,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+import transformers
 from safetensors.numpy import load_file
 
 from ckptforensics.cli.main import main
+from ckptforensics.runtime.toy.network import Shape
+from ckptforensics.runtime.toy.recipes import Recipe
+from ckptforensics.runtime.toy.training import Stepper
+from tests.support.families.cases_toy import llama_config, toy_from_llama
 
 ROOT = Path(__file__).resolve().parents[3]
 SMALL = ["--width", "16", "--context", "32", "--batch", "4", "--threads", "1"]
@@ -30,10 +37,54 @@ def left(folder: Path) -> tuple[dict, list]:
     files = {
         str(path.relative_to(folder)): path.read_bytes()
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name not in ("log.jsonl", "state.safetensors")
+        # What a kill leaves half written is hidden and belongs to no run.
+        if path.is_file()
+        and path.name not in ("log.jsonl", "state.safetensors")
+        and not path.name.startswith(".")
     }
     log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     return files, [{**line, "seconds": 0} for line in log]
+
+
+class _Drawn:
+    """Random tokens, as far as a step asks for a task."""
+
+    def batch(self, shape: Shape, recipe: Recipe, step: int) -> tuple[np.ndarray, np.ndarray]:
+        ids = np.random.default_rng(step).integers(0, shape.vocabulary, (recipe.batch, 17))
+        return ids[:, :-1].copy(), ids[:, 1:].copy()
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_steps_are_those_of_transformers_and_torch(optimizer):
+    """LLaMA in torch's own loop, with its clipping and a schedule of torch."""
+    torch.manual_seed(0)
+    model = transformers.LlamaForCausalLM(llama_config())
+    shape = Shape(61, 3, 48, 4, 16, norm="rms", ffn="swiglu", positions="rope")
+    tensors = {n: t.clone().requires_grad_() for n, t in toy_from_llama(model.state_dict()).items()}
+    recipe = Recipe(optimizer, 0.01, decay=0.1, clip=0.5, warm_up=4, batch=3)
+    stepper = Stepper(_Drawn(), shape, recipe, tensors)
+    parameters = model.parameters()
+    theirs: torch.optim.Optimizer = (
+        torch.optim.AdamW(parameters, 0.01, (0.9, 0.99), weight_decay=0.1)
+        if optimizer == "adamw"
+        else torch.optim.SGD(parameters, 0.01, momentum=0.9, weight_decay=0.1)
+    )
+    warm_up = torch.optim.lr_scheduler.LambdaLR(theirs, lambda step: min(1.0, (step + 1) / 4))
+    begun = {n: t.clone() for n, t in toy_from_llama(model.state_dict()).items()}
+    for number in range(8):
+        inputs, targets = map(torch.from_numpy, _Drawn().batch(shape, recipe, number))
+        loss = torch.nn.functional.cross_entropy(
+            model(inputs).logits.flatten(0, 1), targets.flatten()
+        )
+        theirs.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5)
+        theirs.step()
+        warm_up.step()
+        stepper.step(number)
+    for name, expected in toy_from_llama(model.state_dict()).items():
+        moved = (expected - begun[name]).norm()
+        assert (tensors[name] - expected).norm() < 1e-3 * moved, name
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
@@ -92,6 +143,59 @@ def test_a_damaged_run_is_one_line(name, tmp_path, capsys):
     told = capsys.readouterr().err
     assert name in told
     assert told.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("where", "value", "told"),
+    [
+        (("shape", "layers"), 10**9, "layers"),
+        (("shape", "width"), "wide", "width"),
+        (("shape", "attention"), "none", "attention"),
+        (("recipe", "batch"), None, "batch"),
+        (("shape",), [], "shape"),
+        (("versions",), "new", "versions"),
+    ],
+)
+def test_settings_that_no_run_has_are_one_line(where, value, told, tmp_path, capsys):
+    assert train(tmp_path / "run", "--steps", "0") == 0
+    path = tmp_path / "run" / "settings.json"
+    settings = json.loads(path.read_text())
+    inner = settings
+    for key in where[:-1]:
+        inner = inner[key]
+    inner[where[-1]] = value
+    path.write_text(json.dumps(settings))
+    capsys.readouterr()
+    assert main(["toy", "report", str(tmp_path / "run")]) == 2
+    err = capsys.readouterr().err
+    assert "settings.json" in err
+    assert told in err
+    assert err.count("\n") == 1
+
+
+def test_a_compiled_network_is_trained_alike(tmp_path):
+    if shutil.which("g++") is None:
+        pytest.skip("torch.compile needs a C++ compiler, and there is no g++")
+    assert train(tmp_path / "plain", "--steps", "20") == 0
+    # In a process of its own: the compiler asks tensors for what warns, and warnings fail a test.
+    words = ["toy", "train", *SMALL, *TIMES, "--steps", "20", "--compile", "-q"]
+    command = [sys.executable, "-m", "ckptforensics", *words, "-o", str(tmp_path / "compiled")]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    plain, compiled = (
+        load_file(tmp_path / name / "checkpoint-20" / "model.safetensors")
+        for name in ("plain", "compiled")
+    )
+    for name, expected in plain.items():
+        assert np.abs(compiled[name] - expected).max() < 1e-4, name
+
+
+def test_without_a_compiler_compiling_is_refused(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    assert train(tmp_path / "run", "--steps", "1", "--compile") == 2
+    err = capsys.readouterr().err
+    assert "C++ compiler" in err
+    assert err.count("\n") == 1
 
 
 def test_a_line_cut_off_in_the_log_is_measured_again(tmp_path):
