@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from http.cookies import SimpleCookie
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.catalogs import made_up
-from tests.support.served import Server, serving
+from tests.support.served import Server, multipart, serving
 
 TOKEN = "a-token-of-a-test-0123456789"
 
@@ -67,6 +68,34 @@ def test_another_name_is_not_answered(host, server):
 @pytest.mark.parametrize("host", ["localhost", "LOCALHOST:1", "127.0.0.1:9999", "[::1]:80"])
 def test_its_own_names_are_answered_at_whatever_port(host, server):
     assert server.ask("/.json", Host=host).status == 200
+
+
+def test_nothing_of_a_request_is_the_name_of_a_file(catalog, tmp_path):
+    """Python tells of every file that is opened and of every database, folder and process."""
+    seen = tmp_path / "seen"
+    watched = (
+        "import sys\n"
+        f"seen = open({str(seen)!r}, 'w', buffering=1)\n"
+        "def hook(event, arguments):\n"
+        "    if any('zzmark' in str(one) for one in arguments if isinstance(one, (str, bytes))):\n"
+        "        seen.write(f'{event}\\n')\n"
+        "sys.addaudithook(hook)\n"
+        "sys.audit('open', 'zzmark')\n"
+        "from ckptforensics.cli.main import main\n"
+        "sys.exit(main())\n"
+    )
+    with serving(catalog, start=(sys.executable, "-c", watched)) as server:
+        for path in ("/zzmark", "/../zzmark", "/%2e%2e/zzmark", "/models/zzmark", "/rules/zzmark"):
+            for end in ("", ".json", "?audit=zzmark", "?q=zzmark&page=zzmark&state=zzmark"):
+                server.ask(path + end)
+        server.ask("/models?q=/tmp/zzmark")
+        for fields in ({"sketch": b"zzmark"}, {"hub": b"zzmark/zzmark"}, {"zzmark": b"zzmark"}):
+            body, kind = multipart(**fields)
+            body = body.replace(b"passwd", b"zzmark")
+            server.ask("/find?catalog=zzmark", "POST", body, Content_Type=kind)
+        server.ask("/", Host="zzmark", Cookie="zzmark=zzmark")
+        assert server.end() == (0, "")
+    assert seen.read_text() == "open\n"  # its own
 
 
 @pytest.mark.parametrize("method", ["PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "PROPFIND"])
