@@ -129,7 +129,7 @@ def _unfinished(audited: Audited) -> list[Skipped]:
         rows.append(
             Skipped(
                 what="findings of this version",
-                reason="these models were added by 'ckpt catalog add', or audited by an earlier "
+                reason="these models were added by 'ckpt catalog add', or audited by another "
                 "version: 'ckpt audit' judges them",
             )
         )

@@ -23,9 +23,15 @@ class _Kept(BaseModel):
         return json.dumps(self.model_dump(mode="python"), default=_plain)
 
     @classmethod
-    def read(cls, text: str) -> Self:
-        """What `text` wrote; pydantic's own reader refuses half a surrogate pair."""
-        return cls.model_validate(json.loads(text))
+    def read(cls, text: str | None) -> Self | None:
+        """What `text` wrote; None for nothing, and for what a version wrote that is not this one.
+
+        Pydantic's own reader refuses half of a surrogate pair.
+        """
+        try:
+            return None if text is None else cls.model_validate(json.loads(text))
+        except ValueError:
+            return None
 
 
 class Settings(_Kept):

@@ -104,7 +104,7 @@ def pair_page(document: ComparisonDocument, addresses: Sequence[str], served: Se
         served,
         document=document,
         pair=pair,
-        models=list(zip(addresses, document.names, model_lines(document), strict=True)),
+        models=list(zip(addresses, model_lines(document), strict=True)),
         figure=angle_figure(document, pair),
     )
 

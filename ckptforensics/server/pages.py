@@ -222,7 +222,7 @@ class _Pages:
             Looked(
                 f"/?audit={one.number}",
                 ", ".join(one.sources),
-                "added" if one.settings is None else "audited",
+                "added" if one.sources[0] == "catalog add" else "audited",
                 one.ended or "not yet",
             )
             for one in self._current.audits()

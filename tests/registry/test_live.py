@@ -97,15 +97,16 @@ def test_what_is_added_or_imported_leaves_it_as_it_is(catalog, tmp_path):
     assert "'ckpt audit' judges them" in added.coverage.not_read[0].reason
 
 
-def test_what_an_audit_before_these_settings_found_is_shown_as_it_was_kept(catalog):
+@pytest.mark.parametrize("kept", ["NULL", "'{}'", "'[]'", "'{\"policy\": 1}'", "'no JSON'"])
+def test_what_an_audit_of_other_settings_found_is_shown_as_it_was_kept(kept, catalog):
     written = made_up(catalog, COUNT)
     with open_writer(catalog) as writer:
-        writer._db.execute("UPDATE runs SET settings_json = NULL, left_json = NULL")
+        writer._db.execute(f"UPDATE runs SET settings_json = {kept}, left_json = NULL")
     found = live(catalog).document
     assert set(found.findings) == set(written.findings)
     assert [m.name for m in found.models] == [m.name for m in written.models]
     assert found.rules == ()
-    assert "earlier version" in found.coverage.not_read[0].reason
+    assert "another version" in found.coverage.not_read[0].reason
 
 
 def test_a_part_has_the_coverage_of_its_models(catalog):

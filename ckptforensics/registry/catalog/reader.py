@@ -27,7 +27,7 @@ class Audited(NamedTuple):
     sources : as they were given
     ended : when the last one ended; None while it has not
     tool_version : of the program that ran it
-    settings : what it goes by; None where it judges nothing, or a version before these kept it
+    settings : what it goes by; None where it judges nothing, or another version kept it
     left : what the last that ended left; None where that was not kept
     """
 
@@ -86,16 +86,14 @@ class CatalogReader:
         of_run = "SELECT * FROM runs WHERE id = ?"
         run = self._db.execute(of_run, (row["run"],)).fetchone()
         ended = self._db.execute(of_run, (row["last_ended"],)).fetchone()
-        settings = run["settings_json"]
-        left = None if ended is None else ended["left_json"]
         return Audited(
             number=row["number"],
             run=run["id"],
             sources=tuple(json.loads(run["sources_json"])),
             ended=run["ended"],
             tool_version=run["tool_version"],
-            settings=None if settings is None else Settings.read(settings),
-            left=None if left is None else Left.read(left),
+            settings=Settings.read(run["settings_json"]),
+            left=Left.read(None if ended is None else ended["left_json"]),
         )
 
     def models(self, run: int | None = None) -> list[CataloguedModel]:
