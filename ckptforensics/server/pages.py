@@ -92,7 +92,7 @@ class _Pages:
         self._finds = Finds(options)
 
     def overview(self, request: Request) -> Page:
-        """The page of an audit: by default the one that was looked at last."""
+        """The page of an audit, by default the last one."""
         shown = self._asked(request)
         served = Served(
             nav(shown.query),
@@ -222,7 +222,7 @@ class _Pages:
             Looked(
                 f"/?audit={one.number}",
                 ", ".join(one.sources),
-                "added" if one.sources[0] == "catalog add" else "audited",
+                "added" if one.sources[:1] == ("catalog add",) else "audited",
                 one.ended or "not yet",
             )
             for one in self._current.audits()
@@ -259,7 +259,7 @@ class _Pages:
         return document.model_copy(update={"path": self._options.catalog.name})
 
     def _asked(self, request: Request) -> Shown:
-        """The audit that a request names, or the one that was looked at last."""
+        """The audit that a request names, or the last one."""
         asked = request.query_params.get("audit")
         number = None if asked is None else _number(asked, "audit", 400)
         shown = self._current.shown(
