@@ -1,4 +1,7 @@
-"""The served pages in a browser, over a hostile catalog: silent, alone, usable on a phone."""
+"""The served pages in a browser, over a hostile catalog: silent, alone, usable on a phone.
+
+With CKPT_SHOTS=FOLDER each is kept as a picture, as wide screens and phones show it.
+"""
 
 from __future__ import annotations
 
