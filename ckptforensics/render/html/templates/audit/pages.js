@@ -26,8 +26,7 @@ function findingBox(row, withModel) {
   );
 }
 
-const pairAddress = (one, other) =>
-  `/pairs/${served.numbers[one]}/${served.numbers[other]}`;
+const pairAddress = (one, other) => `/pairs/${served.numbers[one]}/${served.numbers[other]}`;
 
 function relationBox(model, [other, verdict, sentence, evidence]) {
   const said = data.sentences[sentence].map((part) =>
