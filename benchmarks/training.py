@@ -36,7 +36,7 @@ RUNS = {
     "softmax-3": _THREE,
     "relu-3": f"{_THREE} --attention relu --rate 3e-4",
     "sgd-3": f"{_THREE} --optimizer sgd",
-    "narrow-3": "--layers 3 --batch 8 --steps 12000 --threads 1 --width 192 --dtype BF16",
+    "narrow-3": f"{_THREE} --width 192 --dtype BF16",
 }
 # Three layers at ten times the published rate: what comes late comes within an hour.
 _FAST = "--layers 3 --batch 8 --width 192 --rate 3e-3 --threads 1 --dtype BF16"
@@ -65,7 +65,7 @@ OPTIONS = {
 SEEDS = (0, 1)
 _LANGUAGE = "--task language --steps 800 --threads 1 --save-every 10000"
 # Loss in nats on held-out text at which the language models are compared.
-MATCHED = 3.75
+MATCHED = 3.8
 
 
 def run(folder: Path, runs: dict[str, str] = RUNS) -> None:
@@ -102,11 +102,10 @@ def write(folder: Path) -> None:
     ordered = tuple(runs[name] for name in RUNS if name in runs)
     document = ToyDocument(**{**whole.model_dump(), "runs": ordered})
     save_document(document, DOCS / "training.json")
-    for name, chosen in (
-        ("training-1-layer", [r for r in ordered if r.layers == 1]),
-        ("training-3-layers", [r for r in ordered if r.layers == 3]),
-    ):
-        picture = ToyDocument(**{**document.model_dump(), "runs": tuple(chosen)})
+    published = [one for one in ordered if not one.path.startswith("fast")]
+    for name, layers in (("training-1-layer", 1), ("training-3-layers", 3)):
+        chosen = tuple(one for one in published if one.layers == layers)
+        picture = ToyDocument(**{**document.model_dump(), "runs": chosen})
         plot_document(picture, DOCS / f"{name}.png")
     fill_page(DOCS / "training.md", "runs", _table(ordered))
 

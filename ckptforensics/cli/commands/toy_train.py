@@ -16,10 +16,6 @@ if TYPE_CHECKING:
     from ckptforensics.runtime.toy.network import Shape
     from ckptforensics.runtime.toy.recipes import Recipe, Task
 
-_RELU_RATE = {1: 3e-3}
-_RATES = {"adamw": 3e-4, "sgd": 0.03}
-_LANGUAGE_RATES = {"adamw": 3e-3, "sgd": 0.3}
-
 
 @dataclass(frozen=True)
 class NetworkOptions:
@@ -157,18 +153,15 @@ class RunOptions:
             return LanguageTask(*words_of(Text(file=self.text_file)))
         return BigramTask(statistics(self.text_file))
 
-    def recipe(self, network: NetworkOptions, shape: Shape) -> Recipe:
+    def recipe(self, shape: Shape) -> Recipe:
         """The recipe of the publication, or of the language models, but for what is given."""
-        from ckptforensics.runtime.toy.recipes import Recipe
+        from ckptforensics.runtime.toy.recipes import Recipe, usual_rate
 
+        rate = self.rate or usual_rate(self.task, shape, self.optimizer)
         if self.task == "language":
-            rate = self.rate or _LANGUAGE_RATES[self.optimizer]
             return Recipe(
                 self.optimizer, rate, 0.1, 1.0, 100, self.batch or 8, self.seed, self.dtype
             )
-        rate = self.rate or _RATES[self.optimizer]
-        if self.rate is None and network.attention == "relu":
-            rate = _RELU_RATE.get(shape.layers, rate)
         return Recipe(
             self.optimizer, rate, batch=self.batch or 32, seed=self.seed, dtype=self.dtype
         )
@@ -274,7 +267,7 @@ def command(folder: Path, how: RunOptions, network: NetworkOptions, out: OutputO
     train(
         task,
         shape,
-        how.recipe(network, shape),
+        how.recipe(shape),
         Schedule(how.steps, how.log_every, how.save_every),
         folder,
         start=how.start,

@@ -78,6 +78,15 @@ class Schedule:
     save_every: int = 500
 
 
+def usual_rate(task: str, shape: Shape, optimizer: str) -> float:
+    """The learning rate of the publication, or of the language models."""
+    if task == "language":
+        return {"adamw": 3e-3, "sgd": 0.3}[optimizer]
+    if shape.attention == "relu" and shape.layers == 1:
+        return 3e-3
+    return {"adamw": 3e-4, "sgd": 0.03}[optimizer]
+
+
 def rounded(value: Any) -> float:
     """A tensor of one element to six digits: what a log needs."""
     return float(f"{float(value):.6g}")

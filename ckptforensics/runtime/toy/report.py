@@ -29,6 +29,7 @@ from ckptforensics.runtime import libraries
 from ckptforensics.runtime.toy.bigram import Sequences
 from ckptforensics.runtime.toy.measures import BigramTask, measured, token_losses
 from ckptforensics.runtime.toy.network import Shape, run
+from ckptforensics.runtime.toy.recipes import usual_rate
 from ckptforensics.runtime.toy.saved import LOG, Saved, load, read
 from ckptforensics.runtime.toy.statistics import statistics
 from ckptforensics.version import __version__
@@ -139,8 +140,14 @@ def _published(saved: Saved, curve: tuple[ToyPoint, ...]) -> tuple[ToyPublished,
     file = resources.files("ckptforensics.runtime.toy") / "published.json"
     shape, recipe = saved.shape, saved.recipe
     found = []
-    options = options_of(saved.task, shape)
-    differs = ", ".join(options) or (None if saved.start is None else "begun from a checkpoint")
+    others = [*options_of(saved.task, shape)]
+    if recipe.rate != usual_rate(saved.task, shape, recipe.optimizer):
+        others.append(f"rate {recipe.rate:g}")
+    if saved.start is not None:
+        others.append("begun from a checkpoint")
+    if saved.text != statistics().name:
+        others.append("another text")
+    differs = ", ".join(others) or None
     for row in json.loads(file.read_text("utf-8"))["rows"]:
         same = (row["layers"], row["attention"], row["optimizer"]) == (
             *(shape.layers, shape.attention),

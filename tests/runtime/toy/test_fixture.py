@@ -13,9 +13,11 @@ import ckptforensics
 from ckptforensics.cli.main import main
 from ckptforensics.runtime.toy.measures import BigramTask
 from ckptforensics.runtime.toy.network import run
+from ckptforensics.runtime.toy.recipes import Recipe, Schedule
 from ckptforensics.runtime.toy.report import report
 from ckptforensics.runtime.toy.saved import load, read
 from ckptforensics.runtime.toy.statistics import statistics
+from ckptforensics.runtime.toy.training import train
 
 FOLDER = Path(__file__).resolve().parents[3] / "fixtures" / "toy"
 LAST = FOLDER / "checkpoint-1500"
@@ -64,3 +66,25 @@ def test_the_copying_head_is_active_on_triggers_and_dormant_elsewhere():
     assert drained[-1] < max(drained) / 2
     # The stored weights are those that the log was written of, but for BF16.
     assert found.ablations[0].loss == pytest.approx(found.curve[-1].loss, abs=2e-3)
+
+
+def test_a_fine_tune_keeps_the_direction_and_another_seed_has_its_own(tmp_path, capsys):
+    """u1 of every layer that has a clear one, as `ckpt evolve` sees it."""
+    tuned, other = tmp_path / "tuned", tmp_path / "other"
+    task, shape, recipe = BigramTask(statistics()), read(FOLDER).shape, Recipe(batch=2, seed=9)
+    for folder, start in ((tuned, LAST), (other, None)):
+        train(task, shape, recipe, Schedule(10, 10, 10), folder, start=start, threads=1)
+
+    def angles(checkpoint: Path) -> list[tuple[float, bool]]:
+        capsys.readouterr()
+        words = ["evolve", str(LAST), str(checkpoint), "--steps", "1,2", "-q", "--no-cache"]
+        assert main([*words, "--format", "json"]) == 0
+        layers = json.loads(capsys.readouterr().out)["layers"]
+        found = [layer["checkpoints"][-1]["u_previous"] for layer in layers]
+        return [(one["degrees"], one["clear"]) for one in found]
+
+    kept, new = angles(tuned / "checkpoint-10"), angles(other / "checkpoint-10")
+    clear = [degrees for degrees, is_clear in kept if is_clear]
+    assert clear
+    assert max(clear) < 15
+    assert min(degrees for degrees, _ in new) > 70

@@ -230,6 +230,18 @@ def test_a_log_has_what_is_promised(tmp_path):
         assert isinstance(line[name], int | float)
 
 
+def test_what_differs_from_the_published_run_is_named(tmp_path, capsys):
+    text = tmp_path / "text.txt"
+    text.write_text("to be or not to be, that is the question. " * 40)
+    words = ["--rate", "1e-3", "--text-file", str(text), "--steps", "0"]
+    assert train(tmp_path / "run", *words) == 0
+    capsys.readouterr()
+    assert main(["toy", "report", str(tmp_path / "run"), "--format", "json", "-q"]) == 0
+    (run,) = json.loads(capsys.readouterr().out)["runs"]
+    said = {row["comparable"] for row in run["published"]}
+    assert said == {"width 16, context 32, rate 0.001, another text"}
+
+
 def test_a_language_model_learns(tmp_path):
     words = ["--task", "language", "--width", "32", "--layers", "1", "--heads", "2"]
     assert train(tmp_path / "run", *words, "--steps", "80", "--dtype", "BF16") == 0
