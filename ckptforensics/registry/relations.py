@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from ckptforensics.results import PairRecord
 
-_CHANGES_KEPT = 8
+CHANGES_KEPT = 8
 
 
 @dataclass(frozen=True)
@@ -70,5 +70,5 @@ class Relations:
 
 def trimmed(pair: PairRecord, a: str, b: str) -> PairRecord:
     """The pair as it is kept: by identities, with its largest changes only."""
-    kept = tuple(pair.largest_changes[:_CHANGES_KEPT])
+    kept = tuple(pair.largest_changes[:CHANGES_KEPT])
     return pair.model_copy(update={"a": a, "b": b, "changes": kept})

@@ -22,18 +22,31 @@ class _Kept(BaseModel):
         """As JSON in ASCII: names of files need not be Unicode, and SQLite's texts are."""
         return json.dumps(self.model_dump(mode="python"), default=_plain)
 
+    @classmethod
+    def read(cls, text: str | None) -> Self | None:
+        """What `text` wrote; None for nothing, and for what a version wrote that is not this one.
+
+        Pydantic's own reader refuses half of a surrogate pair.
+        """
+        try:
+            return None if text is None else cls.model_validate(json.loads(text))
+        except ValueError:
+            return None
+
 
 class Settings(_Kept):
     """What an audit goes by.
 
     Attributes
     ----------
+    level : of the comparisons
     codes : digests of the code that compares pairs, each with whether that is by signature
     policy : the user's
     known : identifiers of findings that the baseline has
     today : by which suppressions expire
     """
 
+    level: Level
     codes: dict[str, bool]
     policy: Policy = Field(default_factory=Policy)
     known: frozenset[str] = frozenset()
@@ -43,6 +56,7 @@ class Settings(_Kept):
     def of(cls, options: AuditOptions) -> Self:
         """Those of an audit with these options."""
         return cls(
+            level=options.level,
             codes=codes_of(options.level),
             policy=options.policy,
             known=options.known,

@@ -1,4 +1,4 @@
-"""Pages of the server that are no page of an audit: models, find, the catalog, errors."""
+"""Pages of the server that are no page of an audit: models, pairs, find, the catalog, errors."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from markupsafe import Markup
 from ckptforensics.quantities import counted, size
 from ckptforensics.render.audit import words
 from ckptforensics.render.audit.page import Served, served_style
-from ckptforensics.render.html.page import environment
+from ckptforensics.render.html.page import angle_figure, environment, model_lines
 from ckptforensics.render.renderers import table_parts
 from ckptforensics.results.audit import SEVERITIES, AuditDocument, AuditedModel, FindingRecord
 from ckptforensics.results.catalog import CatalogDocument
+from ckptforensics.results.comparison import ComparisonDocument
 from ckptforensics.results.find import FindDocument
 from ckptforensics.version import __version__
 
@@ -93,6 +94,19 @@ def catalog_page(document: CatalogDocument, audits: Sequence[Looked], served: Se
 def error_page(title: str, line: str, served: Served) -> str:
     """What is wrong, in one line."""
     return _page("error", served, title=title, line=line)
+
+
+def pair_page(document: ComparisonDocument, addresses: Sequence[str], served: Served) -> str:
+    """What a comparison says of two models, whose own pages have these addresses, "" for none."""
+    (pair,) = document.pairs
+    return _page(
+        "pair",
+        served,
+        document=document,
+        pair=pair,
+        models=list(zip(addresses, model_lines(document), strict=True)),
+        figure=angle_figure(document, pair),
+    )
 
 
 def _page(name: str, served: Served, **values: Any) -> str:

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 
+from anyio import to_thread
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
@@ -27,6 +28,10 @@ _TITLES: Mapping[int, str] = {
     500: "Something went wrong here",
     503: "Not now",
 }
+
+
+# An error of a record may quote all of it.
+_LONGEST_LINE = 500
 
 
 class Refused(Exception):
@@ -70,9 +75,12 @@ def answered(
         path = request.url.path
         try:
             page = await make(request)
+            text, kind = page.html, "text/html"
             if wants_json(path):
-                return Response(page.json(), headers=page.headers, media_type="application/json")
-            return Response(page.html(), headers=page.headers, media_type="text/html")
+                text, kind = page.json, "application/json"
+            # Others are answered while a large page is made.
+            body = await to_thread.run_sync(text)
+            return Response(body, headers=page.headers, media_type=kind)
         except Refused as refused:
             return refusal(path, refused)
         except ClientDisconnect:
@@ -92,16 +100,15 @@ def answered(
 
 def refusal(path: str, refused: Refused) -> Response:
     """The page or the JSON that says why."""
-    how = {"status_code": refused.status, "headers": refused.headers}
     if wants_json(path):
-        text = json.dumps({"error": one_line(refused.line)}) + "\n"
-        return Response(text, media_type="application/json", **how)  # type: ignore[arg-type]
-    title = _TITLES.get(refused.status, "That cannot be answered")
-    page = error_page(title, refused.line, Served(nav(""), "", "/.json"))
-    return Response(page, media_type="text/html", **how)  # type: ignore[arg-type]
+        text, kind = json.dumps({"error": one_line(refused.line)}) + "\n", "application/json"
+    else:
+        title = _TITLES.get(refused.status, "That cannot be answered")
+        text, kind = error_page(title, refused.line, Served(nav(""), "", "/.json")), "text/html"
+    return Response(text, refused.status, refused.headers, kind)
 
 
 def tell(line: str) -> None:
     """Tell the user who started the server, in one line."""
-    sys.stderr.write(f"ckpt: {one_line(line)}\n")
+    sys.stderr.write(f"ckpt: {one_line(line[:_LONGEST_LINE])}\n")
     sys.stderr.flush()

@@ -52,17 +52,18 @@ class Finds:
             if it brings nothing that can be looked for, too much or too slowly, or if as much as
             can be is looked for already.
         """
+        try:
+            async with asyncio.timeout(UPLOAD_SECONDS):
+                asked = await _asked(request)
+        except TimeoutError:
+            raise Refused(408, "the upload did not end in time") from None
+        # Whoever is slow to upload takes nobody's place.
         if self._running >= MOST_AT_ONCE:
             raise Refused(
                 503, "others are looking for something just now: try again", {"Retry-After": "2"}
             )
         self._running += 1
         try:
-            try:
-                async with asyncio.timeout(UPLOAD_SECONDS):
-                    asked = await _asked(request)
-            except TimeoutError:
-                raise Refused(408, "the upload did not end in time") from None
             if isinstance(asked, str):
                 asked = await self._of_hub(asked)
             return await to_thread.run_sync(self._find, asked)

@@ -21,7 +21,6 @@ from ckptforensics.render.audit.page import script, served_style, source_hash
 from ckptforensics.server.answers import Refused, refusal
 from ckptforensics.server.options import ServeOptions
 
-COOKIE = "ckpt_token"
 _POSTED = ("/find", "/find.json")
 
 
@@ -88,10 +87,10 @@ class Guard:
             # A path with two slashes in front would name another host.
             where = "/" + scope["path"].lstrip("/") + (f"?{rest}" if rest else "")
             again = RedirectResponse(where, status_code=303)
-            again.set_cookie(COOKIE, given, httponly=True, samesite="strict")
+            again.set_cookie(_cookie_name(scope), given, httponly=True, samesite="strict")
             return again
         kind, _, shown = headers.get("authorization", "").partition(" ")
-        self._compare(shown.strip() if kind.lower() == "bearer" else _cookie(headers))
+        self._compare(shown.strip() if kind.lower() == "bearer" else _cookie(scope, headers))
         return None
 
     def _compare(self, shown: str) -> None:
@@ -147,9 +146,14 @@ def _is_ip(name: str) -> bool:
     return True
 
 
-def _cookie(headers: Headers) -> str:
+def _cookie_name(scope: Scope) -> str:
+    """A browser has one set of cookies for all ports of a host."""
+    return f"ckpt_token_{scope['server'][1]}"
+
+
+def _cookie(scope: Scope, headers: Headers) -> str:
     try:
-        found = SimpleCookie(headers.get("cookie", "")).get(COOKIE)
+        found = SimpleCookie(headers.get("cookie", "")).get(_cookie_name(scope))
     except CookieError:
         return ""
     return "" if found is None else found.value

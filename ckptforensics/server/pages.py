@@ -6,7 +6,8 @@ Whatever a request names is looked up in the catalog; nothing of it becomes the 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from urllib.parse import urlencode
 
@@ -16,10 +17,18 @@ from starlette.requests import Request
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
+from ckptforensics.quantities import counted
 from ckptforensics.registry.catalog.contents import catalog_document
 from ckptforensics.render.audit import words
 from ckptforensics.render.audit.page import Served, served_audit, served_part
-from ckptforensics.render.served import Looked, Paged, catalog_page, find_page, models_page
+from ckptforensics.render.served import (
+    Looked,
+    Paged,
+    catalog_page,
+    find_page,
+    models_page,
+    pair_page,
+)
 from ckptforensics.results import Document
 from ckptforensics.results.audit import SEVERITIES, AuditedModel
 from ckptforensics.results.catalog import CatalogDocument
@@ -49,6 +58,7 @@ def make_app(options: ServeOptions) -> ASGIApp:
         ("/", pages.overview),
         ("/models", pages.models),
         ("/models/{number}", pages.model),
+        ("/pairs/{one}/{other}", pages.pair),
         ("/findings/{identifier}", pages.finding),
         ("/families/{number}", pages.family),
         ("/rules/{rule}", pages.rule),
@@ -82,7 +92,7 @@ class _Pages:
         self._finds = Finds(options)
 
     def overview(self, request: Request) -> Page:
-        """The page of an audit: by default the one that was looked at last."""
+        """The page of an audit, by default the last one."""
         shown = self._asked(request)
         served = Served(
             nav(shown.query),
@@ -127,7 +137,8 @@ class _Pages:
         )
         served = Served(nav(shown.query), "Models", at(page, "/models.json"), shown.query)
         of = f"in {', '.join(shown.live.audited.sources)}"
-        ways = (("prev", at(page - 1, "/models.json")), ("next", at(page + 1, "/models.json")))
+        path = request.url.path
+        ways = (("prev", at(page - 1, path)), ("next", at(page + 1, path)))
         links = ", ".join(f'<{where}>; rel="{which}"' for which, where in ways if where)
         return Page(
             lambda: models_page(document, numbers, of, paged, served).encode(),
@@ -139,10 +150,17 @@ class _Pages:
         """One model, with its family drawn around it."""
         number = _number(request.path_params["number"], "what names a model")
         shown = self._holding(number)
-        name = shown.models[number].name
-        start = ("model", number)
-        return self._part(
-            shown, f"/models/{number}", name, (number,), shown.family_of(number), start
+        heading = f"One of {counted(len(shown.models), 'model')}"
+        return _part(
+            shown,
+            _Part(
+                path=f"/models/{number}",
+                title=shown.models[number].name,
+                heading=heading,
+                numbers=frozenset((number,)),
+                around=shown.family_of(number),
+                whole=number,
+            ),
         )
 
     def family(self, request: Request) -> Page:
@@ -152,9 +170,25 @@ class _Pages:
         family = shown.family_of(number)
         if len(family) < 2 and not shown.models[number].relatives:
             raise Refused(404, "this model has no relatives in the catalog")
-        title = f"Family of {len(family):,}"
-        path = f"/families/{number}"
-        return self._part(shown, path, title, family, family, ("family", 0))
+        title = f"Family of {counted(len(family), 'model')}"
+        path, start = f"/families/{number}", ("family", "0")
+        return _part(shown, _Part(path, title, title, family, family, start))
+
+    def pair(self, request: Request) -> Page:
+        """What was measured of two models that are related."""
+        numbers = [_number(request.path_params[n], "what names a model") for n in ("one", "other")]
+        shown = self._holding(numbers[0])
+        document = shown.live.comparison(*numbers)
+        if document is None:
+            raise Refused(404, "no comparison found these two related")
+        known = {shown.models[n].name: f"/models/{n}" for n in numbers if n in shown.models}
+        addresses = [known.get(name, "") for name in document.names]
+        path = f"/pairs/{numbers[0]}/{numbers[1]}.json"
+        served = Served(nav(shown.query), "", path)
+        return Page(
+            lambda: pair_page(document, addresses, served).encode(),
+            lambda: _json(document).encode(),
+        )
 
     def finding(self, request: Request) -> Page:
         """One finding with all its evidence, and the page of its rule."""
@@ -165,11 +199,10 @@ class _Pages:
         found = None if shown is None else shown.finding(identifier)
         if shown is None or found is None:
             raise Refused(404, "no audit of this catalog has that finding now")
-        number = shown.number_of.get(found.model)
-        numbers = () if number is None else (number,)
-        title = f"{found.rule} in {found.model}"
-        path = f"/findings/{identifier}"
-        return self._part(shown, path, title, numbers, numbers, ("finding", 0), {identifier})
+        numbers = shown.numbers((found.model,))
+        path, title = f"/findings/{identifier}", f"{found.rule} in {found.model}"
+        start, only = ("finding", "0"), frozenset((identifier,))
+        return _part(shown, _Part(path, title, "One finding", numbers, numbers, start, only))
 
     def rule(self, request: Request) -> Page:
         """A rule, and what it found."""
@@ -177,10 +210,10 @@ class _Pages:
         if not _RULE.fullmatch(rule) or rule not in {r.id for r in shown.live.document.rules}:
             raise Refused(404, "no rule of that number was applied")
         found = [f for f in shown.live.document.findings if f.rule == rule]
-        numbers = {shown.number_of[f.model] for f in found if f.model in shown.number_of}
-        findings = {f.id for f in found}
-        path = f"/rules/{rule}"
-        return self._part(shown, path, rule, numbers, numbers, ("rule", rule), findings)
+        numbers = shown.numbers(f.model for f in found)
+        path, heading = f"/rules/{rule}", f"What {rule} finds"
+        start, only = ("rule", rule), frozenset(f.id for f in found)
+        return _part(shown, _Part(path, rule, heading, numbers, numbers, start, only))
 
     def catalog(self, request: Request) -> Page:
         """What the catalog holds, and what was looked at."""
@@ -189,7 +222,7 @@ class _Pages:
             Looked(
                 f"/?audit={one.number}",
                 ", ".join(one.sources),
-                "added" if one.settings is None else "audited",
+                "added" if one.sources[:1] == ("catalog add",) else "audited",
                 one.ended or "not yet",
             )
             for one in self._current.audits()
@@ -226,7 +259,7 @@ class _Pages:
         return document.model_copy(update={"path": self._options.catalog.name})
 
     def _asked(self, request: Request) -> Shown:
-        """The audit that a request names, or the one that was looked at last."""
+        """The audit that a request names, or the last one."""
         asked = request.query_params.get("audit")
         number = None if asked is None else _number(asked, "audit", 400)
         shown = self._current.shown(
@@ -245,38 +278,50 @@ class _Pages:
             raise Refused(404, "no audit of this catalog has a model of that number")
         return shown
 
-    def _part(
-        self,
-        shown: Shown,
-        path: str,
-        title: str,
-        numbers: Collection[int],
-        around: Collection[int],
-        start: tuple[str, int | str],
-        findings: Iterable[str] | None = None,
-    ) -> Page:
-        """A part of an audit: of the models of these numbers, with those around them drawn."""
-        document = shown.live.part(numbers, findings)
 
-        def html() -> bytes:
-            context = document if around == numbers else shown.live.part(around, findings)
-            shown_numbers = tuple(n for n in shown.live.numbers if n in set(around))
-            kind, value = start
-            whole = None
-            if kind == "model":
-                whole = shown.models[int(value)].name
-                value = shown_numbers.index(int(value))
-            served = Served(
-                nav(shown.query),
-                "",
-                f"{path}.json{shown.query}",
-                shown.query,
-                shown_numbers,
-                (kind, str(value)),
-            )
-            return served_part(document, title, context, whole, served).encode()
+@dataclass(frozen=True)
+class _Part:
+    """A part of an audit that is a page.
 
-        return Page(html, lambda: _json(document).encode())
+    Attributes
+    ----------
+    path : of the page
+    title, heading : of the page, and in its head
+    numbers : of the models that it is of
+    around : of these and of what is drawn around them
+    start : what of it is shown, as the script's `route` takes it
+    findings : their identifiers; None for all of these models
+    whole : the model of which all is shown
+    """
+
+    path: str
+    title: str
+    heading: str
+    numbers: frozenset[int]
+    around: frozenset[int]
+    start: tuple[str, str] = ("", "")
+    findings: frozenset[str] | None = None
+    whole: int | None = None
+
+
+def _part(shown: Shown, part: _Part) -> Page:
+    """The page of a part of an audit, and the document of it."""
+    document = shown.live.part(part.numbers, part.findings)
+
+    def html() -> bytes:
+        around = document
+        if part.around != part.numbers:
+            around = shown.live.part(part.around, part.findings)
+        numbers = tuple(n for n in shown.live.numbers if n in part.around)
+        whole, start = None, part.start
+        if part.whole is not None:
+            whole, start = shown.models[part.whole].name, ("model", str(numbers.index(part.whole)))
+        address = f"{part.path}.json{shown.query}"
+        served = Served(nav(shown.query), "", address, shown.query, numbers, start)
+        titles = (part.title, part.heading)
+        return served_part(document, titles, around, whole, served).encode()
+
+    return Page(html, lambda: _json(document).encode())
 
 
 def _like(shown: Shown, wanted: dict[str, str]) -> list[int]:

@@ -109,6 +109,7 @@ def _listen(options: ServeOptions) -> socket.socket:
 
 
 def _address(options: ServeOptions, listening: socket.socket) -> str:
+    """Where it is answered: of all addresses of this machine, at its name."""
     port = listening.getsockname()[1]
-    host = f"[{options.host}]" if ":" in options.host else options.host
-    return f"http://{host}:{port}/"
+    host = socket.gethostname() if options.host in ("0.0.0.0", "::") else options.host  # noqa: S104
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}/"

@@ -35,7 +35,8 @@ def commands() -> dict[str, click.Command]:
 
 def options(command: click.Command) -> list[click.Option]:
     """Of the command, and of the commands below it."""
-    context = click.Context(command)
+    # With the group's settings: a command keeps the first help option that it was asked for.
+    context = click.Context(command, help_option_names=["-h", "--help"])
     found = [p for p in command.get_params(context) if isinstance(p, click.Option)]
     if isinstance(command, click.Group) and command is not cli:
         below = [command.get_command(context, name) for name in command.list_commands(context)]

@@ -12,8 +12,6 @@ import shutil
 import signal
 import sqlite3
 import time
-import warnings
-from collections.abc import Callable
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -26,6 +24,7 @@ import pytest
 from ckptforensics.registry.audit import audit
 from ckptforensics.registry.catalog import database
 from ckptforensics.registry.options import AuditOptions
+from tests.support.forks import fork, forked
 from tests.support.recorded import Recorder, contents
 from tests.support.registry import HOSTILE, RELATED, build
 
@@ -131,21 +130,3 @@ def assert_whole(catalog: Path) -> None:
         with closing(sqlite3.connect(catalog)) as db:
             assert db.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
             assert db.execute("PRAGMA foreign_key_check").fetchall() == []
-
-
-def forked(work: Callable[[], None]) -> int:
-    """The exit status of a forked process that does the work."""
-    return os.waitpid(fork(work), 0)[1]
-
-
-def fork(work: Callable[[], None]) -> int:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # threads of the tests' own
-        child = os.fork()
-    if child == 0:
-        try:
-            work()
-        except BaseException:
-            os._exit(1)
-        os._exit(0)
-    return child

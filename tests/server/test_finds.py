@@ -6,8 +6,11 @@ import asyncio
 import json
 import shutil
 import socket
+import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -158,43 +161,51 @@ def test_too_much_is_refused_before_it_is_read(server):
         assert b"413" in connection.recv(100)
 
 
-def test_one_who_sends_half_keeps_nobody_waiting(server, saved):
+def test_those_who_send_half_keep_nobody_waiting(server, saved):
     data = saved.read_bytes()
     head = f"POST /find.json HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(data)}\r\n\r\n"
-    with socket.create_connection((server.host, server.port)) as slow:
-        slow.sendall(head.encode() + data[:100])
+    with ExitStack() as stack:
+        slow = [
+            stack.enter_context(socket.create_connection((server.host, server.port)))
+            for _ in range(5 * MOST_AT_ONCE)
+        ]
+        for connection in slow:
+            connection.sendall(head.encode() + data[:100])
         time.sleep(0.3)
         assert server.ask("/.json").status == 200
         assert uploaded(server, data).status == 200
-    # One who goes away leaves the place to others.
-    for _ in range(2 * MOST_AT_ONCE):
-        with socket.create_connection((server.host, server.port)) as gone:
-            gone.sendall(head.encode() + data[:100])
-    deadline = time.monotonic() + 10
-    while uploaded(server, data).status != 200:
-        assert time.monotonic() < deadline
+        # Half of them go away, one sends the rest.
+        for connection in slow[1::2]:
+            connection.close()
+        slow[0].sendall(data[100:])
+        slow[0].settimeout(30)
+        assert b" 200 " in slow[0].recv(100)
+    assert uploaded(server, data).status == 200
 
 
-def test_more_than_can_be_looked_for_at_once_are_told_to_come_again(server, saved):
+def test_more_than_can_be_looked_for_at_once_are_told_to_come_again(catalog, saved):
+    slow = (
+        "import sys, time\n"
+        "from ckptforensics.server import finds\n"
+        "find = finds.find\n"
+        "finds.find = lambda *a: (time.sleep(2), find(*a))[1]\n"
+        "from ckptforensics.cli.main import main\n"
+        "sys.exit(main())\n"
+    )
     data = saved.read_bytes()
-    head = f"POST /find.json HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(data)}\r\n\r\n"
-    slow = [socket.create_connection((server.host, server.port)) for _ in range(MOST_AT_ONCE)]
-    try:
-        for connection in slow:
-            connection.sendall(head.encode() + data[:100])
-        time.sleep(0.5)
+    with (
+        serving(catalog, start=(sys.executable, "-c", slow)) as server,
+        ThreadPoolExecutor(MOST_AT_ONCE) as pool,
+    ):
+        under_way = [pool.submit(uploaded, server, data) for _ in range(MOST_AT_ONCE)]
+        time.sleep(0.7)
         answer = uploaded(server, data)
         assert answer.status == 503
         assert int(answer.headers["retry-after"]) > 0
-        for connection in slow:
-            connection.sendall(data[100:])
-        for connection in slow:
-            connection.settimeout(30)
-            assert b" 200 " in connection.recv(100)
-    finally:
-        for connection in slow:
-            connection.close()
-    assert uploaded(server, data).status == 200
+        assert "try again" in answer.text
+        assert uploaded(server, data, "/find").status == 503
+        assert [one.result().status for one in under_way] == [200] * MOST_AT_ONCE
+        assert uploaded(server, data).status == 200
 
 
 def test_an_upload_that_does_not_end_is_ended(catalog, monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from http.cookies import SimpleCookie
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.catalogs import made_up
-from tests.support.served import Server, serving
+from tests.support.served import Server, multipart, serving
 
 TOKEN = "a-token-of-a-test-0123456789"
 
@@ -69,6 +70,34 @@ def test_its_own_names_are_answered_at_whatever_port(host, server):
     assert server.ask("/.json", Host=host).status == 200
 
 
+def test_nothing_of_a_request_is_the_name_of_a_file(catalog, tmp_path):
+    """Python tells of every file that is opened and of every database, folder and process."""
+    seen = tmp_path / "seen"
+    watched = (
+        "import sys\n"
+        f"seen = open({str(seen)!r}, 'w', buffering=1)\n"
+        "def hook(event, arguments):\n"
+        "    if any('zzmark' in str(one) for one in arguments if isinstance(one, (str, bytes))):\n"
+        "        seen.write(f'{event}\\n')\n"
+        "sys.addaudithook(hook)\n"
+        "sys.audit('open', 'zzmark')\n"
+        "from ckptforensics.cli.main import main\n"
+        "sys.exit(main())\n"
+    )
+    with serving(catalog, start=(sys.executable, "-c", watched)) as server:
+        for path in ("/zzmark", "/../zzmark", "/%2e%2e/zzmark", "/models/zzmark", "/rules/zzmark"):
+            for end in ("", ".json", "?audit=zzmark", "?q=zzmark&page=zzmark&state=zzmark"):
+                server.ask(path + end)
+        server.ask("/models?q=/tmp/zzmark")
+        for fields in ({"sketch": b"zzmark"}, {"hub": b"zzmark/zzmark"}, {"zzmark": b"zzmark"}):
+            body, kind = multipart(**fields)
+            body = body.replace(b"passwd", b"zzmark")
+            server.ask("/find?catalog=zzmark", "POST", body, Content_Type=kind)
+        server.ask("/", Host="zzmark", Cookie="zzmark=zzmark")
+        assert server.end() == (0, "")
+    assert seen.read_text() == "open\n"  # its own
+
+
 @pytest.mark.parametrize("method", ["PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "PROPFIND"])
 def test_pages_can_only_be_read(method, server):
     for path in ("/", "/find"):
@@ -116,7 +145,12 @@ def test_without_the_token_nothing_is_said(guarded):
     for one in wrong:
         header = f"Bearer {one}".encode().decode("latin-1")
         assert guarded.ask("/", Authorization=header).status == 401
-        assert guarded.ask("/", Cookie=f"ckpt_token={one}".encode().decode("latin-1")).status == 401
+        assert (
+            guarded.ask(
+                "/", Cookie=f"ckpt_token_{guarded.port}={one}".encode().decode("latin-1")
+            ).status
+            == 401
+        )
     assert guarded.ask("/?token=wrong").status == 401
     assert guarded.ask("/", Authorization=f"Basic {TOKEN}").status == 401
 
@@ -127,11 +161,11 @@ def test_the_token_is_taken_as_a_header_or_once_in_the_address(guarded):
     assert answer.headers["cache-control"] == "no-store"
     moved = guarded.ask(f"/models?q=org1&token={TOKEN}")
     assert (moved.status, moved.headers["location"]) == (303, "/models?q=org1")
-    cookie = SimpleCookie(moved.headers["set-cookie"])["ckpt_token"]
+    cookie = SimpleCookie(moved.headers["set-cookie"])[f"ckpt_token_{guarded.port}"]
     assert cookie["httponly"]
     assert cookie["samesite"] == "strict"
     assert cookie["path"] == "/"
-    shown = guarded.ask("/models?q=org1", Cookie=f"other=1; ckpt_token={cookie.value}")
+    shown = guarded.ask("/models?q=org1", Cookie=f"other=1; {cookie.key}={cookie.value}")
     assert "model-1" in shown.text
     assert TOKEN not in shown.text
 

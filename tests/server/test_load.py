@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import sqlite3
 import time
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,7 +26,10 @@ from tests.support.served import Server, serving
 
 AT_ONCE = 200
 NAMES = ("zoo/seed0", "zoo/finetune", "lies/silent", "adapters/fits")
-PAGES = ("/", "/.json", "/models", "/models.json", "/catalog", "/catalog.json", "/find")
+PAGES = (
+    *("/", "/.json", "/models", "/models.json", "/models/N", "/models/N.json", "/families/N"),
+    *("/catalog", "/catalog.json", "/find"),
+)
 
 
 @pytest.fixture(scope="module")
@@ -65,9 +70,11 @@ def test_two_hundred_at_a_time_while_an_audit_writes(registry, recorder, tmp_pat
     for model in registry.rglob("config.json"):
         model.touch()
     expected = played(registry, recorder, quiet, 0)
+    with closing(sqlite3.connect(catalog)) as db:
+        (number,) = db.execute("SELECT id FROM models WHERE name = 'zoo/seed0'").fetchone()
     with serving(catalog) as server:
         work = partial(played, registry, recorder, catalog, 0.3)
-        busy, answers = asyncio.run(_both(server, work))
+        busy, answers = asyncio.run(_both(server, work, number))
         assert len(answers) > 2 * AT_ONCE
         states = {_consistent(path, status, body) for path, status, body in answers}
         # The audit was seen under way, and ended.
@@ -78,14 +85,16 @@ def test_two_hundred_at_a_time_while_an_audit_writes(registry, recorder, tmp_pat
     assert busy.findings == expected.findings
 
 
-async def _both(server: Server, work: Any) -> tuple[AuditDocument, list[tuple[str, int, bytes]]]:
+async def _both(
+    server: Server, work: Any, number: int
+) -> tuple[AuditDocument, list[tuple[str, int, bytes]]]:
     """The audit, and all that was answered by its end and in a round behind it."""
     auditing = asyncio.create_task(asyncio.to_thread(work))
     answers: list[tuple[str, int, bytes]] = []
     last = False
     while not last:
         last = auditing.done()
-        paths = [PAGES[i % len(PAGES)] for i in range(AT_ONCE)]
+        paths = [PAGES[i % len(PAGES)].replace("N", str(number)) for i in range(AT_ONCE)]
         # All are connected before the first is asked for.
         opened = await asyncio.gather(
             *(asyncio.open_connection(server.host, server.port) for _ in paths)
@@ -110,16 +119,16 @@ async def _ask(
 def _consistent(path: str, status: int, body: bytes) -> bool | None:
     """Whether the audit has ended in a page that agrees with itself; None where it says nothing."""
     assert status == 200, (path, status, body[:200])
-    if path in ("/.json", "/models.json"):
+    if path.endswith(".json") and path != "/catalog.json":
         document = AuditDocument.model_validate_json(body)
         names = {model.name for model in document.models}
         assert len(names) == len(document.models) == document.coverage.models
         assert {finding.model for finding in document.findings} <= names
-        for model in document.models:
-            assert {claim.matched for claim in model.claims if claim.matched} <= {
-                *names,
-                *(r.name for m in document.models for r in m.relatives),
-            }
+        assert document.coverage.bytes == sum(model.bytes for model in document.models)
+        whole = path == "/.json"
+        for model in document.models if whole else ():
+            assert {claim.matched for claim in model.claims if claim.matched} <= names
+            assert {relative.name for relative in model.relatives} <= names
         return document.runs[0].ended is not None
     if path == "/":
         text = body.decode()

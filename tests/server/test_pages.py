@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Iterator
+from contextlib import suppress
 from html import unescape
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from ckptforensics.errors import one_line
 from ckptforensics.registry.audit import add_models
 from ckptforensics.registry.options import AuditOptions
 from ckptforensics.results.audit import AuditDocument
+from ckptforensics.results.comparison import ComparisonDocument
 from ckptforensics.results.files import document_text
 from tests.support.catalogs import LONG_NAME, made_up, policy
 from tests.support.commands import ckpt
@@ -127,7 +129,8 @@ def test_every_model_has_a_page_and_its_own_document(server, made, document):
         assert part.findings == tuple(f for f in document.findings if f.model == model.name)
         assert part.coverage.models == 1
         page = server.ask(path).text
-        assert one_line(model.name) in unescape(page.partition("<h1>")[2].partition("</h1>")[0])
+        title = page.partition("<title>")[2].partition("</title>")[0]
+        assert unescape(title) == one_line(model.name)
         assert f'href="{path}.json"' in page
 
 
@@ -141,6 +144,32 @@ def test_a_family_has_a_page(server, made, document):
     assert server.ask(f"/families/{known[model.name]}").status == 200
     alone = next(m for m in document.models if not m.relatives)
     assert server.ask(f"/families/{known[alone.name]}").status == 404
+
+
+def test_a_pair_of_relatives_has_a_page(server, made, document):
+    known = numbers(made[0])
+    seen = 0
+    for model in document.models[::7]:
+        for row in model.relatives:
+            path = f"/pairs/{known[model.name]}/{known[row.name]}"
+            answer = server.ask(f"{path}.json")
+            valid(answer, "comparison")
+            found = ComparisonDocument.model_validate(answer.json)
+            (pair,) = found.pairs
+            assert found.level == "fast"
+            assert {pair.a, pair.b} == set(found.names) == {model.name, row.name}
+            assert (pair.verdict, pair.relation) == (row.verdict, row.relation)
+            # The same two, whichever is named first.
+            assert server.ask(f"/pairs/{known[row.name]}/{known[model.name]}.json").json == (
+                answer.json
+            )
+            page = server.ask(path).text
+            for line in pair.reasons:
+                assert line in unescape(page)
+            seen += 1
+    assert seen > 20
+    strangers = [m.name for m in document.models if not m.relatives]
+    assert server.ask(f"/pairs/{known[strangers[0]]}/{known[strangers[1]]}").status == 404
 
 
 def test_every_finding_and_rule_has_a_page(server, document):
@@ -226,18 +255,20 @@ def test_several_audits_are_told_apart(tmp_path):
     first = made_up(path, 12)
     add_models([str(ROOT / "fixtures" / "zoo" / "seed0")], AuditOptions(path, weights=False))
     with serving(path) as server:
-        page = server.ask("/").text
+        # The last audit comes first; what was only added has no findings, and says why.
+        assert server.ask("/.json").text == document_text(first)
+        page = server.ask("/?audit=2").text
         assert "Audit of 1 model<" in page
         assert "ckpt catalog add" in page
-        assert server.ask("/.json").json["coverage"]["models"] == 1
-        assert server.ask("/.json?audit=1").text == document_text(first)
+        assert server.ask("/.json?audit=2").json["coverage"]["models"] == 1
         catalog = server.ask("/catalog").text
         assert 'href="/?audit=1"' in catalog
         assert 'href="/?audit=2"' in catalog
         # What belongs to an audit that is not the last leads to pages of it.
-        model = server.ask(f"/models/{numbers(path)[first.models[0].name]}").text
-        assert 'href="/models?audit=1"' in model
-        assert 'href="/?audit=1"' in model
+        (name,) = (m["name"] for m in server.ask("/.json?audit=2").json["models"])
+        model = server.ask(f"/models/{numbers(path)[name]}").text
+        assert 'href="/models?audit=2"' in model
+        assert 'href="/?audit=2"' in model
 
 
 def test_an_audit_that_has_not_ended_says_so(tmp_path):
@@ -251,6 +282,38 @@ def test_an_audit_that_has_not_ended_says_so(tmp_path):
         assert part.coverage.not_read[-1].what == "the rest of the audit"
         assert "has not ended" in server.ask("/").text
         assert len(part.models) == len(whole.models)
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        'UPDATE models SET reading_json = \'{"files": "<b>"}\'',
+        "UPDATE models SET reading_json = 'no JSON\nat all'",
+        "UPDATE runs SET settings_json = '[]'",
+        "UPDATE models SET reading_json = x'ff00fe'",
+        "UPDATE models SET name = 7, path = NULL, state = 'signed'",
+        "DROP TABLE relations",
+        "ALTER TABLE models RENAME COLUMN name TO title",
+        "DELETE FROM runs",
+    ],
+)
+def test_a_catalog_that_somebody_spoiled_is_said_in_one_line(harm, tmp_path):
+    path = tmp_path / "models.db"
+    made_up(path, 3)
+    with sqlite3.connect(path) as db, suppress(sqlite3.IntegrityError):
+        db.execute(harm)
+    db.close()
+    with serving(path) as server:
+        for page in ("/", "/.json", "/models", "/models/1.json"):
+            answer = server.ask(page)
+            assert answer.status in (200, 404, 500, 503)
+            assert "Traceback" not in answer.text
+            assert str(tmp_path) not in answer.text
+            if answer.status != 200 and page.endswith(".json"):
+                assert list(answer.json) == ["error"]
+        _, told = server.end()
+        assert "Traceback" not in told
+        assert len(told.splitlines()) <= 4
 
 
 def test_a_catalog_without_models_says_what_to_do(tmp_path):

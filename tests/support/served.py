@@ -88,7 +88,7 @@ def serving(
     try:
         line = process.stderr.readline()
         found = _ADDRESS.search(line)
-        assert found, line + process.stderr.read()
+        assert found, line
         yield Server(process, "127.0.0.1", int(found[2]), found[3])
     finally:
         process.kill()

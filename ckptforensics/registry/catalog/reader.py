@@ -27,7 +27,7 @@ class Audited(NamedTuple):
     sources : as they were given
     ended : when the last one ended; None while it has not
     tool_version : of the program that ran it
-    settings : what it goes by; None where it judges nothing, or a version before these kept it
+    settings : what it goes by; None where it judges nothing, or another version kept it
     left : what the last that ended left; None where that was not kept
     """
 
@@ -47,17 +47,18 @@ class CatalogReader:
         self._db = connection
 
     def audits(self) -> list[Audited]:
-        """All that was audited or added, what was last looked at first."""
+        """All that was audited, the last first, and behind it what was added without an audit."""
         rows = self._db.execute(
             "SELECT min(id) AS number, max(id) AS run, "
             "max(CASE WHEN ended IS NOT NULL THEN id END) AS last_ended "
-            "FROM runs GROUP BY sources_json ORDER BY run DESC"
+            "FROM runs GROUP BY sources_json ORDER BY max(settings_json) IS NULL, run DESC"
         ).fetchall()
         return [self._audited(row) for row in rows]
 
     def last_audit(self) -> int | None:
-        """The number of what was looked at last."""
-        return self._number_of("SELECT max(id) FROM runs", ())
+        """The number of the first of `audits`."""
+        last = "SELECT id FROM runs ORDER BY settings_json IS NULL, id DESC LIMIT 1"
+        return self._number_of(last, ())
 
     def audit_of_model(self, number: int) -> int | None:
         """The number of the audit that has a model; None for one that was imported."""
@@ -85,16 +86,14 @@ class CatalogReader:
         of_run = "SELECT * FROM runs WHERE id = ?"
         run = self._db.execute(of_run, (row["run"],)).fetchone()
         ended = self._db.execute(of_run, (row["last_ended"],)).fetchone()
-        settings = run["settings_json"]
-        left = None if ended is None else ended["left_json"]
         return Audited(
             number=row["number"],
             run=run["id"],
             sources=tuple(json.loads(run["sources_json"])),
             ended=run["ended"],
             tool_version=run["tool_version"],
-            settings=None if settings is None else Settings.model_validate_json(settings),
-            left=None if left is None else Left.model_validate_json(left),
+            settings=Settings.read(run["settings_json"]),
+            left=Left.read(None if ended is None else ended["left_json"]),
         )
 
     def models(self, run: int | None = None) -> list[CataloguedModel]:

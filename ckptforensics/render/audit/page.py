@@ -65,28 +65,33 @@ class Served:
 
 def audit_html(document: AuditDocument, view: View) -> str:
     """The whole audit as a page in one file; the view changes nothing."""
-    title = f"Audit of {counted(document.coverage.models, 'model')}"
-    return _page(document, title, _data(document), style(), None)
+    title = _title(document)
+    return _page(document, (title, title), _data(document), style(), None)
 
 
 def served_audit(document: AuditDocument, served: Served) -> str:
     """The whole audit as a page of a server."""
-    title = f"Audit of {counted(document.coverage.models, 'model')}"
-    return _page(document, title, _data(document), served_style(), served)
+    title = _title(document)
+    return _page(document, (title, title), _data(document), served_style(), served)
 
 
 def served_part(
-    document: AuditDocument, title: str, around: AuditDocument, whole: str | None, served: Served
+    document: AuditDocument,
+    titles: tuple[str, str],
+    around: AuditDocument,
+    whole: str | None,
+    served: Served,
 ) -> str:
     """A part of an audit as a page of a server.
 
     Parameters
     ----------
     document : the part, of which the head of the page tells
+    titles : of the page, and in its head
     around : what the page names besides, such as the family of a model
     whole : the model of which all is shown; of the others only what tables show
     """
-    return _page(document, title, _data(around, whole=whole or ""), served_style(), served)
+    return _page(document, titles, _data(around, whole=whole or ""), served_style(), served)
 
 
 @cache
@@ -112,9 +117,13 @@ def source_hash(text: str) -> str:
     return f"sha256-{b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
 
 
+def _title(document: AuditDocument) -> str:
+    return f"Audit of {counted(document.coverage.models, 'model')}"
+
+
 def _page(
     document: AuditDocument,
-    title: str,
+    titles: tuple[str, str],
     data: dict[str, Any],
     style: str,
     served: Served | None,
@@ -133,7 +142,8 @@ def _page(
             found=words.counts(document.findings),
             took=words.took(document),
             by_rule=words.by_rule(document),
-            title=title,
+            title=titles[0],
+            heading=titles[1],
             served=served,
             home="#" if served is None else f"/{served.query}",
             script=Markup(script()),  # noqa: S704 - files of this package

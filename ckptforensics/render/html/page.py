@@ -41,12 +41,12 @@ def comparison_html(document: ComparisonDocument, view: View) -> str:
     return page.render(
         document=document,
         damage=_damage(document, heads),
-        models=list(zip(heads, _models(document), strict=True)),
+        models=list(zip(heads, model_lines(document), strict=True)),
         heads=heads,
         called=wording.labels(document),
         pair_at=lambda i, j: None if i == j else pairs.get(frozenset((i, j))),
         dendrogram=_dendrogram(document),
-        profile=lambda pair: _profile(document, pair),
+        profile=lambda pair: angle_figure(document, pair),
     )
 
 
@@ -77,7 +77,8 @@ def _runs(parts: Sequence[Part]) -> list[tuple[str, list[Part]]]:
     return [(name, list(group)) for name, group in groupby(parts, kind)]
 
 
-def _models(document: ComparisonDocument) -> list[str]:
+def model_lines(document: ComparisonDocument) -> list[str]:
+    """Each model in a line, with what was assumed of it."""
     return [
         "; ".join([wording.model_line(model, name), *(f"assumed: {note}" for note in model.notes)])
         for name, model in zip(document.names, document.models, strict=True)
@@ -103,7 +104,8 @@ def _shade(pair: PairRecord | None) -> str:
     return "unsure" if pair.verdict in wording.ABSTENTIONS else "plain"
 
 
-def _profile(document: ComparisonDocument, pair: PairRecord) -> Figure | None:
+def angle_figure(document: ComparisonDocument, pair: PairRecord) -> Figure | None:
+    """The angles between u1 of corresponding layers, drawn; None where there are none."""
     aligned = pair.aligned_deg
     if all(value is None for value in (*pair.angles_deg, *aligned)):
         return None

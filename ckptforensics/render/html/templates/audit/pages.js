@@ -26,7 +26,9 @@ function findingBox(row, withModel) {
   );
 }
 
-function relationBox(model, [other, , sentence, evidence]) {
+const pairAddress = (one, other) => `/pairs/${served.numbers[one]}/${served.numbers[other]}`;
+
+function relationBox(model, [other, verdict, sentence, evidence]) {
   const said = data.sentences[sentence].map((part) =>
     part === 0 ? name(model.name) : part === 1 ? modelLink(other) : part,
   );
@@ -37,6 +39,10 @@ function relationBox(model, [other, , sentence, evidence]) {
     evidence.length ? el("p", {}, "Evidence:") : null,
     evidence.length ? list(evidence) : null,
     el("p", { class: "faint" }, `Found in the weights by ckptforensics ${data.tool}; ${data.run}.`),
+    // Equal files were not compared.
+    served && typeof other === "number" && verdict !== "same weights"
+      ? el("p", {}, el("a", { href: pairAddress(model.place, other) }, "all that was measured"))
+      : null,
   );
 }
 
