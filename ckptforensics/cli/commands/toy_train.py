@@ -62,10 +62,15 @@ class NetworkOptions:
         }
         chosen |= {name: value for name, value in sizes.items() if value is not None}
         shape = replace(plain_shape(task, vocabulary), attention=self.attention, **chosen)
-        if shape.width % shape.heads or (shape.positions == "rope" and shape.head_width % 2):
+        if shape.width % shape.heads:
             raise UsageError(
                 f"{shape.heads} heads do not share a width of {shape.width}",
                 hint="change --width or --heads",
+            )
+        if shape.positions == "rope" and shape.head_width % 2:
+            raise UsageError(
+                f"rotary positions need heads of an even width, not {shape.head_width}",
+                hint="change --width or --heads, or choose other --positions",
             )
         if shape.sinks and shape.attention == "relu":
             raise UsageError("--sinks is an option of softmax attention", hint="leave it out")
@@ -89,7 +94,7 @@ network_options = as_object(
     ),
     click.option(
         "--context",
-        type=click.IntRange(8, 8192),
+        type=click.IntRange(8, 1024),
         help="Tokens of a sequence.  [default: 256; language: 128]",
     ),
     click.option(
@@ -185,7 +190,7 @@ run_options = as_object(
     click.option(
         "--from",
         "start",
-        type=click.Path(exists=True, path_type=Path),
+        type=click.Path(path_type=Path),
         help="Begin with the weights of this checkpoint: a fine-tune.",
     ),
     click.option(
@@ -277,7 +282,8 @@ def command(folder: Path, how: RunOptions, network: NetworkOptions, out: OutputO
         progress=out.progress(),
         show=lambda line: out.hint(_shown(line)),
     )
-    out.emit(report([folder]))
+    text = how.text_file if how.task == "bigram-backcopy" else None
+    out.emit(report([folder], text=text))
 
 
 def _shown(line: dict[str, Any]) -> str:

@@ -18,7 +18,7 @@ Tensors = Mapping[str, Any]
 Watch = Callable[[int, str, Any], None]
 EPS = 1e-5
 # Largest sizes of a network; all are 1 or more.
-MOST = {"vocabulary": 2**20, "layers": 64, "width": 8192, "heads": 128, "context": 8192}
+MOST = {"vocabulary": 2**20, "layers": 64, "width": 8192, "heads": 128, "context": 1024}
 
 
 @dataclass(frozen=True)

@@ -41,11 +41,17 @@ _SAMPLE = 24
 _NEAR = 0.05
 
 
-def report(folders: Sequence[Path], progress: Progress | None = None) -> ToyDocument:
+def report(
+    folders: Sequence[Path], progress: Progress | None = None, *, text: Path | None = None
+) -> ToyDocument:
     """Read runs, and measure their last checkpoints.
 
     Runs of the Bigram-Backcopy task are measured on sequences that no step drew; a run on another
     text than the shipped one needs that text, and is reported without.
+
+    Parameters
+    ----------
+    text : of the runs that are not on the shipped one
 
     Raises
     ------
@@ -55,10 +61,11 @@ def report(folders: Sequence[Path], progress: Progress | None = None) -> ToyDocu
         if its files are damaged.
     """
     runs, skipped = [], []
+    tasks = [BigramTask(statistics(path)) for path in ((None,) if text is None else (None, text))]
     with running(progress, "runs", len(folders)) as tell:
         for folder in folders:
             saved = read(folder)
-            found, why = _run(saved)
+            found, why = _run(saved, tasks)
             runs.append(found)
             if why is not None:
                 skipped.append(Skipped(what=f"ablations and heads of {folder}", reason=why))
@@ -68,10 +75,19 @@ def report(folders: Sequence[Path], progress: Progress | None = None) -> ToyDocu
     )
 
 
-def _run(saved: Saved) -> tuple[ToyRun, str | None]:
+def _run(saved: Saved, tasks: Sequence[BigramTask]) -> tuple[ToyRun, str | None]:
     shape, recipe = saved.shape, saved.recipe
     try:
         curve = tuple(ToyPoint.model_validate(line) for line in saved.log)
+        for number, point in enumerate(curve, 1):
+            measured_layers = {
+                len(values) for values in (point.attention, point.value_norm, point.residual_norm)
+            }
+            if measured_layers != {shape.layers} or len(point.others_norm) != shape.layers:
+                raise FormatError(
+                    f"line {number} of the log has not one value for each layer",
+                    path=saved.folder / LOG,
+                )
         common: dict[str, Any] = {
             "path": str(saved.folder),
             "task": saved.task,
@@ -95,7 +111,7 @@ def _run(saved: Saved) -> tuple[ToyRun, str | None]:
             return ToyRun(**common), None
         common["published"] = _published(saved, curve)
         try:
-            extra = _measured(saved)
+            extra = _measured(saved, tasks)
         except CkptError as problem:
             return ToyRun(**common), problem.message
         return ToyRun(**common, **extra), None
@@ -178,11 +194,13 @@ def _published(saved: Saved, curve: tuple[ToyPoint, ...]) -> tuple[ToyPublished,
     return tuple(found)
 
 
-def _measured(saved: Saved) -> dict[str, Any]:
+def _measured(saved: Saved, tasks: Sequence[BigramTask]) -> dict[str, Any]:
     """Ablations, heads and a sample of the last checkpoint."""
-    task = BigramTask(statistics())
-    if saved.text != task.text or task.vocabulary != saved.shape.vocabulary:
-        raise CkptError(f"its text, {saved.text}, is not the shipped one")
+    task = next((one for one in tasks if one.digest == saved.sha256), None)
+    if task is None:
+        raise CkptError(f"they need its text, {saved.text}: give --text-file")
+    if task.vocabulary != saved.shape.vocabulary:
+        raise FormatError("the settings name another vocabulary", path=saved.folder)
     tensors = load(saved)
     sequences = task.held_out(saved.shape, saved.recipe.seed)
     return {

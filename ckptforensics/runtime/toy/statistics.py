@@ -16,6 +16,7 @@ BEGIN = "<s>"
 # Symbols of a text that are kept, the most frequent first; the published text has 65.
 _MOST = 65
 _TRIGGERS = 3
+_FEWEST = 2 * _TRIGGERS
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class Statistics:
 def statistics(text: Path | None = None) -> Statistics:
     """Those of a UTF-8 text file, or of the shipped counts of Shakespeare's plays.
 
-    Characters beyond the 65 most frequent are left out of a text.
+    Characters beyond the 65 most frequent are left out of a text, and so is what they stand beside.
 
     Raises
     ------
@@ -68,10 +69,10 @@ def statistics(text: Path | None = None) -> Statistics:
             f"cannot read the text: {why}", path=text, hint="give a UTF-8 text file"
         ) from None
     symbols, counts = count(words)
-    if len(symbols) < 2 * _TRIGGERS or (counts.sum(axis=1) == 0).any():
+    if len(symbols) < _FEWEST:
         raise UsageError(
-            "the text is too short for the task: it has too few different characters, or one that "
-            "nothing follows",
+            f"the text has {len(symbols)} different characters that others follow, and the task "
+            f"needs {_FEWEST}",
             path=text,
             hint="give a longer text",
         )
@@ -79,13 +80,23 @@ def statistics(text: Path | None = None) -> Statistics:
 
 
 def count(text: str) -> tuple[list[str], np.ndarray]:
-    """The most frequent characters, sorted, and (n, n) how often each follows each."""
-    symbols = sorted(c for c, _ in Counter(text).most_common(_MOST))
-    number = {symbol: i for i, symbol in enumerate(symbols)}
-    ids = np.array([number[c] for c in text if c in number], np.int64)
-    counts = np.zeros((len(symbols), len(symbols)), np.int64)
-    np.add.at(counts, (ids[:-1], ids[1:]), 1)
-    return symbols, counts
+    """The most frequent characters, sorted, and (n, n) how often each follows each in the text.
+
+    A character that none of the others follows, as one that only ends the text, is left out.
+    """
+    codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32).astype(np.int64)
+    kept = sorted(c for c, _ in Counter(text).most_common(_MOST))
+    while True:
+        symbols = np.array([ord(c) for c in kept], np.int64)
+        place = np.searchsorted(symbols, codes).clip(0, max(len(symbols) - 1, 0))
+        known = symbols[place] == codes if len(symbols) else np.zeros(len(codes), bool)
+        pairs = known[:-1] & known[1:]
+        counts = np.zeros((len(symbols), len(symbols)), np.int64)
+        np.add.at(counts, (place[:-1][pairs], place[1:][pairs]), 1)
+        followed = counts.sum(axis=1) > 0
+        if followed.all():
+            return kept, counts
+        kept = [c for c, is_followed in zip(kept, followed, strict=True) if is_followed]
 
 
 def _of(name: str, symbols: list[str], counts: np.ndarray) -> Statistics:

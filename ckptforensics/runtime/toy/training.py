@@ -6,6 +6,7 @@ was interrupted or not.
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import shutil
@@ -18,7 +19,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ckptforensics.errors import MissingDependency
+from ckptforensics.errors import CkptError, MissingDependency
 from ckptforensics.progress import Progress, running
 from ckptforensics.runtime import libraries
 from ckptforensics.runtime.toy import saved
@@ -72,8 +73,8 @@ class Stepper:
         self._forward = libraries.torch().compile(run) if compiled else run
         self.optimizer = _optimizer(recipe, tensors)
 
-    def step(self, number: int) -> None:
-        """Step `number`, counted from 0."""
+    def step(self, number: int) -> float:
+        """Step `number`, counted from 0; the loss before it."""
         torch = libraries.torch()
         recipe = self._recipe
         share = min(1.0, (number + 1) / recipe.warm_up) if recipe.warm_up else 1.0
@@ -87,6 +88,7 @@ class Stepper:
         logits = self._forward(self._shape, self._tensors, inputs)
         loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
         update(loss, self.optimizer, clip=recipe.clip)
+        return float(loss.detach())
 
 
 def train(
@@ -125,17 +127,36 @@ def train(
         if it is to be compiled and there is no compiler.
     FormatError
         if a file of the run is damaged.
+    CkptError
+        if the run diverges.
     """
     libraries.usable_device(device)
     if compiled and not any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++", "cl"))):
         raise MissingDependency(
             "torch.compile needs a C++ compiler", hint="install g++, or leave --compile out"
         )
-    wanted = _described(task, shape, recipe, start, threads or os.cpu_count() or 1)
-    saved.claim(folder, wanted)
-    with _deterministic(wanted["threads"]):
+    versions = {"python": platform.python_version(), "torch": libraries.torch().__version__}
+    threads = threads or os.cpu_count() or 1
+    wanted = {
+        "task": task.name,
+        "text": task.text,
+        "sha256": task.digest,
+        "start": None if start is None else str(start),
+        "shape": asdict(shape),
+        "recipe": asdict(recipe),
+        "threads": threads,
+        "device": device,
+        "compiled": compiled,
+        "versions": versions,
+    }
+    with saved.alone(folder), _deterministic(threads):
         tensors = new_tensors(shape, recipe.seed, device)
-        if start is not None:
+        if not saved.claimed(folder, wanted):
+            # First what can fail: a folder that holds settings holds a run.
+            if start is not None:
+                saved.take(tensors, start, device)
+            saved.claim(folder, wanted)
+        elif start is not None and not (folder / saved.STATE).exists():
             saved.take(tensors, start, device)
         stepper = Stepper(task, shape, recipe, tensors, compiled=compiled)
         state, log = folder / saved.STATE, folder / saved.LOG
@@ -154,6 +175,7 @@ def train(
                 if step % schedule.log_every == 0 or last:
                     line = {"step": step, "seconds": round(time.monotonic() - begun, 2)}
                     line |= task.measure(shape, tensors, recipe.seed)
+                    _require_finite(line["loss"], step)
                     saved.append(log, line)
                     if show is not None:
                         show(line)
@@ -166,25 +188,17 @@ def train(
                 if stopped():
                     keep(step)
                     raise KeyboardInterrupt
-                stepper.step(step)
+                _require_finite(stepper.step(step), step)
                 tell(f"step {step + 1:,}")
     return saved.read(folder)
 
 
-def _described(
-    task: Task, shape: Shape, recipe: Recipe, start: Path | None, threads: int
-) -> dict[str, Any]:
-    versions = {"python": platform.python_version(), "torch": libraries.torch().__version__}
-    return {
-        "task": task.name,
-        "text": task.text,
-        "sha256": task.digest,
-        "start": None if start is None else str(start),
-        "shape": asdict(shape),
-        "recipe": asdict(recipe),
-        "threads": threads,
-        "versions": versions,
-    }
+def _require_finite(loss: float, step: int) -> None:
+    if not math.isfinite(loss):
+        raise CkptError(
+            f"the loss at step {step:,} is not finite: the run has diverged",
+            hint="begin again in a new folder with a lower --rate",
+        )
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from scipy import stats
 
 from ckptforensics.errors import UsageError
 from ckptforensics.runtime.toy.bigram import BigramBackcopy
-from ckptforensics.runtime.toy.statistics import statistics
+from ckptforensics.runtime.toy.statistics import count, statistics
 
 SHIPPED = statistics()
 
@@ -74,10 +74,29 @@ def test_a_text_of_ones_own(tmp_path):
 
 @pytest.mark.parametrize(
     ("content", "told"),
-    [(b"ab", "too short"), (b"\xff\xfe\x00", "not UTF-8"), (b"", "too short")],
+    [
+        (b"ab", "different characters"),
+        (b"\xff\xfe\x00", "not UTF-8"),
+        (b"", "different characters"),
+    ],
 )
 def test_a_text_that_does_not_do_is_refused(content, told, tmp_path):
     file = tmp_path / "text.txt"
     file.write_bytes(content)
     with pytest.raises(UsageError, match=told):
         statistics(file)
+
+
+def test_characters_that_the_text_does_not_put_together_are_no_pair():
+    """Of a text with more characters than are kept, only neighbours count; the last may go."""
+    rare = [chr(0x4E00 + i) for i in range(100)]
+    text = "".join(f"ab{one}" for one in rare) + "abcdefgh" * 50 + "~"
+    symbols, counts = count(text)
+    assert "~" not in symbols
+    place = {symbol: i for i, symbol in enumerate(symbols)}
+    left_out = [one for one in rare if one not in place]
+    assert left_out
+    # "b" is followed by "a" nowhere, though what stands between them is left out.
+    assert counts[place["b"], place["a"]] == 0
+    assert counts[place["a"], place["b"]] == text.count("ab")
+    assert (counts.sum(axis=1) > 0).all()

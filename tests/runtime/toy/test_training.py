@@ -20,6 +20,7 @@ from safetensors.numpy import load_file
 from ckptforensics.cli.main import main
 from ckptforensics.runtime.toy.network import Shape
 from ckptforensics.runtime.toy.recipes import Recipe
+from ckptforensics.runtime.toy.saved import alone
 from ckptforensics.runtime.toy.training import Stepper
 from tests.support.families.cases_toy import llama_config, toy_from_llama
 
@@ -127,7 +128,7 @@ def test_other_settings_are_refused_in_a_folder_that_holds_a_run(tmp_path, capsy
     assert train(tmp_path / "run", "--steps", "0") == 0
     assert train(tmp_path / "run", "--steps", "0", "--seed", "1") == 4
     told = capsys.readouterr().err
-    assert "recipe" in told
+    assert "seed 0, not 1" in told
     assert "new folder" in told
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.txt").write_text("mine")
@@ -171,6 +172,84 @@ def test_settings_that_no_run_has_are_one_line(where, value, told, tmp_path, cap
     assert "settings.json" in err
     assert told in err
     assert err.count("\n") == 1
+
+
+def test_a_run_that_diverges_ends_where_it_does(tmp_path, capsys):
+    words = ["--optimizer", "sgd", "--rate", "1e10", "--steps", "40"]
+    assert train(tmp_path / "run", *words) == 2
+    told = capsys.readouterr().err
+    assert "is not finite" in told
+    assert "--rate" in told
+    assert told.count("\n") == 1
+    assert main(["toy", "report", str(tmp_path / "run"), "-q"]) == 0
+    assert "NaN" not in (tmp_path / "run" / "log.jsonl").read_text()
+
+
+def test_a_start_that_fails_leaves_the_folder_free(tmp_path):
+    assert train(tmp_path / "base", "--steps", "0") == 0
+    assert train(tmp_path / "run", "--steps", "0", "--from", str(tmp_path / "base")) == 4
+    begin = str(tmp_path / "base" / "checkpoint-0")
+    assert train(tmp_path / "run", "--steps", "5", "--from", begin) == 0
+    # It goes on without what it began from.
+    shutil.rmtree(tmp_path / "base")
+    assert train(tmp_path / "run", "--steps", "10", "--from", begin) == 0
+
+
+def test_one_process_trains_in_a_folder(tmp_path, capsys):
+    assert train(tmp_path / "run", "--steps", "5") == 0
+    with alone(tmp_path / "run"):
+        assert train(tmp_path / "run", "--steps", "10") == 4
+    assert "another process" in capsys.readouterr().err
+    assert train(tmp_path / "run", "--steps", "10") == 0
+
+
+@pytest.mark.parametrize(
+    ("spoil", "told"),
+    [
+        (lambda log: log.replace(b'"step": 5', b'"stop": 5'), "line 2"),
+        (lambda log: b"\xff\xfe" + log, "line 1"),
+        (lambda log: log.replace(b"{", b"[", 1), "line 1"),
+    ],
+)
+def test_a_damaged_log_is_one_line_and_stays_as_it_is(spoil, told, tmp_path, capsys):
+    assert train(tmp_path / "run", "--steps", "10") == 0
+    log = tmp_path / "run" / "log.jsonl"
+    log.write_bytes(spoil(log.read_bytes()))
+    damaged = log.read_bytes()
+    for words in (["train", "-o"], ["report"]):
+        capsys.readouterr()
+        rest = [*SMALL, *TIMES, "--steps", "20"] if words[0] == "train" else []
+        assert main(["toy", *words, str(tmp_path / "run"), *rest, "-q"]) == 2
+        err = capsys.readouterr().err
+        assert told in err
+        assert err.count("\n") == 1
+    assert log.read_bytes() == damaged
+
+
+def test_layers_that_the_log_lacks_are_one_line(tmp_path, capsys):
+    assert train(tmp_path / "run", "--steps", "5") == 0
+    log = tmp_path / "run" / "log.jsonl"
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    log.write_text("".join(json.dumps(line | {"attention": []}) + "\n" for line in lines))
+    capsys.readouterr()
+    assert main(["toy", "report", str(tmp_path / "run"), "-q"]) == 2
+    assert "line 1" in capsys.readouterr().err
+
+
+def test_a_run_on_a_text_is_reported_with_it(tmp_path, capsys):
+    text = tmp_path / "text.txt"
+    text.write_text("to be or not to be, that is the question. " * 40)
+    assert train(tmp_path / "run", "--steps", "0", "--text-file", str(text)) == 0
+    # The text is known by what is drawn from it.
+    renamed = text.rename(tmp_path / "renamed.txt")
+    assert train(tmp_path / "run", "--steps", "5", "--text-file", str(renamed)) == 0
+    for words, heads in (([], 0), (["--text-file", str(renamed)], 1)):
+        capsys.readouterr()
+        report = ["toy", "report", str(tmp_path / "run"), *words, "--format", "json", "-q"]
+        assert main(report) == 0
+        document = json.loads(capsys.readouterr().out)
+        assert len(document["runs"][0]["heads"]) == heads
+        assert len(document["skipped"]) == 1 - heads
 
 
 def test_a_compiled_network_is_trained_alike(tmp_path):
