@@ -39,9 +39,10 @@ def serve(options: ServeOptions, tell: Callable[[str], None]) -> None:
         if the catalog cannot be read.
     """
     snapshot(options.catalog, lambda db: None)
-    # What it would tell is about requests that break off, or are none.
-    logging.getLogger("uvicorn").addHandler(logging.NullHandler())
-    logging.getLogger("uvicorn").propagate = False
+    # What they would tell is about requests that break off, or are none.
+    for name in ("uvicorn", "python_multipart"):
+        logging.getLogger(name).addHandler(logging.NullHandler())
+        logging.getLogger(name).propagate = False
     listening = _listen(options)
     config = uvicorn.Config(
         make_app(options),
