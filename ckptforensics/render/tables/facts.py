@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from ckptforensics.quantities import counted
 from ckptforensics.render.damage import damage_lines, examined_line
 from ckptforensics.render.tables.console import fact
 from ckptforensics.results.records import ModelRecord, Skipped, rollout_incomplete
@@ -24,7 +25,7 @@ def heading(console: Console, model: ModelRecord) -> None:
     fact(
         console,
         "family",
-        f"{model.family} ({source[model.family_source]}), {model.num_layers} layers, "
+        f"{model.family} ({source[model.family_source]}), {counted(model.num_layers, 'layer')}, "
         f"width {model.hidden_size:,}",
     )
     for note in model.notes:

@@ -75,7 +75,8 @@ def _run(console: Console, run: ToyRun, needed: float, *, verbose: bool) -> None
     task = f"{run.task} on {one_line(run.text)}"
     fact(console, "task", task)
     built = [counted(run.layers, "layer"), f"width {run.width}", f"{run.parameters:,} parameters"]
-    fact(console, "network", ", ".join([*built, f"{run.attention} attention", *run.options]))
+    others = [option for option in run.options if not option.startswith("width ")]
+    fact(console, "network", ", ".join([*built, f"{run.attention} attention", *others]))
     trained = (
         f"{run.optimizer}, rate {run.rate:g}, batch {run.batch}, seed {run.seed}, "
         f"{counted(run.threads, 'thread')}, torch {run.torch}"
