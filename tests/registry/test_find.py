@@ -13,7 +13,7 @@ from safetensors.numpy import load_file
 
 from ckptforensics.errors import CkptError, FormatError, UsageError
 from ckptforensics.jobs.processes import run_jobs
-from ckptforensics.registry.audit import add_models
+from ckptforensics.registry.audit import add_models, audit
 from ckptforensics.registry.catalog import database
 from ckptforensics.registry.catalog.contents import catalog_document, vacuum
 from ckptforensics.registry.catalog.portable import export_catalog, import_catalog
@@ -24,6 +24,7 @@ from ckptforensics.registry.options import AuditOptions
 from ckptforensics.registry.sketch.features import CHANNELS, WIDTHS
 from ckptforensics.registry.sketch.score import LIMITS
 from ckptforensics.results import save_document
+from ckptforensics.results.comparison import RELATIVES
 from tests.support.adapters import base_tensors, low_rank, write_adapter
 from tests.support.commands import ckpt
 from tools import attacks, launder, transforms
@@ -294,3 +295,79 @@ def test_comparisons_may_reserve_what_memory_allows_and_their_files(catalog, hid
     assert [job.memory for job in started] == [1_000_000_000] * len(started)
     for job in started:
         assert job.reserved == pytest.approx(1_000_000_000 + files + other, abs=2_000_000)
+
+
+def test_a_place_that_holds_another_model_now_says_nothing_of_the_one_before(tmp_path):
+    """Neither that it is no relative nor, of what lies there now, that it is one."""
+    latest, path = tmp_path / "latest", tmp_path / "catalog.db"
+    shutil.copytree(ZOO / "seed0", latest, copy_function=shutil.copyfile)
+    add_models([str(latest)], AuditOptions(path, weights=False))
+    for now in ("seed1", "finetune"):
+        shutil.rmtree(latest)
+        shutil.copytree(ZOO / now, latest, copy_function=shutil.copyfile)
+        found = find(str(ZOO / "seed0"), FindOptions(path))
+        assert (found.answer, found.matches[0].verdict) == ("inconclusive", None)
+        said = f"latest has changed since it was catalogued: 'ckpt catalog add {latest}'"
+        assert said in found.matches[0].evidence
+    add_models([str(latest)], AuditOptions(path, weights=False))
+    assert find(str(ZOO / "seed0"), FindOptions(path)).matches[0].verdict == "derived"
+
+
+def test_a_place_that_changes_while_it_is_compared(tmp_path, monkeypatch):
+    latest, path = tmp_path / "latest", tmp_path / "catalog.db"
+    shutil.copytree(ZOO / "seed0", latest, copy_function=shutil.copyfile)
+    add_models([str(latest)], AuditOptions(path, weights=False))
+
+    def change_first(jobs, **how):
+        shutil.copyfile(ZOO / "seed1/model.safetensors", latest / "model.safetensors")
+        return run_jobs(jobs, **how)
+
+    monkeypatch.setattr("ckptforensics.registry.find.run_jobs", change_first)
+    found = find(str(ZOO / "seed0"), FindOptions(path))
+    assert (found.answer, found.matches[0].verdict) == ("inconclusive", None)
+    assert "latest has changed since" in found.matches[0].evidence
+
+
+def test_another_copy_that_is_still_there_is_compared_instead(tmp_path):
+    path = tmp_path / "catalog.db"
+    for name in ("a", "b"):
+        shutil.copytree(ZOO / "seed0", tmp_path / name, copy_function=shutil.copyfile)
+    add_models([str(tmp_path)], AuditOptions(path, weights=False))
+    shutil.copyfile(ZOO / "seed1/model.safetensors", tmp_path / "a/model.safetensors")
+    (match,) = find(str(ZOO / "seed0"), FindOptions(path)).matches
+    assert (match.name.rpartition("/")[2], match.verdict) == ("b", "identical")
+    assert [name.rpartition("/")[2] for name in match.same] == ["a"]
+
+
+def test_of_a_place_that_changed_the_signature_is_compared(tmp_path):
+    latest, path = tmp_path / "latest", tmp_path / "catalog.db"
+    shutil.copytree(ZOO / "seed0", latest, copy_function=shutil.copyfile)
+    audit([str(latest)], AuditOptions(path))
+    shutil.copyfile(ZOO / "seed1/model.safetensors", latest / "model.safetensors")
+    (match,) = find(str(ZOO / "seed0"), FindOptions(path)).matches
+    assert match.verdict in RELATIVES
+
+
+def test_ties_are_ordered_by_the_next_channels(tmp_path):
+    """A model with all channels of the one that is looked for before one with a single."""
+    from ckptforensics.checkpoint import open_checkpoint
+    from ckptforensics.registry.sketch.make import sketch
+
+    base = transforms.read(ZOO / "seed0")
+    transforms.write(transforms.redraw_embeddings(base), tmp_path / "store" / "a")
+    shutil.copytree(ZOO / "seed0", tmp_path / "store" / "b", copy_function=shutil.copyfile)
+    path = tmp_path / "catalog.db"
+    add_models([str(tmp_path / "store")], AuditOptions(path, weights=False))
+    found = find(sketch(open_checkpoint(ZOO / "seed0")), FindOptions(path))
+    assert [m.name.rpartition("/")[2] for m in found.matches] == ["b", "a"]
+
+
+@pytest.mark.parametrize("option", ["--base", "--config"])
+def test_a_sketch_is_opened_with_nothing(option, catalog, tmp_path):
+    from ckptforensics.checkpoint import open_checkpoint
+    from ckptforensics.registry.sketch.make import sketch
+
+    save_document(sketch(open_checkpoint(ZOO / "seed0")), tmp_path / "sketch.json")
+    words = ("--catalog", catalog, option, ZOO / "seed1/config.json")
+    answer = ckpt("find", tmp_path / "sketch.json", *words)
+    assert (answer.returncode, option in answer.stderr) == (4, True)
