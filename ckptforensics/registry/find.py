@@ -34,6 +34,7 @@ from ckptforensics.registry.standing import is_unchanged
 from ckptforensics.results import PairRecord, load_document
 from ckptforensics.results.comparison import RELATIVES, Level
 from ckptforensics.results.find import Channel, Channels, FindDocument, FindMatch
+from ckptforensics.results.records import Skipped
 from ckptforensics.results.sketch import SketchDocument
 from ckptforensics.version import __version__
 
@@ -136,12 +137,12 @@ def find(
     searching = time.monotonic()
     query = _arrays(document.model.path if isinstance(model, SketchDocument) else model, document)
 
-    def search(db: sqlite3.Connection) -> tuple[int, list[_Candidate], int]:
-        searched, near = _search(db, options.catalog, query, options.most)
+    def search(db: sqlite3.Connection) -> tuple[int, list[_Candidate], list[Skipped], int]:
+        searched, near, refused = _search(db, options.catalog, query, options.most)
         (without,) = db.execute("SELECT count(*) FROM models WHERE sketch IS NULL").fetchone()
-        return searched, _candidates(db, near), without
+        return searched, _candidates(db, near), _refused(db, refused), without
 
-    (searched, candidates, without), _ = snapshot(options.catalog, search)
+    (searched, candidates, refused, without), _ = snapshot(options.catalog, search)
     search_seconds = time.monotonic() - searching
     shown = candidates[: options.most]
     # The weights, where there are any to compare.
@@ -152,6 +153,9 @@ def find(
     matches = [_match(c, pairs.get(i), weights is None) for i, c in enumerate(shown)]
     matches.sort(key=_rank)
     answer, reasons = _answer(matches, len(candidates), searched, query)
+    if answer == "none" and refused:
+        answer = "inconclusive"
+        reasons = [f"{row.what} was passed over: {row.reason}" for row in refused]
     if answer == "none" and (why := _hidden(weights, options)):
         answer, reasons = "inconclusive", [why]
     return FindDocument(
@@ -165,7 +169,7 @@ def find(
         without=without,
         candidates=len(candidates),
         reasons=tuple(reasons),
-        skipped=document.skipped,
+        skipped=(*document.skipped, *refused),
         search_seconds=search_seconds,
         seconds=time.monotonic() - began,
     )
@@ -210,17 +214,21 @@ def _arrays(model: str, document: SketchDocument) -> Sketch:
 
 def _search(
     db: sqlite3.Connection, path: Path, query: Sketch, most: int
-) -> tuple[int, list[tuple[int, float, Mapping[Channel, float]]]]:
-    """How many sketches were looked at; number, score and channels of those that are near."""
+) -> tuple[int, list[tuple[int, float, Mapping[Channel, float]]], Mapping[int, str]]:
+    """How many sketches were looked at; number, score and channels of those that are near.
+
+    And the numbers of those that hold what no sketch holds, as far as one met them, with why.
+    """
     vectors = open_vectors(db, path)
     numbers = vectors.nearest(features(query), LIMITS, max(SHORTLIST, 2 * most))
     found = []
-    for number, other in sketches(db, map(int, numbers)).items():
+    readable, refused = sketches(db, map(int, numbers))
+    for number, other in readable.items():
         channels = scores(query, other)
         score = score_of(channels)
         if score > 0:
             found.append((number, score, channels))
-    return len(vectors), sorted(found, key=lambda row: (*_order(row[2]), row[0]))
+    return len(vectors), sorted(found, key=lambda row: (*_order(row[2]), row[0])), refused
 
 
 def _order(channels: Mapping[Channel, float]) -> tuple[float, ...]:
@@ -245,6 +253,15 @@ def _candidates(
         ).fetchall()
         if rows:
             found.append(_Candidate(score, channels, [_model(db, row) for row in rows]))
+    return found
+
+
+def _refused(db: sqlite3.Connection, refused: Mapping[int, str]) -> list[Skipped]:
+    """The models whose sketches could not be used, and why."""
+    found = []
+    for number, why in refused.items():
+        rows = db.execute("SELECT name FROM models WHERE sketch = ? ORDER BY name", (number,))
+        found += [Skipped(what=f"the catalogued {row['name']}", reason=why) for row in rows]
     return found
 
 
