@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from ckptforensics.cli.options import as_object
+from ckptforensics.cli.options import Between, as_object
 from ckptforensics.cli.output import OutputOptions, output_options
 from ckptforensics.errors import UsageError
 
@@ -202,7 +202,7 @@ run_options = as_object(
     ),
     click.option(
         "--rate",
-        type=click.FloatRange(0, min_open=True),
+        type=Between(0, min_open=True),
         help="Learning rate.  [default: 3e-4, SGD .03, ReLU with 1 layer 3e-3; language: 3e-3, .3]",
     ),
     click.option("--steps", type=click.IntRange(0), default=1000, show_default=True, help="Steps."),
