@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import errno
 import logging
@@ -16,6 +17,7 @@ import uvicorn
 
 from ckptforensics.errors import ExitCode, UsageError
 from ckptforensics.registry.catalog.snapshot import snapshot
+from ckptforensics.server.connections import Connection, Told, most_connections
 from ckptforensics.server.options import ServeOptions
 from ckptforensics.server.pages import make_app
 
@@ -43,16 +45,18 @@ def serve(options: ServeOptions, tell: Callable[[str], None]) -> None:
     for name in ("uvicorn", "python_multipart"):
         logging.getLogger(name).addHandler(logging.NullHandler())
         logging.getLogger(name).propagate = False
-    listening = _listen(options)
+    listening, most = _listen(options), most_connections()
     config = uvicorn.Config(
         make_app(options),
-        http="h11",
+        http=Connection,
         ws="none",
         lifespan="off",
         log_config=None,
         access_log=False,
         server_header=False,
         proxy_headers=False,
+        limit_concurrency=most,
+        backlog=most,
         timeout_graceful_shutdown=_LAST_SECONDS,
     )
     server = _Server(config)
@@ -77,6 +81,11 @@ class _Server(uvicorn.Server):
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to listen; what goes wrong beside requests is told in a line."""
+        asyncio.get_running_loop().set_exception_handler(Told(lambda: self.should_exit))
+        await super().startup(sockets)
 
     def _asked(self, number: int, frame: FrameType | None) -> None:
         self.force_exit = self.should_exit
