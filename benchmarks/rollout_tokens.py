@@ -47,6 +47,7 @@ class Found:
 
 def of_model(path: Path) -> dict[int, Found]:
     """Compare draws of tokens with all of them."""
+    checkpoint = open_checkpoint(path)
     states = []
     plain = measuring.token_state
 
@@ -58,10 +59,10 @@ def of_model(path: Path) -> dict[int, Found]:
         mock.patch.object(measuring, "ROLLOUT_TOKENS", POPULATION),
         mock.patch.object(measuring, "token_state", keep),
     ):
-        measured = measuring.measure(open_checkpoint(path), Fit(), eigenpairs=None)
+        measured = measuring.measure(checkpoint, Fit(), eigenpairs=None)
     if measured.tokens is None or len(states) != len(measured.layers) + 1:
         raise CkptError("not every layer has tokens")
-    begin = open_checkpoint(path).architecture.bos_token_id
+    begin = checkpoint.architecture.bos_token_id
     others = [i for i, token in enumerate(measured.tokens) if token != begin]
     first = [i for i, token in enumerate(measured.tokens) if token == begin]
     whole = _taken(measured, states, list(range(len(measured.tokens))))

@@ -19,8 +19,9 @@ from ckptforensics.checkpoint import Checkpoint, open_checkpoint
 from ckptforensics.errors import ResultError, UsageError
 from ckptforensics.jobs.memory import default_memory
 from ckptforensics.jobs.processes import Job, run_jobs
-from ckptforensics.lineage.compare import lacks_config, open_model
+from ckptforensics.lineage.compare import lacks_config
 from ckptforensics.lineage.correspondence.hiding import padded
+from ckptforensics.lineage.models import Model
 from ckptforensics.progress import Progress, running
 from ckptforensics.registry.catalog import database
 from ckptforensics.registry.catalog.sketches import open_vectors, sketches
@@ -71,16 +72,6 @@ class FindOptions:
     base: Path | None = None
     strict: bool = False
 
-    def open(self, model: str) -> Checkpoint:
-        """The model that is looked for."""
-        return open_checkpoint(
-            model,
-            config=self.config,
-            base=self.base,
-            offline=self.offline,
-            strict=self.strict,
-        )
-
 
 @dataclass(frozen=True)
 class _Model:
@@ -103,11 +94,15 @@ class _Model:
 
 @dataclass(frozen=True)
 class _Candidate:
-    """A sketch that is near, and the models that have it, the one that can be compared first."""
+    """A sketch that is near, and the models that have it, the one that can be compared first.
+
+    `problem` is why the weights of that one cannot be compared, None if they can.
+    """
 
     score: float
     channels: Mapping[Channel, float]
     models: Sequence[_Model]
+    problem: str | None = None
 
 
 def find(
@@ -128,14 +123,29 @@ def find(
         if one of them cannot be read.
     """
     began = time.monotonic()
-    if (isinstance(model, SketchDocument) or _is_saved(model)) and (options.config or options.base):
+    of_sketch = isinstance(model, SketchDocument) or _is_saved(model)
+    if of_sketch and (options.config or options.base):
         name = "--config" if options.config else "--base"
         raise UsageError(f"{name} is of a model, and this is a sketch of one", path=str(model))
     # A catalog that cannot be read is told before a sketch is made.
     snapshot(options.catalog, lambda db: None)
-    document = model if isinstance(model, SketchDocument) else _query(model, options, progress)
+    # The weights, where there are any to compare.
+    checkpoint: Checkpoint | None = None
+    if isinstance(model, SketchDocument):
+        document, model = model, model.model.path
+    elif of_sketch:
+        document = _saved_sketch(model)
+    else:
+        checkpoint = open_checkpoint(
+            model,
+            config=options.config,
+            base=options.base,
+            offline=options.offline,
+            strict=options.strict,
+        )
+        document = sketch(checkpoint, progress=progress)
     searching = time.monotonic()
-    query = _arrays(document.model.path if isinstance(model, SketchDocument) else model, document)
+    query = _arrays(model, document)
 
     def search(db: sqlite3.Connection) -> tuple[int, list[_Candidate], list[Skipped], int]:
         searched, near, refused = _search(db, options.catalog, query, options.most)
@@ -145,18 +155,19 @@ def find(
     (searched, candidates, refused, without), _ = snapshot(options.catalog, search)
     search_seconds = time.monotonic() - searching
     shown = candidates[: options.most]
-    # The weights, where there are any to compare.
-    weights = None if isinstance(model, SketchDocument) or _is_saved(model) else model
-    if weights is not None and options.compare:
+    pairs: dict[int, PairRecord | str] = {}
+    if checkpoint is not None and options.compare:
         shown = [_that_stands(candidate, options) for candidate in shown]
-    pairs = {} if weights is None else _compared(weights, shown, options, progress)
-    matches = [_match(c, pairs.get(i), weights is None) for i, c in enumerate(shown)]
+        pairs = _compared(model, checkpoint, shown, options, progress)
+    elif checkpoint is not None:
+        pairs = dict.fromkeys(range(len(shown)), "no comparison was asked for")
+    matches = [_match(c, pairs.get(i), of_sketch) for i, c in enumerate(shown)]
     matches.sort(key=_rank)
     answer, reasons = _answer(matches, len(candidates), searched, query)
     if answer == "none" and refused:
         answer = "inconclusive"
         reasons = [f"{row.what} was passed over: {row.reason}" for row in refused]
-    if answer == "none" and (why := _hidden(weights, options)):
+    if answer == "none" and (why := _hidden(model, checkpoint)):
         answer, reasons = "inconclusive", [why]
     return FindDocument(
         tool_version=__version__,
@@ -175,15 +186,14 @@ def find(
     )
 
 
-def _hidden(weights: str | None, options: FindOptions) -> str | None:
+def _hidden(model: str, checkpoint: Checkpoint | None) -> str | None:
     """Why no candidate does not mean that there is none; None if it does."""
-    if weights is None:
+    if checkpoint is None:
         return (
             "a sketch does not tell whether directions that nothing writes to were added to the "
             "stream, which hides a copy: give the model"
         )
-    model = open_model(weights, config=options.config, base=options.base, offline=options.offline)
-    return padded(model)
+    return padded(Model(model, checkpoint))
 
 
 def _is_saved(model: str) -> bool:
@@ -191,10 +201,8 @@ def _is_saved(model: str) -> bool:
     return model.endswith(".json") and not model.endswith(".index.json")
 
 
-def _query(model: str, options: FindOptions, progress: Progress | None) -> SketchDocument:
-    """The sketch of the model that is looked for, made or loaded."""
-    if not _is_saved(model):
-        return sketch(options.open(model), progress=progress)
+def _saved_sketch(model: str) -> SketchDocument:
+    """The sketch in a file; UsageError if another result is in it."""
     found = load_document(model)
     if not isinstance(found, SketchDocument):
         raise UsageError(
@@ -275,27 +283,31 @@ def _model(db: sqlite3.Connection, row: sqlite3.Row) -> _Model:
 
 def _that_stands(candidate: _Candidate, options: FindOptions) -> _Candidate:
     """With a model first that is still what was catalogued, where one of its models is."""
-    models = candidate.models
-    at = next((i for i, one in enumerate(models) if one.problem(options) is None), 0)
-    return replace(candidate, models=[models[at], *models[:at], *models[at + 1 :]])
+    models, problem = candidate.models, None
+    for at, one in enumerate(models):
+        why = one.problem(options)
+        if why is None:
+            return replace(candidate, models=[one, *models[:at], *models[at + 1 :]])
+        problem = problem or why
+    return replace(candidate, problem=problem)
 
 
 def _compared(
-    model: str, candidates: Sequence[_Candidate], options: FindOptions, progress: Progress | None
+    model: str,
+    checkpoint: Checkpoint,
+    candidates: Sequence[_Candidate],
+    options: FindOptions,
+    progress: Progress | None,
 ) -> dict[int, PairRecord | str]:
     """What `ckpt compare` says of the model and each candidate, or why it says nothing."""
-    if not options.compare:
-        return dict.fromkeys(range(len(candidates)), "no comparison was asked for")
     found: dict[int, PairRecord | str] = {}
     jobs: dict[tuple[str, ...], tuple[int, _Model | None]] = {}
     waiting = []
-    checkpoint = options.open(model)
     own = sum(info.nbytes for info in checkpoint.store.tensors.values())
     lacks = lacks_config(checkpoint.source.base or checkpoint.source.path)
     share = options.memory // options.workers
     for i, candidate in enumerate(candidates):
-        first = candidate.models[0]
-        problem = first.problem(options)
+        first, problem = candidate.models[0], candidate.problem
         if problem is None:
             place: str = json.loads(first.row["opens"])
         elif first.row["signature"] is not None:

@@ -15,8 +15,9 @@ from ckptforensics.registry.conclusion import Conclusion, conclude
 from ckptforensics.registry.judge import judge
 from ckptforensics.registry.pairs import Declared
 from ckptforensics.registry.relations import CHANGES_KEPT, Measured
+from ckptforensics.registry.rules.table import in_order
 from ckptforensics.registry.settings import Left, Settings, codes_of
-from ckptforensics.results.audit import SEVERITIES, AuditDocument, AuditRun
+from ckptforensics.results.audit import AuditDocument, AuditRun
 from ckptforensics.results.comparison import ComparisonDocument, Level, TreeEdge
 from ckptforensics.results.records import ModelRecord, Skipped
 
@@ -90,16 +91,7 @@ def live_audit(catalog: CatalogReader, audited: Audited) -> LiveAudit:
     if audited.settings is not None:
         found = conclude(judged, declared, settings, left, catalog.findings_of)
     else:
-        kept = sorted(
-            catalog.findings_of(judged),
-            key=lambda row: (
-                SEVERITIES.index(row[1].severity),
-                row[1].rule,
-                row[1].model,
-                row[1].id,
-            ),
-        )
-        found = Conclusion(judged, kept, (), left)
+        found = Conclusion(judged, in_order(catalog.findings_of(judged)), (), left)
     runs = catalog.runs(audited.run)
     document = found.document(runs, tool_version=audited.tool_version)
     return LiveAudit(audited, settings.level, found, runs, tuple(judged), document)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -14,31 +12,21 @@ import pytest
 from ckptforensics.errors import one_line
 from ckptforensics.render import render
 from ckptforensics.results import load_document
+from tests.support import browser as browsing
 from tests.support.audits import HOSTILE_NAMES, audit
 from tests.support.comparisons import ODD_NAMES, several, two
 
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 SAVED = Path(__file__).parents[1] / "results" / "old"
 # Measured: 1.3 s for 10,000 models on two cores. A machine that is busy takes longer.
 SLOWEST = 20_000
 
 
-class Tab:
+class Tab(browsing.Tab):
     """A page in a context of its own, and what it did that it should not."""
 
     def __init__(self, browser, folder: Path, **context) -> None:
-        self.context = browser.new_context(
-            **{"viewport": {"width": 1280, "height": 900}, **context}
-        )
-        self.page = self.context.new_page()
+        super().__init__(browser, **{"viewport": {"width": 1280, "height": 900}, **context})
         self.folder = folder
-        self.told: list[str] = []
-        self.requests: list[str] = []
-        self.page.on("console", lambda said: self.told.append(said.text))
-        self.page.on("pageerror", lambda error: self.told.append(str(error)))
-        self.page.on("dialog", lambda dialog: (self.told.append("dialog"), dialog.dismiss()))
-        self.page.on("request", lambda request: self.requests.append(request.url))
 
     def open(self, text: str) -> Tab:
         file = self.folder / "page.html"
@@ -71,11 +59,6 @@ class Tab:
             "document.activeElement.getAttribute('aria-label') || document.activeElement.tagName"
         )
 
-    @property
-    def overflow(self) -> int:
-        """By how many pixels the page is wider than the screen."""
-        return self.page.evaluate("document.documentElement.scrollWidth - window.innerWidth")
-
     def silent(self) -> bool:
         assert self.told == []
         assert {url.partition("#")[0] for url in self.requests} == {
@@ -91,15 +74,8 @@ def html(count: int) -> str:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[object]:
-    if CHROMIUM is None:
-        reason = "there is no Chromium (apt-get install chromium)"
-        if os.environ.get("CI"):
-            raise RuntimeError(reason)
-        pytest.skip(reason)
-    with playwright.sync_playwright() as play:
-        started = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+    with browsing.chromium() as started:
         yield started
-        started.close()
 
 
 @pytest.fixture

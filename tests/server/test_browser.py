@@ -6,7 +6,6 @@ With CKPT_SHOTS=FOLDER each is kept as a picture, as wide screens and phones sho
 from __future__ import annotations
 
 import os
-import shutil
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,31 +18,21 @@ from ckptforensics.errors import one_line
 from ckptforensics.registry.sketch.make import sketch
 from ckptforensics.results import save_document
 from ckptforensics.results.audit import AuditDocument
+from tests.support import browser as browsing
 from tests.support.audits import HOSTILE_NAMES
 from tests.support.catalogs import LONG_NAME, made_up, policy
 from tests.support.served import ROOT, Server, serving
 
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 COUNT = 130
 PHONE = {"viewport": {"width": 400, "height": 800}, "is_mobile": True, "has_touch": True}
 
 
-class Tab:
+class Tab(browsing.Tab):
     """A page, and what it did that it should not."""
 
     def __init__(self, browser, server: Server, **context) -> None:
-        self.context = browser.new_context(
-            **{"viewport": {"width": 1200, "height": 900}, **context}
-        )
-        self.page = self.context.new_page()
+        super().__init__(browser, **{"viewport": {"width": 1200, "height": 900}, **context})
         self.server = server
-        self.told: list[str] = []
-        self.requests: list[str] = []
-        self.page.on("console", lambda said: self.told.append(said.text))
-        self.page.on("pageerror", lambda error: self.told.append(str(error)))
-        self.page.on("dialog", lambda dialog: (self.told.append("dialog"), dialog.dismiss()))
-        self.page.on("request", lambda request: self.requests.append(request.url))
         self.page.add_init_script(
             "window.broken = []; document.addEventListener('securitypolicyviolation', "
             "(event) => window.broken.push(event.violatedDirective + event.blockedURI))"
@@ -60,11 +49,6 @@ class Tab:
         found = urlsplit(self.page.url)
         return found.path + (f"?{found.query}" if found.query else "")
 
-    @property
-    def overflow(self) -> int:
-        """By how many pixels the page is wider than the screen."""
-        return self.page.evaluate("document.documentElement.scrollWidth - window.innerWidth")
-
     def silent(self) -> bool:
         assert self.told == []
         assert self.page.evaluate("window.broken") == []
@@ -74,15 +58,8 @@ class Tab:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[object]:
-    if CHROMIUM is None:
-        reason = "there is no Chromium (apt-get install chromium)"
-        if os.environ.get("CI"):
-            raise RuntimeError(reason)
-        pytest.skip(reason)
-    with playwright.sync_playwright() as play:
-        started = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+    with browsing.chromium() as started:
         yield started
-        started.close()
 
 
 @pytest.fixture(scope="module")

@@ -204,7 +204,19 @@ def apply_rules(
     if policy.applies(_SUPPRESSIONS.id):
         rows += [(None, finding) for finding in _out_of_use(policy, used, today)]
     rows = [(n, f.model_copy(update={"known": f.id in known})) for n, f in rows]
-    return sorted(rows, key=lambda row: (SEVERITIES.index(row[1].severity), *_order(row[1])))
+    return in_order(rows)
+
+
+def in_order(
+    findings: Iterable[tuple[int | None, FindingRecord]],
+) -> list[tuple[int | None, FindingRecord]]:
+    """Findings, each with its model's number, in the order of `apply_rules`."""
+
+    def place(row: tuple[int | None, FindingRecord]) -> tuple[int, str, str, str]:
+        finding = row[1]
+        return SEVERITIES.index(finding.severity), finding.rule, finding.model, finding.id
+
+    return sorted(findings, key=place)
 
 
 def _found(world: World) -> Iterator[tuple[int, FindingRecord]]:
@@ -226,10 +238,6 @@ def _not_checked(finding: FindingRecord, policy: Policy) -> FindingRecord:
     return finding.model_copy(
         update={"checked": False, "evidence": tuple(dict.fromkeys(told)), "severity": severity}
     )
-
-
-def _order(finding: FindingRecord) -> tuple[str, str, str]:
-    return finding.rule, finding.model, finding.id
 
 
 def _out_of_use(policy: Policy, used: set[int], today: date) -> Iterator[FindingRecord]:

@@ -109,7 +109,7 @@ def _run(saved: Saved, tasks: Sequence[BigramTask]) -> tuple[ToyRun, str | None]
         }
         if saved.task != "bigram-backcopy":
             return ToyRun(**common), None
-        common["published"] = _published(saved, curve)
+        common["published"] = _published(saved, curve, tasks[0].digest)
         try:
             extra = _measured(saved, tasks)
         except CkptError as problem:
@@ -151,8 +151,13 @@ def plain_shape(task: str, vocabulary: int) -> Shape:
     )
 
 
-def _published(saved: Saved, curve: tuple[ToyPoint, ...]) -> tuple[ToyPublished, ...]:
-    """Published numbers of such a run, each beside the nearest step that was measured."""
+def _published(saved: Saved, curve: tuple[ToyPoint, ...], shipped: str) -> tuple[ToyPublished, ...]:
+    """Published numbers of such a run, each beside the nearest step that was measured.
+
+    Parameters
+    ----------
+    shipped : digest of what is drawn from the shipped text
+    """
     file = resources.files("ckptforensics.runtime.toy") / "published.json"
     shape, recipe = saved.shape, saved.recipe
     found = []
@@ -161,7 +166,7 @@ def _published(saved: Saved, curve: tuple[ToyPoint, ...]) -> tuple[ToyPublished,
         others.append(f"rate {recipe.rate:g}")
     if saved.start is not None:
         others.append("begun from a checkpoint")
-    if saved.text != statistics().name:
+    if saved.sha256 != shipped:
         others.append("another text")
     differs = ", ".join(others) or None
     for row in json.loads(file.read_text("utf-8"))["rows"]:

@@ -151,15 +151,14 @@ def train(
     }
     with saved.alone(folder), _deterministic(threads):
         tensors = new_tensors(shape, recipe.seed, device)
-        if not saved.claimed(folder, wanted):
-            # First what can fail: a folder that holds settings holds a run.
-            if start is not None:
-                saved.take(tensors, start, device)
-            saved.claim(folder, wanted)
-        elif start is not None and not (folder / saved.STATE).exists():
-            saved.take(tensors, start, device)
-        stepper = Stepper(task, shape, recipe, tensors, compiled=compiled)
         state, log = folder / saved.STATE, folder / saved.LOG
+        claimed = saved.claimed(folder, wanted)
+        # First what can fail: a folder that holds settings holds a run.
+        if start is not None and not state.exists():
+            saved.take(tensors, start, device)
+        if not claimed:
+            saved.claim(folder, wanted)
+        stepper = Stepper(task, shape, recipe, tensors, compiled=compiled)
         done, seconds = saved.resume(state, tensors, stepper.optimizer, device)
         if done <= schedule.steps:
             saved.cut(log, done)
