@@ -47,9 +47,12 @@ document.addEventListener("keydown", (event) => {
   const typing = /^(INPUT|SELECT|TEXTAREA)$/.test(event.target.tagName);
   if (event.key === "/" && !typing && !event.ctrlKey && !event.metaKey) {
     event.preventDefault();
-    if (!main.contains(search)) go(home);
-    // The overview is there when the address has changed.
-    requestAnimationFrame(() => requestAnimationFrame(() => search.focus()));
+    if (main.contains(search)) search.focus();
+    else {
+      go(home);
+      // The overview is there when the address has changed.
+      requestAnimationFrame(() => requestAnimationFrame(() => search.focus()));
+    }
   } else if (event.key === "Escape") {
     if (event.target === search && search.value) {
       search.value = "";
