@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sqlite3
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -66,17 +67,7 @@ def export_catalog(path: Path, output: Path, *, names: tuple[str, ...] = ()) -> 
             )
             if not names or row["name"] in names or row["name"].partition("@")[0] in names
         ]
-    lines = [
-        _Row(
-            name=row["name"],
-            commit=row["commit"],
-            adapter=bool(row["adapter"]),
-            code=row["code"],
-            reading=_portable(Reading.model_validate_json(row["reading_json"])),
-            sketch=_sketched(row["sketch_json"]),
-        ).model_dump_json()
-        for row in rows
-    ]
+        lines = list(map(_line, rows))
     listing = "".join(f"{line}\n" for line in lines).encode()
     arrays = sorted({row["signature"] for row in rows if row["signature"] is not None})
     digests = {f"arrays/{sha256}.safetensors": sha256 for sha256 in arrays}
@@ -94,6 +85,18 @@ def export_catalog(path: Path, output: Path, *, names: tuple[str, ...] = ()) -> 
 
     write_atomically(output, write)
     return len(rows)
+
+
+def _line(row: sqlite3.Row) -> str:
+    with database.row_of("models", row["id"]):
+        return _Row(
+            name=row["name"],
+            commit=row["commit"],
+            adapter=bool(row["adapter"]),
+            code=row["code"],
+            reading=_portable(Reading.model_validate_json(row["reading_json"])),
+            sketch=_sketched(row["sketch_json"]),
+        ).model_dump_json()
 
 
 def import_catalog(catalog: CatalogWriter, file: Path) -> int:

@@ -53,7 +53,7 @@ def sketches(db: sqlite3.Connection, numbers: Iterable[int]) -> dict[int, Sketch
     for number in numbers:
         row = db.execute("SELECT sketch_json FROM sketches WHERE id = ?", (number,)).fetchone()
         if row is not None:
-            found[number] = _sketch(row["sketch_json"])
+            found[number] = _sketch(number, row["sketch_json"])
     return found
 
 
@@ -64,7 +64,7 @@ def rebuild(db: sqlite3.Connection, path: Path) -> int:
     rows = db.execute("SELECT id, sketch_json FROM sketches WHERE id > ? ORDER BY id", (present,))
     count = 0
     for row in rows if present < last else ():
-        _write_rows(path, row["id"] - 1, features(_sketch(row["sketch_json"]))[None])
+        _write_rows(path, row["id"] - 1, features(_sketch(row["id"], row["sketch_json"]))[None])
         count += 1
     return count
 
@@ -191,5 +191,6 @@ def _write_rows(path: Path, start: int, rows: Floats) -> None:
             ) from None
 
 
-def _sketch(text: str) -> Sketch:
-    return sketch_of(Sketched.model_validate_json(text))
+def _sketch(number: int, text: str) -> Sketch:
+    with database.row_of("sketches", number):
+        return sketch_of(Sketched.model_validate_json(text))
