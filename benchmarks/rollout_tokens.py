@@ -170,6 +170,12 @@ def main() -> None:
                 f"| {max(one.degrees for one in known):.2f} "
                 f"| {np.expm1(max(one.norm for one in known)):.0%} |"
             )
+    if arguments.families:
+        lines += [
+            "",
+            "The families are tiny random models with vocabularies below 64, so that there are no "
+            "more tokens to draw.",
+        ]
     text = "\n".join(lines)
     sys.stdout.write(text + "\n")
     if arguments.write:

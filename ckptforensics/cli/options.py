@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from functools import wraps
@@ -143,6 +144,17 @@ MODEL = _Model(path_type=Path)
 # The name as it was given.
 MODEL_NAME = _Model(path_type=str)
 model_argument = click.argument("model", type=MODEL)
+
+
+class Between(click.FloatRange):
+    """A number in a range: infinity is in none, nor is 'nan', which no comparison keeps out."""
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        """The number; a usage error if it is not finite or out of range."""
+        found = super().convert(value, param, ctx)
+        if not math.isfinite(found):
+            self.fail(f"{value} is not a finite number", param, ctx)
+        return found
 
 
 def as_bytes(context: click.Context, parameter: click.Parameter, value: str | None) -> int | None:

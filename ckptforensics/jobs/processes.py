@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ckptforensics.errors import CkptError, UsageError, exit_code
+from ckptforensics.jobs.limited import ENDS_WITH
 
 _POLL_SECONDS = 0.05
 
@@ -84,6 +85,7 @@ class Job:
         """Begin it."""
         command = [sys.executable, "-m", self.module, *self.arguments]
         if self.reserved is not None:
+            environment = environment | {ENDS_WITH: str(os.getpid())}
             command[2:3] = ["ckptforensics.jobs.limited", str(self.reserved), self.module]
         self.began = time.monotonic()
         # Files, not pipes: a process never waits for somebody to read what it printed.

@@ -16,7 +16,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from ckptforensics.findings.cache.key import sha256_of_parts
-from ckptforensics.jobs.limited import ENDS_WITH
 from ckptforensics.jobs.processes import Job
 from ckptforensics.version import __version__
 
@@ -120,7 +119,7 @@ def run_task(task: Task) -> Answer:
         job.arguments = [str(sent.get(word, word)) for word in job.arguments]
         threads = max(1, (os.cpu_count() or 1) // task.beside)
         environment = {"OMP_NUM_THREADS": str(threads)} | dict(os.environ)
-        job.start(environment | {ENDS_WITH: str(os.getpid())})
+        job.start(environment)
         try:
             while job.running:
                 job.end_if_overdue()

@@ -48,6 +48,11 @@ def compare_models(
         most=options.neighbours,
     )
     _compare(catalog, first.pairs, relations, options, work, progress)
+    for two in first.unsigned:
+        # The catalog keeps none of this: the other may be signed the next time.
+        unsigned = next(m for m in (two.a, two.b) if m.reading.signature is None)
+        why = f"{unsigned.name} is near, and known by its sketch only: audit it, which signs it"
+        relations.add(two.a.identity, two.b.identity, Measured(why, by_signature=True))
     second = {
         (pair.a.identity, pair.b.identity): pair
         for a, b in second_round(models, of, declared, relations)

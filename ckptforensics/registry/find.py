@@ -11,7 +11,7 @@ import json
 import sqlite3
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -30,9 +30,11 @@ from ckptforensics.registry.sketch.features import features
 from ckptforensics.registry.sketch.make import sketch
 from ckptforensics.registry.sketch.record import Sketch, sketch_of
 from ckptforensics.registry.sketch.score import LIMITS, score_of, scores
+from ckptforensics.registry.standing import is_unchanged
 from ckptforensics.results import PairRecord, load_document
 from ckptforensics.results.comparison import RELATIVES, Level
 from ckptforensics.results.find import Channel, Channels, FindDocument, FindMatch
+from ckptforensics.results.records import Skipped
 from ckptforensics.results.sketch import SketchDocument
 from ckptforensics.version import __version__
 
@@ -81,13 +83,31 @@ class FindOptions:
 
 
 @dataclass(frozen=True)
+class _Model:
+    """A model of the catalog: its row, and its weight files' names and states when it was read."""
+
+    row: sqlite3.Row
+    nbytes: int
+    weights: Sequence[tuple[str, str]]
+
+    def problem(self, options: FindOptions) -> str | None:
+        """Why its weights cannot be compared, None if they can."""
+        if self.row["opens"] is None or self.row["state"] == "vanished":
+            return "neither its weights nor its signature is at hand"
+        name, store, path = (self.row[key] for key in ("name", "store", "path"))
+        opens = json.loads(self.row["opens"])
+        if not is_unchanged(store, opens, path, self.weights, offline=options.offline):
+            return f"{name} has changed since it was catalogued: 'ckpt catalog add {path}'"
+        return None
+
+
+@dataclass(frozen=True)
 class _Candidate:
     """A sketch that is near, and the models that have it, the one that can be compared first."""
 
     score: float
     channels: Mapping[Channel, float]
-    models: Sequence[sqlite3.Row]
-    nbytes: int
+    models: Sequence[_Model]
 
 
 def find(
@@ -103,31 +123,39 @@ def find(
     Raises
     ------
     UsageError
-        if there is no such model or catalog.
+        if there is no such model or catalog, or a sketch is given with what opens a model.
     CkptError
         if one of them cannot be read.
     """
     began = time.monotonic()
+    if (isinstance(model, SketchDocument) or _is_saved(model)) and (options.config or options.base):
+        name = "--config" if options.config else "--base"
+        raise UsageError(f"{name} is of a model, and this is a sketch of one", path=str(model))
     # A catalog that cannot be read is told before a sketch is made.
     snapshot(options.catalog, lambda db: None)
     document = model if isinstance(model, SketchDocument) else _query(model, options, progress)
     searching = time.monotonic()
     query = _arrays(document.model.path if isinstance(model, SketchDocument) else model, document)
 
-    def search(db: sqlite3.Connection) -> tuple[int, list[_Candidate], int]:
-        searched, near = _search(db, options.catalog, query, options.most)
+    def search(db: sqlite3.Connection) -> tuple[int, list[_Candidate], list[Skipped], int]:
+        searched, near, refused = _search(db, options.catalog, query, options.most)
         (without,) = db.execute("SELECT count(*) FROM models WHERE sketch IS NULL").fetchone()
-        return searched, _candidates(db, near), without
+        return searched, _candidates(db, near), _refused(db, refused), without
 
-    (searched, candidates, without), _ = snapshot(options.catalog, search)
+    (searched, candidates, refused, without), _ = snapshot(options.catalog, search)
     search_seconds = time.monotonic() - searching
     shown = candidates[: options.most]
     # The weights, where there are any to compare.
     weights = None if isinstance(model, SketchDocument) or _is_saved(model) else model
+    if weights is not None and options.compare:
+        shown = [_that_stands(candidate, options) for candidate in shown]
     pairs = {} if weights is None else _compared(weights, shown, options, progress)
     matches = [_match(c, pairs.get(i), weights is None) for i, c in enumerate(shown)]
     matches.sort(key=_rank)
     answer, reasons = _answer(matches, len(candidates), searched, query)
+    if answer == "none" and refused:
+        answer = "inconclusive"
+        reasons = [f"{row.what} was passed over: {row.reason}" for row in refused]
     if answer == "none" and (why := _hidden(weights, options)):
         answer, reasons = "inconclusive", [why]
     return FindDocument(
@@ -141,7 +169,7 @@ def find(
         without=without,
         candidates=len(candidates),
         reasons=tuple(reasons),
-        skipped=document.skipped,
+        skipped=(*document.skipped, *refused),
         search_seconds=search_seconds,
         seconds=time.monotonic() - began,
     )
@@ -186,17 +214,31 @@ def _arrays(model: str, document: SketchDocument) -> Sketch:
 
 def _search(
     db: sqlite3.Connection, path: Path, query: Sketch, most: int
-) -> tuple[int, list[tuple[int, float, Mapping[Channel, float]]]]:
-    """How many sketches were looked at; number, score and channels of those that are near."""
+) -> tuple[int, list[tuple[int, float, Mapping[Channel, float]]], Mapping[int, str]]:
+    """How many sketches were looked at; number, score and channels of those that are near.
+
+    And the numbers of those that hold what no sketch holds, as far as one met them, with why.
+    """
     vectors = open_vectors(db, path)
     numbers = vectors.nearest(features(query), LIMITS, max(SHORTLIST, 2 * most))
     found = []
-    for number, other in sketches(db, map(int, numbers)).items():
+    readable, refused = sketches(db, map(int, numbers))
+    for number, other in readable.items():
         channels = scores(query, other)
         score = score_of(channels)
         if score > 0:
             found.append((number, score, channels))
-    return len(vectors), sorted(found, key=lambda row: (-row[1], row[0]))
+    return len(vectors), sorted(found, key=lambda row: (*_order(row[2]), row[0])), refused
+
+
+def _order(channels: Mapping[Channel, float]) -> tuple[float, ...]:
+    """By which the nearest comes first: by its best channel, at a tie by the next ones.
+
+    A channel that one of the two lacks counts as one at its limit, and what rounding makes of the
+    same value is a tie.
+    """
+    shares = [score_of({name: channels[name]}) if name in channels else 0.0 for name in LIMITS]
+    return tuple(sorted(-round(share, 4) for share in shares))
 
 
 def _candidates(
@@ -210,11 +252,32 @@ def _candidates(
             (number,),
         ).fetchall()
         if rows:
-            (nbytes,) = db.execute(
-                "SELECT coalesce(sum(bytes), 0) FROM files WHERE model = ?", (rows[0]["id"],)
-            ).fetchone()
-            found.append(_Candidate(score, channels, rows, nbytes))
+            found.append(_Candidate(score, channels, [_model(db, row) for row in rows]))
     return found
+
+
+def _refused(db: sqlite3.Connection, refused: Mapping[int, str]) -> list[Skipped]:
+    """The models whose sketches could not be used, and why."""
+    found = []
+    for number, why in refused.items():
+        rows = db.execute("SELECT name FROM models WHERE sketch = ? ORDER BY name", (number,))
+        found += [Skipped(what=f"the catalogued {row['name']}", reason=why) for row in rows]
+    return found
+
+
+def _model(db: sqlite3.Connection, row: sqlite3.Row) -> _Model:
+    files = db.execute(
+        "SELECT name, role, bytes, changed FROM files WHERE model = ?", (row["id"],)
+    ).fetchall()
+    weights = [(f["name"], f["changed"]) for f in files if f["role"] in ("weights", "adapter")]
+    return _Model(row, sum(file["bytes"] for file in files), weights)
+
+
+def _that_stands(candidate: _Candidate, options: FindOptions) -> _Candidate:
+    """With a model first that is still what was catalogued, where one of its models is."""
+    models = candidate.models
+    at = next((i for i, one in enumerate(models) if one.problem(options) is None), 0)
+    return replace(candidate, models=[models[at], *models[:at], *models[at + 1 :]])
 
 
 def _compared(
@@ -224,16 +287,21 @@ def _compared(
     if not options.compare:
         return dict.fromkeys(range(len(candidates)), "no comparison was asked for")
     found: dict[int, PairRecord | str] = {}
-    jobs: dict[tuple[str, ...], int] = {}
+    jobs: dict[tuple[str, ...], tuple[int, _Model | None]] = {}
     waiting = []
     checkpoint = options.open(model)
     own = sum(info.nbytes for info in checkpoint.store.tensors.values())
     lacks = lacks_config(checkpoint.source.base or checkpoint.source.path)
     share = options.memory // options.workers
     for i, candidate in enumerate(candidates):
-        place = _place(candidate.models[0], options.catalog)
-        if place is None:
-            found[i] = "neither its weights nor its signature is at hand"
+        first = candidate.models[0]
+        problem = first.problem(options)
+        if problem is None:
+            place: str = json.loads(first.row["opens"])
+        elif first.row["signature"] is not None:
+            place = str(database.array_path(options.catalog, first.row["signature"]))
+        else:
+            found[i] = problem
             continue
         words = compare_arguments(
             (model, place),
@@ -245,33 +313,26 @@ def _compared(
             base=options.base,
         )
         job = Job(
-            candidate.models[0]["name"],
+            first.row["name"],
             words,
             share,
-            reserved=share + own + candidate.nbytes,
+            reserved=share + own + first.nbytes,
             seconds=options.seconds,
         )
-        jobs[job.key] = i
+        jobs[job.key] = i, first if problem is None else None
         waiting.append(job)
     with running(progress, "comparisons", len(waiting)) as step:
         for job in run_jobs(waiting, at_once=options.workers, memory=options.memory):
-            found[jobs[job.key]] = compared(job)
+            i, of_weights = jobs[job.key]
+            # It may have changed while others were compared.
+            problem = None if of_weights is None else of_weights.problem(options)
+            found[i] = problem or compared(job)
             step(job.model)
     return found
 
 
-def _place(row: sqlite3.Row, catalog: Path) -> str | None:
-    """What `compare` takes for a model of the catalog: itself, or its signature."""
-    if row["opens"] is not None and row["state"] != "vanished":
-        place: str = json.loads(row["opens"])
-        return place
-    if row["signature"] is not None:
-        return str(database.array_path(catalog, row["signature"]))
-    return None
-
-
 def _match(candidate: _Candidate, compared: PairRecord | str | None, of_sketch: bool) -> FindMatch:
-    first, *others = candidate.models
+    first, *others = (model.row for model in candidate.models)
     pair = compared if isinstance(compared, PairRecord) else None
     if pair is not None:
         evidence = pair.reasons[0] if pair.reasons else f"verdict {pair.verdict}"
@@ -292,10 +353,9 @@ def _match(candidate: _Candidate, compared: PairRecord | str | None, of_sketch: 
     )
 
 
-def _rank(match: FindMatch) -> tuple[int, float]:
-    """Relatives first, the closest verdict before others; then by nearness."""
-    known = RELATIVES.index(match.verdict) if match.verdict in RELATIVES else len(RELATIVES)
-    return known, -match.score
+def _rank(match: FindMatch) -> int:
+    """Relatives first, the closest verdict before others; the nearest stay before others."""
+    return RELATIVES.index(match.verdict) if match.verdict in RELATIVES else len(RELATIVES)
 
 
 def _nearness(channels: Mapping[Channel, float]) -> str:

@@ -31,10 +31,12 @@ class Plan:
     ----------
     pairs : in order of their identities
     left : numbers of models to how many families near they are not compared with
+    unsigned : pairs that would be compared, had not one of them a sketch only
     """
 
     pairs: list[PlannedPair]
     left: dict[int, int]
+    unsigned: list[PlannedPair]
 
 
 class Declared:
@@ -112,16 +114,24 @@ def plan_pairs(
     by_number = {model.number: model for model in models}
     # Of models with the same weights one that is there stands for all.
     standing: dict[str, CataloguedModel] = {}
-    for model in sorted(models, key=lambda model: (not has_weights(model), model.name)):
+    for model in sorted(
+        models,
+        key=lambda model: (not model.reading.signature, not has_weights(model), model.name),
+    ):
         standing.setdefault(model.identity, model)
     of_identity = {by_number[number].identity for number in of}
     models = list(standing.values())
     wanted: dict[tuple[str, str], PlannedPair] = {}
+    unsigned: dict[tuple[str, str], PlannedPair] = {}
 
     def want(i: CataloguedModel, j: CataloguedModel) -> None:
-        pair = as_pair(standing[i.identity], standing[j.identity])
+        i, j = standing[i.identity], standing[j.identity]
+        pair = as_pair(i, j)
         if pair is not None:
             wanted.setdefault((pair.a.identity, pair.b.identity), pair)
+        elif i.identity != j.identity and _known(i) and _known(j):
+            pair = _in_order(i, j)
+            unsigned.setdefault((pair.a.identity, pair.b.identity), pair)
 
     for number in sorted(of):
         for match in declared.matches[number]:
@@ -145,13 +155,18 @@ def plan_pairs(
                 want(model, other)
             elif model.identity in of_identity:
                 left[model.number] = left.get(model.number, 0) + 1
-    return Plan([wanted[key] for key in sorted(wanted)], left)
+    pairs, others = ([by[key] for key in sorted(by)] for by in (wanted, unsigned))
+    return Plan(pairs, left, others)
 
 
 def as_pair(i: CataloguedModel, j: CataloguedModel) -> PlannedPair | None:
     """The two in the order of their identities, None where they cannot be compared or are one."""
     if i.identity == j.identity or not (_comparable(i) and _comparable(j)):
         return None
+    return _in_order(i, j)
+
+
+def _in_order(i: CataloguedModel, j: CataloguedModel) -> PlannedPair:
     a, b = sorted((i, j), key=lambda model: model.identity)
     return PlannedPair(a, b)
 
@@ -163,6 +178,11 @@ def has_weights(model: CataloguedModel) -> bool:
 
 def _comparable(model: CataloguedModel) -> bool:
     return model.reading.signature is not None and not model.adapter
+
+
+def _known(model: CataloguedModel) -> bool:
+    """Whether it can be compared, or could if it were signed."""
+    return _comparable(model) or (model.sketch is not None and not model.adapter)
 
 
 def _bare(name: str) -> str:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from ckptforensics.results.records import Document, Finite, Frozen, ModelRecord, Skipped
 
 Base64 = Annotated[str, Field(pattern=r"^[A-Za-z0-9+/]*={0,2}$", max_length=100_000)]
+# What an integer of 8 or 16 bits stands for; 1 where all are zero.
+Unit = Annotated[Finite, Field(gt=0, le=1)]
 
 
 class SketchedTokens(Frozen):
@@ -21,10 +23,10 @@ class SketchedTokens(Frozen):
     """
 
     by: Literal["strings", "ids"]
-    count: int = Field(ge=2, le=256)
+    count: int = Field(ge=48, le=256)
     names: Base64
     likeness: Base64
-    unit: Finite
+    unit: Unit
 
 
 class SketchedHeads(Frozen):
@@ -35,10 +37,16 @@ class SketchedHeads(Frozen):
     """
 
     count: int = Field(ge=1, le=512)
-    total: int
+    total: int = Field(ge=1)
     ranks: Literal[16]
     values: Base64
-    unit: Finite
+    unit: Unit
+
+    @model_validator(mode="after")
+    def _kept_are_of_all(self) -> Self:
+        if self.total < self.count:
+            raise ValueError(f"'count' is {self.count} of a 'total' of {self.total}")
+        return self
 
 
 class Sketched(Frozen):
@@ -46,6 +54,12 @@ class Sketched(Frozen):
 
     tokens: tuple[SketchedTokens, ...]
     heads: SketchedHeads | None
+
+    @model_validator(mode="after")
+    def _each_name_once(self) -> Self:
+        if len({part.by for part in self.tokens}) < len(self.tokens):
+            raise ValueError("'tokens' has one way to name them twice")
+        return self
 
 
 class SketchDocument(Document):
@@ -61,6 +75,13 @@ class SketchDocument(Document):
     model: ModelRecord
     found: Sketched
     skipped: tuple[Skipped, ...] = ()
-    bytes_read: int
-    requests: int | None = None
-    seconds: Finite
+    bytes_read: int = Field(ge=0)
+    requests: int | None = Field(default=None, ge=0)
+    seconds: Annotated[Finite, Field(ge=0)]
+
+    @model_validator(mode="after")
+    def _model_has_sizes(self) -> Self:
+        for name, least in (("hidden_size", 1), ("num_layers", 0)):
+            if getattr(self.model, name) < least:
+                raise ValueError(f"'model.{name}' is {getattr(self.model, name)}")
+        return self

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import click
 import jsonschema
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from safetensors.numpy import save_file
 import ckptforensics
 from ckptforensics.errors import ExitCode
 from ckptforensics.results import DOCUMENTS
+from tests.cli.test_docs import commands, options
 from tests.support.containers import Model, assert_one_error, run, write_llama_gguf
 
 COMMANDS = ("sign", "layers", "norms", "inspect", "show")
@@ -740,3 +742,17 @@ def test_a_saved_file_holds_what_its_name_says(planted, tmp_path, capsys):
         assert_one_error(ran, 4, "saved as .json")
         assert not (tmp_path / name).exists()
     assert_one_error(run(capsys, "inspect", planted, "-o", tmp_path / "x.html"), 4, ".json")
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+def test_no_option_takes_what_is_no_number(value):
+    numbers = [
+        option
+        for command in commands().values()
+        for option in options(command)
+        if isinstance(option.type, click.types.FloatParamType)
+    ]
+    assert len(numbers) >= 6
+    for option in numbers:
+        with pytest.raises(click.BadParameter):
+            option.type.convert(value, option, None)

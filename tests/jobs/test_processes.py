@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -97,3 +100,30 @@ def test_a_process_reserves_no_more_than_it_may(gigabytes: int, code: int):
     for ended in run_jobs([job], at_once=1, memory=1):
         assert ended.code == code
         assert (ended.complaint() == "MemoryError") == bool(code)
+
+
+def test_processes_end_with_whoever_started_them(tmp_path):
+    """Also where that is killed, and so cannot end them."""
+    told = tmp_path / "started"
+    (tmp_path / "sleeper.py").write_text(
+        f"import os, pathlib, time\npathlib.Path({str(told)!r}).write_text(str(os.getpid()))\n"
+        "time.sleep(60)\n"
+    )
+    code = (
+        "from ckptforensics.jobs.processes import Job, run_jobs; "
+        "list(run_jobs([Job('x', module='sleeper', reserved=10**9)], at_once=1, memory=1))"
+    )
+    path = os.pathsep.join([str(tmp_path), *filter(None, sys.path)])
+    parent = subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": path})
+    _until(lambda: told.is_file() and told.read_text())
+    child = Path(f"/proc/{told.read_text()}")
+    parent.kill()
+    parent.wait()
+    _until(lambda: not child.exists())
+
+
+def _until(done: Callable[[], object]) -> None:
+    begun = time.monotonic()
+    while not done():
+        assert time.monotonic() - begun < 20
+        time.sleep(0.05)

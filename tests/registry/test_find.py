@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 import shutil
 import sqlite3
+import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from ckptforensics.checkpoint import open_checkpoint
 from ckptforensics.errors import CkptError, FormatError, UsageError
 from ckptforensics.jobs.processes import run_jobs
-from ckptforensics.registry.audit import add_models
+from ckptforensics.registry.audit import add_models, audit
 from ckptforensics.registry.catalog import database
 from ckptforensics.registry.catalog.contents import catalog_document, vacuum
 from ckptforensics.registry.catalog.portable import export_catalog, import_catalog
@@ -22,8 +27,10 @@ from ckptforensics.registry.catalog.writer import open_writer
 from ckptforensics.registry.find import FindOptions, find
 from ckptforensics.registry.options import AuditOptions
 from ckptforensics.registry.sketch.features import CHANNELS, WIDTHS
+from ckptforensics.registry.sketch.make import sketch
 from ckptforensics.registry.sketch.score import LIMITS
 from ckptforensics.results import save_document
+from ckptforensics.results.comparison import RELATIVES
 from tests.support.adapters import base_tensors, low_rank, write_adapter
 from tests.support.commands import ckpt
 from tools import attacks, launder, transforms
@@ -71,9 +78,6 @@ def test_a_stranger_has_no_candidates(catalog):
 
 
 def test_a_sketch_names_candidates_and_no_verdict(catalog, hidden, tmp_path):
-    from ckptforensics.checkpoint import open_checkpoint
-    from ckptforensics.registry.sketch.make import sketch
-
     save_document(sketch(open_checkpoint(hidden)), tmp_path / "sketch.json")
     found = find(str(tmp_path / "sketch.json"), FindOptions(catalog))
     assert found.answer == "inconclusive"
@@ -294,3 +298,193 @@ def test_comparisons_may_reserve_what_memory_allows_and_their_files(catalog, hid
     assert [job.memory for job in started] == [1_000_000_000] * len(started)
     for job in started:
         assert job.reserved == pytest.approx(1_000_000_000 + files + other, abs=2_000_000)
+
+
+def test_a_place_that_holds_another_model_now_says_nothing_of_the_one_before(tmp_path):
+    """Neither that it is no relative nor, of what lies there now, that it is one."""
+    latest, path = tmp_path / "latest", tmp_path / "catalog.db"
+    shutil.copytree(ZOO / "seed0", latest, copy_function=shutil.copyfile)
+    add_models([str(latest)], AuditOptions(path, weights=False))
+    for now in ("seed1", "finetune"):
+        shutil.rmtree(latest)
+        shutil.copytree(ZOO / now, latest, copy_function=shutil.copyfile)
+        found = find(str(ZOO / "seed0"), FindOptions(path))
+        assert (found.answer, found.matches[0].verdict) == ("inconclusive", None)
+        said = f"latest has changed since it was catalogued: 'ckpt catalog add {latest}'"
+        assert said in found.matches[0].evidence
+    add_models([str(latest)], AuditOptions(path, weights=False))
+    assert find(str(ZOO / "seed0"), FindOptions(path)).matches[0].verdict == "derived"
+
+
+def test_a_place_that_changes_while_it_is_compared(tmp_path, monkeypatch):
+    latest, path = tmp_path / "latest", tmp_path / "catalog.db"
+    shutil.copytree(ZOO / "seed0", latest, copy_function=shutil.copyfile)
+    add_models([str(latest)], AuditOptions(path, weights=False))
+
+    def change_first(jobs, **how):
+        shutil.copyfile(ZOO / "seed1/model.safetensors", latest / "model.safetensors")
+        return run_jobs(jobs, **how)
+
+    monkeypatch.setattr("ckptforensics.registry.find.run_jobs", change_first)
+    found = find(str(ZOO / "seed0"), FindOptions(path))
+    assert (found.answer, found.matches[0].verdict) == ("inconclusive", None)
+    assert "latest has changed since" in found.matches[0].evidence
+
+
+def test_another_copy_that_is_still_there_is_compared_instead(tmp_path):
+    path = tmp_path / "catalog.db"
+    for name in ("a", "b"):
+        shutil.copytree(ZOO / "seed0", tmp_path / name, copy_function=shutil.copyfile)
+    add_models([str(tmp_path)], AuditOptions(path, weights=False))
+    shutil.copyfile(ZOO / "seed1/model.safetensors", tmp_path / "a/model.safetensors")
+    (match,) = find(str(ZOO / "seed0"), FindOptions(path)).matches
+    assert (match.name.rpartition("/")[2], match.verdict) == ("b", "identical")
+    assert [name.rpartition("/")[2] for name in match.same] == ["a"]
+
+
+def test_of_a_place_that_changed_the_signature_is_compared(tmp_path):
+    latest, path = tmp_path / "latest", tmp_path / "catalog.db"
+    shutil.copytree(ZOO / "seed0", latest, copy_function=shutil.copyfile)
+    audit([str(latest)], AuditOptions(path))
+    shutil.copyfile(ZOO / "seed1/model.safetensors", latest / "model.safetensors")
+    (match,) = find(str(ZOO / "seed0"), FindOptions(path)).matches
+    assert match.verdict in RELATIVES
+
+
+def test_ties_are_ordered_by_the_next_channels(tmp_path):
+    """A model with all channels of the one that is looked for before one with a single."""
+    base = transforms.read(ZOO / "seed0")
+    transforms.write(transforms.redraw_embeddings(base), tmp_path / "store" / "a")
+    shutil.copytree(ZOO / "seed0", tmp_path / "store" / "b", copy_function=shutil.copyfile)
+    path = tmp_path / "catalog.db"
+    add_models([str(tmp_path / "store")], AuditOptions(path, weights=False))
+    found = find(sketch(open_checkpoint(ZOO / "seed0")), FindOptions(path))
+    assert [m.name.rpartition("/")[2] for m in found.matches] == ["b", "a"]
+
+
+@pytest.mark.parametrize("option", ["--base", "--config"])
+def test_a_sketch_is_opened_with_nothing(option, catalog, tmp_path):
+    save_document(sketch(open_checkpoint(ZOO / "seed0")), tmp_path / "sketch.json")
+    words = ("--catalog", catalog, option, ZOO / "seed1/config.json")
+    answer = ckpt("find", tmp_path / "sketch.json", *words)
+    assert (answer.returncode, option in answer.stderr) == (4, True)
+
+
+# What no sketch holds, by the way to it in a saved document, with what the one line names.
+FORGED = {
+    "huge": (("found", "heads", "unit"), 1e300, "found.heads.unit"),
+    "zero": (("found", "heads", "unit"), 0.0, "found.heads.unit"),
+    "negative": (("found", "tokens", 0, "unit"), -1.0, "found.tokens.0.unit"),
+    "few tokens": (("found", "tokens", 0, "count"), 4, "found.tokens.0.count"),
+    "more than all": (("found", "heads", "total"), 1, "found.heads"),
+    "by the same twice": (("found", "tokens", 1, "by"), "strings", "found"),
+    "width": (("model", "hidden_size"), -1, "model.hidden_size"),
+    "layers": (("model", "num_layers"), -1, "model.num_layers"),
+    "seconds": (("seconds",), -1.0, "seconds"),
+    "bytes": (("bytes_read",), -1, "bytes_read"),
+}
+
+
+@pytest.fixture(scope="module")
+def seed0() -> dict[str, Any]:
+    """The sketch of seed0 as it is saved."""
+    return sketch(open_checkpoint(ZOO / "seed0")).model_dump(mode="json")
+
+
+def _forged(document: dict[str, Any], name: str) -> dict[str, Any]:
+    way, value, _ = FORGED[name]
+    found = json.loads(json.dumps(document))
+    place = found
+    for step in way[:-1]:
+        place = place[step]
+    place[way[-1]] = value
+    return found
+
+
+@pytest.mark.parametrize("name", FORGED)
+def test_a_saved_sketch_with_what_no_sketch_holds_is_refused(name, seed0, catalog, tmp_path):
+    (tmp_path / "forged.json").write_text(json.dumps(_forged(seed0, name)))
+    answer = ckpt("find", tmp_path / "forged.json", "--catalog", catalog)
+    assert answer.returncode == 2
+    assert f"'{FORGED[name][2]}'" in answer.stderr
+    assert len(answer.stderr.strip().splitlines()) == 1
+
+
+OF_A_CATALOG = [name for name, (way, _, _) in FORGED.items() if way[0] == "found"]
+
+
+@pytest.mark.parametrize("name", OF_A_CATALOG)
+def test_no_import_has_what_no_sketch_holds(name, seed0, catalog, tmp_path):
+    exported, forged = tmp_path / "out.zip", tmp_path / "forged.zip"
+    export_catalog(catalog, exported)
+    with zipfile.ZipFile(exported) as archive:
+        row = json.loads(archive.read("models.jsonl").splitlines()[0])
+    row["sketch"] = _forged(seed0, name)["found"]
+    listing = json.dumps(row).encode()
+    manifest = {
+        "format": "ckptforensics catalog 2",
+        "models": 1,
+        "sha256": {"models.jsonl": hashlib.sha256(listing).hexdigest()},
+    }
+    with zipfile.ZipFile(forged, "w") as archive:
+        archive.writestr("manifest.json", json.dumps(manifest))
+        archive.writestr("models.jsonl", listing)
+    with open_writer(tmp_path / "other.db") as writer:
+        named = FORGED[name][2].replace("found", "sketch", 1)
+        with pytest.raises(FormatError, match=re.escape(named)):
+            import_catalog(writer, forged)
+
+
+@pytest.mark.parametrize("name", OF_A_CATALOG)
+@pytest.mark.parametrize("vectors", ["kept", "nan"])
+def test_a_catalogued_sketch_that_is_none_is_passed_over(name, vectors, seed0, store, tmp_path):
+    """And said: as catalogs of a version that took it may have it."""
+    path = tmp_path / "catalog.db"
+    add_models([str(store)], AuditOptions(path, weights=False))
+    with sqlite3.connect(path) as db:
+        ((number, model),) = db.execute(
+            "SELECT sketch, name FROM models WHERE name LIKE '%seed1'"
+        ).fetchall()
+        text = json.dumps(_forged(seed0, name)["found"])
+        db.execute("UPDATE sketches SET sketch_json = ? WHERE id = ?", (text, number))
+    if vectors == "nan":
+        _put_nan(path, number)
+    found = find(str(ZOO / "seed2"), FindOptions(path))
+    assert found.answer == "inconclusive"
+    assert [row.what for row in found.skipped] == [f"the catalogued {model}"]
+    assert "the sketch: " in found.skipped[0].reason
+    assert find(str(ZOO / "seed0"), FindOptions(path, compare=False)).candidates == 2
+    assert export_catalog(path, tmp_path / "out.zip") == 2
+    shutil.rmtree(database.arrays_folder(path))
+    assert vacuum(path) is not None
+    with open_writer(path) as writer:
+        assert len(list(writer.near_sketches([m.sketch for m in writer.models()]))) == 1
+
+
+def _put_nan(path: Path, number: int) -> None:
+    with database.reading(path) as db:
+        for array in open_vectors(db, path).channels.values():
+            np.memmap(array.filename, np.float32, "r+", shape=array.shape)[number - 1] = np.nan
+
+
+@pytest.mark.parametrize("imported", [False, True])
+def test_an_audit_says_what_it_did_not_compare_since_only_sketched(imported, store, tmp_path):
+    path = tmp_path / "catalog.db"
+    add_models([str(store / "seed0")], AuditOptions(path, weights=False))
+    if imported:
+        export_catalog(path, tmp_path / "out.zip")
+        path = tmp_path / "other.db"
+        with open_writer(path) as writer:
+            import_catalog(writer, tmp_path / "out.zip")
+    document = audit([str(store / "finetune"), str(store / "seed1")], AuditOptions(path))
+    left = {m.name: [row for row in m.not_read if "seed0" in row.what] for m in document.models}
+    assert {name: len(rows) for name, rows in left.items()} == {"finetune": 1, "seed1": 0}
+    assert "known by its sketch only: audit it" in left["finetune"][0].reason
+    assert document.coverage.pairs_left == 1
+    if not imported:
+        # As is said: then it is compared.
+        audit([str(store / "seed0")], AuditOptions(path))
+        document = audit([str(store / "finetune"), str(store / "seed1")], AuditOptions(path))
+        found = {m.name: [r.name for r in m.relatives] for m in document.models}
+        assert found == {"finetune": ["seed0"], "seed1": []}
+        assert document.coverage.pairs_left == 0

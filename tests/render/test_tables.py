@@ -5,8 +5,10 @@ from __future__ import annotations
 import re
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from ckptforensics.quantities import number
 from ckptforensics.render import render, render_several
@@ -161,3 +163,38 @@ def test_several_signatures_are_a_row_each():
     found = rows(render_several([one, other]))
     assert [row[0] for row in found[-2:]] == [one.fingerprint, "none"]
     assert [row[1] for row in found[-2:]] == ["3", "none found"]
+
+
+@pytest.mark.parametrize("kind", DOCUMENTS)
+def test_no_text_of_a_document_reaches_the_terminal_raw(kind):
+    """Names come from whoever made the files: no escape sequence, no line of their own."""
+    hostile = saved(kind).model_dump(mode="json")
+    count = _spoil(hostile, DOCUMENTS[kind])
+    text = render(DOCUMENTS[kind].model_validate(hostile), "table")
+    assert count
+    assert "\nforged" not in text
+    assert all(line.isprintable() for line in text.split("\n"))
+
+
+def _spoil(document: dict[str, Any], kind: type[Document]) -> int:
+    """Put what a terminal obeys behind each text that may be any; returns how many there are."""
+    count = 0
+
+    def visit(part: Any) -> None:
+        nonlocal count
+        for key, value in part.items() if isinstance(part, dict) else enumerate(part):
+            if isinstance(value, (dict, list)):
+                visit(value)
+            elif isinstance(value, str) and key not in ("kind", "schema_version"):
+                part[key] = value + _HOSTILE
+                try:
+                    kind.model_validate(document)
+                    count += 1
+                except ValidationError:
+                    part[key] = value
+
+    visit(document)
+    return count
+
+
+_HOSTILE = "\x1b[31m\x1b]8;;http://x\x07\u202e\nforged"

@@ -11,7 +11,13 @@ from typing import TYPE_CHECKING, cast
 
 import click
 
-from ckptforensics.cli.options import as_object, level_option, memory_option, workers_option
+from ckptforensics.cli.options import (
+    Between,
+    as_object,
+    level_option,
+    memory_option,
+    workers_option,
+)
 from ckptforensics.cli.output import OutputOptions, output_options
 from ckptforensics.errors import CkptError, ExitCode, OutputError, UsageError
 
@@ -149,7 +155,7 @@ registry_options = as_object(
     memory_option,
     click.option(
         "--timeout",
-        type=click.FloatRange(min=0, min_open=True),
+        type=Between(min=0, min_open=True),
         help="Seconds after which the process of a model or a pair is ended.  [default: by size]",
     ),
     click.option(

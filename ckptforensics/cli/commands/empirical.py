@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from ckptforensics.cli.options import ModelOptions, model_argument, model_options
+from ckptforensics.cli.options import Between, ModelOptions, model_argument, model_options
 from ckptforensics.cli.output import OutputOptions, output_options
 from ckptforensics.cli.running import (
     PlacementOptions,
@@ -24,7 +24,7 @@ from ckptforensics.cli.running import (
 @placement_options
 @click.option(
     "--threshold",
-    type=click.FloatRange(0, min_open=True),
+    type=Between(0, min_open=True),
     help="Norm above which a token counts.  [default: the gap between two populations]",
 )
 @plot_option

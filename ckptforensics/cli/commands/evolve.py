@@ -9,6 +9,7 @@ import click
 
 from ckptforensics.cli.options import (
     MODEL_NAME,
+    Between,
     FitOptions,
     ModelOptions,
     as_object,
@@ -60,7 +61,7 @@ evolve_options = as_object(
     click.option("--layers", help="Follow some layers only, such as 1-4,30: no labels, no norms."),
     click.option(
         "--settled",
-        type=click.FloatRange(0, 90, min_open=True),
+        type=Between(0, 90, min_open=True),
         default=10.0,
         show_default=True,
         help="Degrees to the last checkpoint below which a direction has settled.",

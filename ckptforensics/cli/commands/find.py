@@ -11,6 +11,7 @@ from ckptforensics.cli.commands.audit import default_catalog
 from ckptforensics.cli.commands.catalog import catalog_option
 from ckptforensics.cli.options import (
     MODEL_NAME,
+    Between,
     ModelOptions,
     level_option,
     memory_option,
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
 @memory_option
 @click.option(
     "--timeout",
-    type=click.FloatRange(min=0, min_open=True),
+    type=Between(min=0, min_open=True),
     help="Seconds after which a comparison is ended.  [default: no limit]",
 )
 @output_options("Save the result as JSON.", kind="find")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from ckptforensics.cli.options import ModelOptions, model_argument, model_options
+from ckptforensics.cli.options import Between, ModelOptions, model_argument, model_options
 from ckptforensics.cli.output import OutputOptions, output_options
 from ckptforensics.cli.running import (
     PlacementOptions,
@@ -36,7 +36,7 @@ from ckptforensics.cli.running import (
 )
 @click.option(
     "--threshold",
-    type=click.FloatRange(0, 1),
+    type=Between(0, 1),
     default=0.3,
     show_default=True,
     help="Mean attention above which it is one.",

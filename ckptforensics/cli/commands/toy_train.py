@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from ckptforensics.cli.options import as_object
+from ckptforensics.cli.options import Between, as_object
 from ckptforensics.cli.output import OutputOptions, output_options
 from ckptforensics.errors import UsageError
 
@@ -202,7 +202,7 @@ run_options = as_object(
     ),
     click.option(
         "--rate",
-        type=click.FloatRange(0, min_open=True),
+        type=Between(0, min_open=True),
         help="Learning rate.  [default: 3e-4, SGD .03, ReLU with 1 layer 3e-3; language: 3e-3, .3]",
     ),
     click.option("--steps", type=click.IntRange(0), default=1000, show_default=True, help="Steps."),
@@ -269,19 +269,26 @@ def command(folder: Path, how: RunOptions, network: NetworkOptions, out: OutputO
 
     task = how.task_of()
     shape = network.shape(how.task, task.vocabulary)
-    train(
-        task,
-        shape,
-        how.recipe(shape),
-        Schedule(how.steps, how.log_every, how.save_every),
-        folder,
-        start=how.start,
-        threads=how.threads,
-        device=how.device,
-        compiled=how.compiled,
-        progress=out.progress(),
-        show=lambda line: out.hint(_shown(line)),
-    )
+    try:
+        run = train(
+            task,
+            shape,
+            how.recipe(shape),
+            Schedule(how.steps, how.log_every, how.save_every),
+            folder,
+            start=how.start,
+            threads=how.threads,
+            device=how.device,
+            compiled=how.compiled,
+            progress=out.progress(),
+            show=lambda line: out.hint(_shown(line)),
+        )
+    except KeyboardInterrupt:
+        out.hint("what was trained is saved: the same command goes on with it")
+        raise
+    longest = max(run.checkpoints(), default=0)
+    if longest > how.steps:
+        out.hint(f"the run has {longest:,} steps already: a larger --steps makes it longer")
     text = how.text_file if how.task == "bigram-backcopy" else None
     out.emit(report([folder], text=text))
 

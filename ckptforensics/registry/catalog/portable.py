@@ -19,6 +19,7 @@ from pydantic import ValidationError
 
 from ckptforensics.errors import CkptError, FormatError, ResultError
 from ckptforensics.registry.catalog import database
+from ckptforensics.registry.catalog.sketches import kept_sketch
 from ckptforensics.registry.catalog.writer import CatalogWriter
 from ckptforensics.registry.reading import Reading
 from ckptforensics.registry.sketch.record import sketch_of
@@ -67,12 +68,13 @@ def export_catalog(path: Path, output: Path, *, names: tuple[str, ...] = ()) -> 
             )
             if not names or row["name"] in names or row["name"].partition("@")[0] in names
         ]
-        lines = list(map(_line, rows))
-    listing = "".join(f"{line}\n" for line in lines).encode()
+        kept = list(map(_exported, rows))
+    kept = [row for row in kept if row.reading.signature is not None or row.sketch is not None]
+    listing = "".join(f"{row.model_dump_json()}\n" for row in kept).encode()
     arrays = sorted({row["signature"] for row in rows if row["signature"] is not None})
     digests = {f"arrays/{sha256}.safetensors": sha256 for sha256 in arrays}
     digests["models.jsonl"] = hashlib.sha256(listing).hexdigest()
-    manifest = {"format": _FORMATS[-1], "models": len(rows), "sha256": digests}
+    manifest = {"format": _FORMATS[-1], "models": len(kept), "sha256": digests}
 
     def write(file: Path) -> None:
         with zipfile.ZipFile(file, "w") as archive:
@@ -84,10 +86,10 @@ def export_catalog(path: Path, output: Path, *, names: tuple[str, ...] = ()) -> 
                 archive.writestr(_member(f"arrays/{sha256}.safetensors"), data)
 
     write_atomically(output, write)
-    return len(rows)
+    return len(kept)
 
 
-def _line(row: sqlite3.Row) -> str:
+def _exported(row: sqlite3.Row) -> _Row:
     with database.row_of("models", row["id"]):
         return _Row(
             name=row["name"],
@@ -96,7 +98,7 @@ def _line(row: sqlite3.Row) -> str:
             code=row["code"],
             reading=_portable(Reading.model_validate_json(row["reading_json"])),
             sketch=_sketched(row["sketch_json"]),
-        ).model_dump_json()
+        )
 
 
 def import_catalog(catalog: CatalogWriter, file: Path) -> int:
@@ -135,7 +137,11 @@ def _portable(reading: Reading) -> Reading:
 
 
 def _sketched(text: str | None) -> Sketched | None:
-    return None if text is None else Sketched.model_validate_json(text)
+    """None also for what is no sketch, which nobody could import."""
+    try:
+        return None if text is None else kept_sketch(text)
+    except ResultError:
+        return None
 
 
 def _member(name: str) -> zipfile.ZipInfo:

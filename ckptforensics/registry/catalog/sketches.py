@@ -14,11 +14,12 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
+from pydantic import ValidationError
 
 from ckptforensics.arrays import Floats, Ints
-from ckptforensics.errors import FormatError, OutputError
+from ckptforensics.errors import FormatError, OutputError, ResultError
 from ckptforensics.registry.catalog import database
-from ckptforensics.registry.sketch.features import CHANNELS, VERSION, WIDTHS, features
+from ckptforensics.registry.sketch.features import CHANNELS, VERSION, WIDTH, WIDTHS, features
 from ckptforensics.registry.sketch.record import Sketch, sketch_of
 from ckptforensics.registry.sketch.score import LIMITS, score_of, scores
 from ckptforensics.results.find import Channel
@@ -47,24 +48,42 @@ def put_sketch(db: sqlite3.Connection, path: Path, sketched: Sketched) -> int:
     return int(last) + 1
 
 
-def sketches(db: sqlite3.Connection, numbers: Iterable[int]) -> dict[int, Sketch]:
-    """The sketches of these numbers."""
-    found = {}
+def sketches(
+    db: sqlite3.Connection, numbers: Iterable[int]
+) -> tuple[dict[int, Sketch], dict[int, str]]:
+    """The sketches of these numbers, and of those that hold what no sketch holds why."""
+    found, refused = {}, {}
     for number in numbers:
         row = db.execute("SELECT sketch_json FROM sketches WHERE id = ?", (number,)).fetchone()
         if row is not None:
-            found[number] = _sketch(number, row["sketch_json"])
-    return found
+            try:
+                found[number] = sketch_of(kept_sketch(row["sketch_json"]))
+            except ResultError as problem:
+                refused[number] = problem.message
+    return found, refused
+
+
+def kept_sketch(text: str) -> Sketched:
+    """A record of the catalog; ResultError if it holds what this version takes for no sketch."""
+    try:
+        return Sketched.model_validate_json(text)
+    except ValidationError as problem:
+        first = problem.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise ResultError(f"the sketch: {place}: {first['msg']}") from None
 
 
 def rebuild(db: sqlite3.Connection, path: Path) -> int:
     """Make the arrays anew where rows are missing; returns how many were made."""
     (last,) = db.execute("SELECT coalesce(max(id), 0) FROM sketches").fetchone()
     present = min(_rows_of(file, width) for file, width in _files(path).values())
-    rows = db.execute("SELECT id, sketch_json FROM sketches WHERE id > ? ORDER BY id", (present,))
+    rows = db.execute("SELECT id FROM sketches WHERE id > ? ORDER BY id", (present,))
     count = 0
     for row in rows if present < last else ():
-        _write_rows(path, row["id"] - 1, features(_sketch(row["id"], row["sketch_json"]))[None])
+        found, _ = sketches(db, [row["id"]])
+        # What is no sketch has no vectors; it is told where it is looked for.
+        vector = features(found[row["id"]]) if found else np.full(WIDTH, np.nan, np.float32)
+        _write_rows(path, row["id"] - 1, vector[None])
         count += 1
     return count
 
@@ -86,7 +105,8 @@ class Vectors:
     def nearest(self, vector: Floats, limits: Mapping[Channel, float], most: int) -> Ints:
         """Numbers of the sketches nearest to a vector of `features`, the nearest first.
 
-        Every one is looked at: products in blocks, whatever the number of sketches.
+        Every one is looked at: products in blocks, whatever the number of sketches. Behind them
+        come those whose vectors are no numbers, which are near to nothing.
 
         Parameters
         ----------
@@ -99,11 +119,13 @@ class Vectors:
         }
         best = np.full(0, -np.inf, np.float32)
         numbers = np.zeros(0, np.int64)
+        broken: list[Ints] = []
         for start in range(0, len(self), _BLOCK):
             stop = min(start + _BLOCK, len(self))
             found = np.full(stop - start, -np.inf, np.float32)
             for name, part in asked.items():
                 np.maximum(found, self.channels[name][start:stop] @ part, out=found)
+            broken.append(np.flatnonzero(np.isnan(found)) + (start + 1))
             # Most blocks have nothing that is nearer than what is kept.
             least = best[-1] if len(best) == most else -np.inf
             above = np.flatnonzero(found > least)
@@ -114,7 +136,7 @@ class Vectors:
                 numbers = np.concatenate([numbers, above + (start + 1)])
                 order = np.argsort(-best, kind="stable")[:most]
                 best, numbers = best[order], numbers[order]
-        return numbers
+        return np.concatenate([numbers, *broken])
 
 
 def near_pairs(
@@ -127,7 +149,7 @@ def near_pairs(
     if len(numbers) < 2:
         return
     rows = vectors.rows(numbers)
-    exact = cache(lambda number: sketches(db, [number])[number])
+    exact = cache(lambda number: sketches(db, [number])[0].get(number))
     for i in range(len(numbers) - 1):
         found = np.full(len(numbers) - i - 1, -np.inf, np.float32)
         for name, array in rows.items():
@@ -136,7 +158,8 @@ def near_pairs(
         for k in np.flatnonzero(found > 0):
             score = float(found[k])
             if score < _SURE:
-                score = score_of(scores(exact(numbers[i]), exact(numbers[i + 1 + int(k)])))
+                one, other = exact(numbers[i]), exact(numbers[i + 1 + int(k)])
+                score = -1.0 if one is None or other is None else score_of(scores(one, other))
             if score > 0:
                 yield i, i + 1 + int(k), 1 - min(score, 1.0)
 
@@ -189,8 +212,3 @@ def _write_rows(path: Path, start: int, rows: Floats) -> None:
             raise OutputError(
                 f"cannot write the array of sketches: {problem.strerror}", path=file
             ) from None
-
-
-def _sketch(number: int, text: str) -> Sketch:
-    with database.row_of("sketches", number):
-        return sketch_of(Sketched.model_validate_json(text))

@@ -73,6 +73,7 @@ def say(console: Console, text: str, *, begin: str = "", style: str = "") -> Non
     ----------
     begin : stands before the first line; the others are indented by it
     """
+    text = one_line(text)
     _keep(console, Sentence(text, bool(begin)))
     for line in _lines(console, text, len(begin)):
         console.print(Text(f"{begin}{line}", style=style), soft_wrap=True)
@@ -126,6 +127,10 @@ def print_table(console: Console, table: Table, least: Sequence[str] = ()) -> No
     Words fold at blanks. A screen that is too narrow for that loses columns, those of the headers
     `least` and then from the right, all but two, and is told which.
     """
+    for column in table.columns:
+        # Names come from the input.
+        column.header = one_line(str(column.header))
+        column._cells = [one_line(c) if isinstance(c, str) else c for c in column._cells]
     _keep(console, _rows(table))
     for column in table.columns:
         longest = max(len(str(cell)) for cell in (column.header, *column.cells))

@@ -161,7 +161,8 @@ def train(
         stepper = Stepper(task, shape, recipe, tensors, compiled=compiled)
         state, log = folder / saved.STATE, folder / saved.LOG
         done, seconds = saved.resume(state, tensors, stepper.optimizer, device)
-        saved.cut(log, done)
+        if done <= schedule.steps:
+            saved.cut(log, done)
         begun = time.monotonic() - seconds
 
         def keep(step: int) -> None:

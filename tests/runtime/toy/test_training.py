@@ -309,6 +309,15 @@ def test_a_log_has_what_is_promised(tmp_path):
         assert isinstance(line[name], int | float)
 
 
+def test_a_run_that_is_longer_already_stays_as_it_is(tmp_path, capsys):
+    assert train(tmp_path / "run", "--steps", "20") == 0
+    before = left(tmp_path / "run")
+    words = ["toy", "train", "-o", str(tmp_path / "run"), *SMALL, *TIMES, "--steps", "10"]
+    assert main(words) == 0
+    assert "20 steps already" in capsys.readouterr().err
+    assert left(tmp_path / "run") == before
+
+
 def test_what_differs_from_the_published_run_is_named(tmp_path, capsys):
     text = tmp_path / "text.txt"
     text.write_text("to be or not to be, that is the question. " * 40)
