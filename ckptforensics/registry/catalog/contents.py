@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from pathlib import Path
+from typing import TypeVar
 
 from ckptforensics.registry.catalog import database
 from ckptforensics.registry.catalog.sketches import rebuild
@@ -15,6 +16,8 @@ from ckptforensics.results.catalog import (
     StateCounts,
 )
 from ckptforensics.version import __version__
+
+_Counts = TypeVar("_Counts", StateCounts, FindingCounts)
 
 
 def catalog_document(path: Path, *, models: bool = False) -> CatalogDocument:
@@ -30,10 +33,10 @@ def catalog_document(path: Path, *, models: bool = False) -> CatalogDocument:
             arrays=arrays[0],
             array_bytes=arrays[1],
             runs=db.execute("SELECT count(*) FROM runs").fetchone()[0],
-            states=StateCounts(**_counts(db, "models")),
+            states=_counts(db, "models", StateCounts),
             sketches=db.execute("SELECT count(*) FROM sketches").fetchone()[0],
             relations=db.execute("SELECT count(*) FROM relations").fetchone()[0],
-            findings=FindingCounts(**_counts(db, "findings")),
+            findings=_counts(db, "findings", FindingCounts),
             models=tuple(_records(db)) if models else (),
         )
 
@@ -73,20 +76,33 @@ def _taken(path: Path) -> int:
     return sum(file.stat().st_size for file in files if file.is_file())
 
 
-def _counts(db: sqlite3.Connection, table: str) -> dict[str, int]:
+def _counts(db: sqlite3.Connection, table: str, counts: type[_Counts]) -> _Counts:
     """Rows of a table by their state, whose name is a field of a record."""
-    rows = db.execute(f"SELECT state, count(*) FROM {table} GROUP BY state")  # noqa: S608
-    return {row[0].replace(" ", "_"): row[1] for row in rows}
+    rows = db.execute(f"SELECT state, count(*), min(id) FROM {table} GROUP BY state")  # noqa: S608
+    found = {}
+    for state, count, first in rows:
+        with database.row_of(table, repr(first)):
+            name = database.text_of(state).replace(" ", "_")
+            counts.model_validate({name: count})
+        found[name] = count
+    return counts.model_validate(found)
 
 
 def _records(db: sqlite3.Connection) -> list[CataloguedRecord]:
     rows = db.execute(
-        "SELECT models.*, fingerprint, json_extract(reading_json, '$.facts.family') AS family "
+        "SELECT models.*, fingerprint, json_valid(reading_json) AS valid, CASE WHEN "
+        "json_valid(reading_json) THEN json_extract(reading_json, '$.facts.family') END AS family "
         "FROM models LEFT JOIN signatures ON signatures.sha256 = models.signature "
         "ORDER BY name, place"
     )
-    return [
-        CataloguedRecord(
+    return list(map(_record, rows))
+
+
+def _record(row: sqlite3.Row) -> CataloguedRecord:
+    with database.row_of("models", row["id"]):
+        if not row["valid"]:
+            raise ValueError("no JSON")
+        return CataloguedRecord(
             name=row["name"],
             source=row["store"],
             path=row["path"],
@@ -96,5 +112,3 @@ def _records(db: sqlite3.Connection) -> list[CataloguedRecord]:
             weights=row["weights"],
             last_run=row["last_run"],
         )
-        for row in rows
-    ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ckptforensics.errors import CkptError
-from ckptforensics.registry.catalog.database import array_path, reading
+from ckptforensics.registry.catalog.database import array_path, reading, row_of
 from ckptforensics.registry.reading import Reading, SignatureFacts
 from ckptforensics.results.records import DamageRecord
 
@@ -30,15 +30,16 @@ def signature_of_weights(
     try:
         with reading(catalog) as connection:
             row = connection.execute(
-                "SELECT reading_json FROM models WHERE weights = ? AND code = ? "
+                "SELECT id, reading_json FROM models WHERE weights = ? AND code = ? "
                 "AND signature IS NOT NULL ORDER BY id LIMIT 1",
                 (weights, code),
             ).fetchone()
-    except CkptError:  # nothing was catalogued yet
+            if row is None:
+                return None
+            with row_of("models", row["id"]):
+                found = Reading.model_validate_json(row["reading_json"])
+    except CkptError:  # nothing was catalogued yet, or nothing that can be read
         return None
-    if row is None:
-        return None
-    found = Reading.model_validate_json(row["reading_json"])
     if found.signature is None or not array_path(catalog, found.signature.sha256).is_file():
         return None
     return found.signature, found.damage

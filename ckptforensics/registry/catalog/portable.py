@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sqlite3
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -67,17 +68,7 @@ def export_catalog(path: Path, output: Path, *, names: tuple[str, ...] = ()) -> 
             )
             if not names or row["name"] in names or row["name"].partition("@")[0] in names
         ]
-    kept = [
-        _Row(
-            name=row["name"],
-            commit=row["commit"],
-            adapter=bool(row["adapter"]),
-            code=row["code"],
-            reading=_portable(Reading.model_validate_json(row["reading_json"])),
-            sketch=_sketched(row["sketch_json"]),
-        )
-        for row in rows
-    ]
+        kept = list(map(_exported, rows))
     kept = [row for row in kept if row.reading.signature is not None or row.sketch is not None]
     listing = "".join(f"{row.model_dump_json()}\n" for row in kept).encode()
     arrays = sorted({row["signature"] for row in rows if row["signature"] is not None})
@@ -96,6 +87,18 @@ def export_catalog(path: Path, output: Path, *, names: tuple[str, ...] = ()) -> 
 
     write_atomically(output, write)
     return len(kept)
+
+
+def _exported(row: sqlite3.Row) -> _Row:
+    with database.row_of("models", row["id"]):
+        return _Row(
+            name=row["name"],
+            commit=row["commit"],
+            adapter=bool(row["adapter"]),
+            code=row["code"],
+            reading=_portable(Reading.model_validate_json(row["reading_json"])),
+            sketch=_sketched(row["sketch_json"]),
+        )
 
 
 def import_catalog(catalog: CatalogWriter, file: Path) -> int:

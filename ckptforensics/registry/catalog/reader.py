@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
+from ckptforensics.registry.catalog.database import row_of, text_of
 from ckptforensics.registry.catalog.models import CataloguedModel
 from ckptforensics.registry.reading import Reading
 from ckptforensics.registry.relations import Measured, Relations
 from ckptforensics.registry.settings import Left, Settings
 from ckptforensics.results import PairRecord
-from ckptforensics.results.audit import AuditRun, FindingRecord
+from ckptforensics.results.audit import AuditRun, FindingRecord, State
 
 _RUNS_SHOWN = 10
 
@@ -86,15 +87,16 @@ class CatalogReader:
         of_run = "SELECT * FROM runs WHERE id = ?"
         run = self._db.execute(of_run, (row["run"],)).fetchone()
         ended = self._db.execute(of_run, (row["last_ended"],)).fetchone()
-        return Audited(
-            number=row["number"],
-            run=run["id"],
-            sources=tuple(json.loads(run["sources_json"])),
-            ended=run["ended"],
-            tool_version=run["tool_version"],
-            settings=Settings.read(run["settings_json"]),
-            left=Left.read(None if ended is None else ended["left_json"]),
-        )
+        with row_of("runs", run["id"]):
+            return Audited(
+                number=row["number"],
+                run=run["id"],
+                sources=_sources(run["sources_json"]),
+                ended=None if run["ended"] is None else text_of(run["ended"]),
+                tool_version=text_of(run["tool_version"]),
+                settings=Settings.read(run["settings_json"]),
+                left=Left.read(None if ended is None else ended["left_json"]),
+            )
 
     def models(self, run: int | None = None) -> list[CataloguedModel]:
         """The models of a run and what vanished since the runs before, or all; in order of name."""
@@ -126,25 +128,29 @@ class CatalogReader:
                 "SELECT a, b, pair_json, failure FROM relations WHERE code = ? ORDER BY a, b",
                 (code,),
             ):
-                found = (
-                    str(row["failure"])
-                    if row["pair_json"] is None
-                    else PairRecord.model_validate_json(row["pair_json"])
-                )
-                rows.append((row["a"], row["b"], Measured(found, by_signature)))
+                with row_of("relations", f"{row['a']!r}, {row['b']!r}"):
+                    found = (
+                        text_of(row["failure"])
+                        if row["pair_json"] is None
+                        else PairRecord.model_validate_json(row["pair_json"])
+                    )
+                    pair = text_of(row["a"]), text_of(row["b"])
+                    rows.append((*pair, Measured(found, by_signature)))
         return Relations(rows)
 
     def findings_of(self, models: Iterable[int]) -> list[tuple[int, FindingRecord]]:
         """What runs before found of models and is not fixed, each with its model's number."""
         wanted = set(models)
         rows = self._db.execute(
-            "SELECT model, finding_json FROM findings WHERE state != 'fixed' ORDER BY id"
+            "SELECT id, model, finding_json FROM findings WHERE state != 'fixed' ORDER BY id"
         )
-        return [
-            (row["model"], FindingRecord.model_validate_json(row["finding_json"]))
-            for row in rows
-            if row["model"] in wanted
-        ]
+        found = []
+        for row in rows:
+            if row["model"] in wanted:
+                with row_of("findings", repr(row["id"])):
+                    finding = FindingRecord.model_validate_json(row["finding_json"])
+                found.append((row["model"], finding))
+        return found
 
     def runs(self, run: int) -> tuple[AuditRun, ...]:
         """The last runs over the sources of this one, this one first."""
@@ -153,32 +159,45 @@ class CatalogReader:
             "(SELECT sources_json FROM runs WHERE id = ?) AND id <= ? ORDER BY id DESC LIMIT ?",
             (run, run, _RUNS_SHOWN),
         )
-        return tuple(
-            AuditRun(
-                number=row["id"],
-                started=row["started"],
-                ended=row["ended"],
-                tool_version=row["tool_version"],
-                sources=tuple(json.loads(row["sources_json"])),
-                seconds=row["seconds"],
-            )
-            for row in rows
+        return tuple(map(_run, rows))
+
+
+def _sources(text: str) -> tuple[str, ...]:
+    """As they were given: of a path that is not UTF-8 the text has escapes."""
+    found = json.loads(text)
+    if not isinstance(found, list) or not all(isinstance(one, str) for one in found):
+        raise ValueError("no list of names")
+    return tuple(found)
+
+
+def _run(row: sqlite3.Row) -> AuditRun:
+    with row_of("runs", row["id"]):
+        return AuditRun(
+            number=row["id"],
+            started=row["started"],
+            ended=row["ended"],
+            tool_version=row["tool_version"],
+            sources=_sources(row["sources_json"]),
+            seconds=row["seconds"],
         )
 
 
 def _model(row: sqlite3.Row) -> CataloguedModel:
-    return CataloguedModel(
-        number=row["id"],
-        place=row["place"],
-        name=row["name"],
-        store=row["store"],
-        path=row["path"],
-        opens=None if row["opens"] is None else json.loads(row["opens"]),
-        adapter=bool(row["adapter"]),
-        commit=row["commit"],
-        state=row["state"],
-        identity=row["weights"] or f"listing-{row['listed']}",
-        reading=Reading.model_validate_json(row["reading_json"]),
-        sketch=row["sketch"],
-        first_run=row["first_run"] or 0,
-    )
+    with row_of("models", row["id"]):
+        if row["state"] not in get_args(State):
+            raise ValueError("no state")
+        return CataloguedModel(
+            number=row["id"],
+            place=text_of(row["place"]),
+            name=text_of(row["name"]),
+            store=text_of(row["store"]),
+            path=text_of(row["path"]),
+            opens=None if row["opens"] is None else json.loads(row["opens"]),
+            adapter=bool(row["adapter"]),
+            commit=None if row["commit"] is None else text_of(row["commit"]),
+            state=row["state"],
+            identity=text_of(row["weights"] or f"listing-{row['listed']}"),
+            reading=Reading.model_validate_json(row["reading_json"]),
+            sketch=None if row["sketch"] is None else int(row["sketch"]),
+            first_run=int(row["first_run"] or 0),
+        )

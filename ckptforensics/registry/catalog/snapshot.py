@@ -58,16 +58,10 @@ def snapshot(path: Path, read: Callable[[sqlite3.Connection], Found]) -> tuple[F
             with database.reading(path, still=still) as db:
                 db.execute("BEGIN")
                 found = read(db)
-        except (CkptError, sqlite3.DatabaseError) as problem:
+        except CkptError:
             if still and state_of(path) != before:
                 continue
-            if isinstance(problem, CkptError):
-                raise
-            raise FormatError(
-                f"the catalog cannot be read: {problem}",
-                path=path,
-                hint="a run that was killed left it so: 'ckpt catalog vacuum' mends it",
-            ) from None
+            raise
         if not still or state_of(path) == before:
             return found, before
     raise FormatError("the catalog changes too often to be read", path=path, hint="try again")
