@@ -19,7 +19,16 @@ from pathlib import Path
 import click
 
 from benchmarks import shapes
-from benchmarks.common import ckpt, drop_from_cache, fill_page, machine, read_once, run
+from benchmarks.common import (
+    ckpt,
+    drop_from_cache,
+    fill_page,
+    machine,
+    ratios,
+    read_once,
+    require_quiet,
+    run,
+)
 
 PAGE = Path(__file__).parents[1] / "docs" / "audit.md"
 SHAPES = {
@@ -34,6 +43,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--write", action="store_true", help="into docs/audit.md")
     options = parser.parse_args()
+    require_quiet()
     with tempfile.TemporaryDirectory() as folder:
         rows = [*machine(), *measure(Path(folder))]
     lines = ["| what | measured |", "|---|---|", *(f"| {name} | {text} |" for name, text in rows)]
@@ -65,20 +75,13 @@ def measure(folder: Path) -> Iterator[tuple[str, str]]:
             first.append(run(audit, CKPT_CACHE="").seconds)
             second.append(run(audit, CKPT_CACHE="").seconds)
         shutil.rmtree(models)
-        read = statistics.median(plain)
         yield (
             f"{name}: {gigabytes:.2f} GB, first night",
-            f"{ratio(first, read)} times `cat` ({read:.2f} s), "
-            f"{ratio(first, statistics.median(signed))} times `ckpt sign --digest`; "
+            f"{ratios(first, plain)} times `cat` ({statistics.median(plain):.2f} s), "
+            f"{ratios(first, signed)} times `ckpt sign --digest`; "
             f"{3600 / statistics.median(first):,.0f} models an hour",
         )
-        yield (f"{name}, nothing has changed", f"{ratio(second, read)} times `cat`")
-
-
-def ratio(seconds: list[float], read: float) -> str:
-    """Median and range of times, as multiples of plain reading."""
-    low, middle, high = (f(seconds) / read for f in (min, statistics.median, max))
-    return f"{middle:.1f} ({low:.1f} to {high:.1f})"
+        yield (f"{name}, nothing has changed", f"{ratios(second, plain)} times `cat`")
 
 
 if __name__ == "__main__":

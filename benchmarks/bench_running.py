@@ -15,10 +15,11 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from statistics import median
 
 import click
 
-from benchmarks.common import fill_page, machine, run
+from benchmarks.common import fill_page, machine, ratios, require_quiet, run
 from ckptforensics.runtime.experiments.ablate import measure_row
 from ckptforensics.runtime.experiments.empirical import empirical
 from ckptforensics.runtime.experiments.sinks import ATTENTION, sinks
@@ -63,8 +64,8 @@ PAIRS: dict[str, tuple[Work, Work, str | None]] = {
 BASES = {plain: "forward", predicted: "perplexity"}
 
 
-def ratios(model: Path, text: Text, runs: int) -> dict[str, tuple[float, float]]:
-    """Seconds of the plain passes and of the experiment, each the fastest of its turns."""
+def timed(model: Path, text: Text, runs: int) -> dict[str, tuple[list[float], list[float]]]:
+    """Seconds of the plain passes and of the experiment, turn by turn."""
     found = {}
     for name, (work, base, attention) in PAIRS.items():
         runtime = start(model, attention=attention)
@@ -74,7 +75,7 @@ def ratios(model: Path, text: Text, runs: int) -> dict[str, tuple[float, float]]
                 begun = time.perf_counter()
                 one(runtime, text)
                 kept.append(time.perf_counter() - begun)
-        found[name] = (min(seconds[0]), min(seconds[1]))
+        found[name] = seconds
     return found
 
 
@@ -99,17 +100,19 @@ def main() -> None:
         runtime = start(Path(model), attention=attention)
         (work if which == "watching" else base)(runtime, Text(limit=int(tokens), window=WINDOW))
         return
+    require_quiet()
     model = options.model or smollm2.gguf_file()
     text = Text(limit=options.tokens, window=WINDOW)
     lines = [
         "| experiment | beside | plain | watching | ratio | more memory |",
         "|---|---|---|---|---|---|",
     ]
-    for name, (bare, watched) in ratios(model, text, options.runs).items():
+    for name, (bare, watched) in timed(model, text, options.runs).items():
         held, more = (peak(model, text, name, watching=w) for w in (False, True))
         lines.append(
-            f"| `{name}` | {BASES[PAIRS[name][1]]} | {bare:.2f} s | {watched:.2f} s | "
-            f"{watched / bare:.2f} | {(more - held) / 2**20:+,.0f} MiB of {held / 2**20:,.0f} |"
+            f"| `{name}` | {BASES[PAIRS[name][1]]} | {median(bare):.2f} s | "
+            f"{median(watched):.2f} s | {ratios(watched, bare)} | "
+            f"{(more - held) / 2**20:+,.0f} MiB of {held / 2**20:,.0f} |"
         )
         click.echo(lines[-1])
     what = f"{model.name}, {options.tokens:,} tokens in windows of {WINDOW}; "

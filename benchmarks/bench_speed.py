@@ -7,9 +7,10 @@
 A model built before with `python -m benchmarks.shapes DIR/7b` is used and kept.
 
 Models are random weights of the shapes named, with planted defects (benchmarks/shapes.py).
-Nothing is asserted: times of a shared machine are evidence, not a test. The parts `model` and
-`layer` need 14 GB of disk and of memory; all parts take about an hour, most of it the published
-algorithm.
+Every pair takes turns, three times where nothing else is said; a ratio is the median of those of
+the turns, with the least and the greatest. It does not begin on a busy machine. Nothing is
+asserted: times of a shared machine are evidence, not a test. The parts `model` and `width` need
+17 GB of disk; all parts take about an hour, most of it the published algorithm.
 """
 
 from __future__ import annotations
@@ -32,15 +33,17 @@ import torch
 from benchmarks import shapes
 from benchmarks.common import (
     NO_NUMBA,
+    Run,
     best,
     ckpt,
     drop_from_cache,
+    fill_page,
     machine,
-    medians,
     ratios,
     read_once,
     require_quiet,
     run,
+    spread,
     turns,
 )
 from benchmarks.published import published_layer
@@ -52,10 +55,13 @@ from ckptforensics.linear import Fit, block_map
 
 Row = tuple[str, str, str]
 GB = 1e9
+PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
 # The published algorithm draws so many vectors a layer; its samples and least squares are measured
 # on a share of them and scaled, for they take time in proportion.
 _PUBLISHED_SAMPLES = 100_000
 _SHARE = 5
+# Every pair is measured so often, in turns.
+_TURNS = 3
 
 
 @contextmanager
@@ -79,6 +85,19 @@ def sign(model: Path, *options: str) -> list[str]:
     return ckpt("sign", str(model), "--quiet", "--no-cache", *options)
 
 
+def seconds(runs: list[Run]) -> list[float]:
+    return [one.seconds for one in runs]
+
+
+def peak(runs: list[Run]) -> int:
+    return max(one.peak for one in runs)
+
+
+def columns(taken: list[list[Run]]) -> list[list[float]]:
+    """Seconds of each command, turn by turn."""
+    return [seconds(list(runs)) for runs in zip(*taken, strict=True)]
+
+
 def bench_layer(folder: Path) -> Iterator[Row]:
     """One layer of 7B shape against the published algorithm, and its direction against dense."""
     shape = replace(shapes.LLAMA2_7B, layers=2)
@@ -87,31 +106,36 @@ def bench_layer(folder: Path) -> Iterator[Row]:
         block = load_block(checkpoint, shape.explosion)
         saved = model / "signature.safetensors"
         one = f"{shape.explosion}"
-        ours = medians([sign(model, "--layers", one, "--output", str(saved))], 3)[0]
         paper = model / "paper.safetensors"
         run(sign(model, "--layers", one, "--fit", "paper", "--output", str(paper)))
-        theirs = published_layer(block, samples=_PUBLISHED_SAMPLES // _SHARE, driver="gelsy")
-        seconds = _SHARE * (theirs.sampling + theirs.least_squares) + theirs.svd
+        scope = Scope(layers=(shape.explosion,))
+        signing, alone, published = [], [], []
+        for _ in range(_TURNS):
+            signing.append(run(sign(model, "--layers", one, "--output", str(saved))).seconds)
+            # As the published algorithm is measured: libraries loaded, the weights in memory.
+            with mock.patch.object(measuring, "LARGE_MODEL", 0):
+                alone.append(
+                    best(
+                        lambda: measuring.measure(checkpoint, Fit(), eigenpairs=None, scope=scope),
+                        3,
+                    )
+                )
+            theirs = published_layer(block, samples=_PUBLISHED_SAMPLES // _SHARE, driver="gelsy")
+            published.append(_SHARE * (theirs.sampling + theirs.least_squares) + theirs.svd)
         dense = torch.from_numpy(_dense(block))
         exact = torch.linalg.svd(dense)[0][:, 0].numpy()
         found, found_paper = _u(saved), _u(paper)
-        # As the published algorithm is measured: libraries loaded, the weights in memory.
-        scope = Scope(layers=(shape.explosion,))
-        with mock.patch.object(measuring, "LARGE_MODEL", 0):
-            alone = best(
-                lambda: measuring.measure(checkpoint, Fit(), eigenpairs=None, scope=scope), 5
-            )
     parts = f"{_SHARE} times {theirs.sampling:.0f} + {theirs.least_squares:.0f}; {theirs.svd:.0f}"
     yield (
         "one 7B-shaped layer, published algorithm to `ckpt sign`, libraries loaded",
         "at least 300",
-        f"{seconds / alone:.0f} ({seconds:.0f} s: samples and least squares at "
-        f"{_PUBLISHED_SAMPLES // _SHARE:,} vectors, SVDs: {parts}; to {alone:.2f} s)",
+        f"{ratios(published, alone)}: {spread(published)} to {spread(alone)}; the former is, "
+        f"samples and least squares at {_PUBLISHED_SAMPLES // _SHARE:,} vectors, SVDs: {parts}",
     )
     yield (
         "the same, `ckpt sign` as a process",
         "",
-        f"{seconds / ours.seconds:.0f} ({seconds:.0f} s to {ours.seconds:.2f} s)",
+        f"{ratios(published, signing)}: to {spread(signing)}",
     )
     yield (
         "its direction against the dense SVD of the closed form",
@@ -145,29 +169,26 @@ def bench_model(folder: Path) -> Iterator[Row]:
     with built(folder, "7b", shapes.LLAMA2_7B) as model:
         files = weights(model)
         size = sum(file.stat().st_size for file in files)
-        reads, signs = [], []
-        for _ in range(3):
+        reads, signs, plain = [], [], []
+        for _ in range(_TURNS):
             drop_from_cache(files)
             reads.append(read_once(files))
             drop_from_cache(files)
             signs.append(run(sign(model)))
-        warm = run(sign(model))
-        plain = run(sign(model), **NO_NUMBA)
-    read = sorted(reads)[1]
-    signed = sorted(signs, key=lambda r: r.seconds)[1]
-    cold = ratios([(s.seconds, r) for s, r in zip(signs, reads, strict=True)])
+            drop_from_cache(files)
+            plain.append(run(sign(model), **NO_NUMBA))
+        warm = [run(sign(model)) for _ in range(_TURNS)]
     yield (
         f"32 layers of 7B shape, {size / GB:.1f} GB BF16: `ckpt sign` to `cat`, both cold",
-        "at most 3",
-        f"{cold}, {signed.seconds:.1f} s to {read:.1f} s ("
-        f"{size / read / GB:.2f} GB/s; from a warm cache {warm.seconds:.1f} s)",
+        "at most 1.6",
+        f"{ratios(seconds(signs), reads)}: {spread(seconds(signs))} to {spread(reads)}; "
+        f"from a warm cache {spread(seconds(warm))}",
     )
-    peak = max(r.peak for r in signs)
-    yield "peak resident set for it", "under 1.5 GB", f"{peak / GB:.2f} GB"
+    yield "peak resident set for it", "under 1.5 GB", f"{peak(signs) / GB:.2f} GB"
     yield (
-        "the same without numba, warm",
-        "",
-        f"{plain.seconds / read:.2f} ({plain.seconds:.1f} s), {plain.peak / GB:.2f} GB",
+        "the same without numba",
+        "at most 2.5",
+        f"{ratios(seconds(plain), reads)}: {spread(seconds(plain))}, {peak(plain) / GB:.2f} GB",
     )
 
 
@@ -195,39 +216,51 @@ def bench_depth(folder: Path) -> Iterator[Row]:
             ((some.seconds - few.seconds) / 8, (many.seconds - some.seconds) / 16)
             for few, some, many in turns([sign(model) for model in models], 9)
         ]
-    low, high = (median(part) for part in zip(*slopes, strict=True))
-    ratio = median(high / low for low, high in slopes)
+    low, high = (list(part) for part in zip(*slopes, strict=True))
     yield (
-        "seconds a layer from 8 to 16 and from 16 to 32 layers (width 2048), medians of 9 turns",
+        "seconds a layer from 16 to 32 layers, to those from 8 to 16 (width 2048), 9 turns",
         "equal within 10%",
-        f"{low:.3f} and {high:.3f}: ratio {ratio:.2f}",
+        f"{ratios(high, low)}: {median(high):.3f} to {median(low):.3f} s",
     )
 
 
 def bench_width(folder: Path) -> Iterator[Row]:
     """Seconds a byte of layers against the width: what half of them takes is taken off."""
-    rates = {}
-    start = 0.0
-    for hidden, layers in ((1024, 64), (2048, 16), (4096, 8), (8192, 2), (16384, 1)):
-        ffn = hidden * 43 // 16 // 64 * 64
-        shape = shapes.Shape(hidden, ffn, layers, vocabulary=1000, plain=True)
-        size = 2 * layers * shape.layer_parameters
-        with built(folder, "width", shape) as model:
+    sizes: dict[int, float] = {}
+    with ExitStack() as stack:
+        commands = []
+        for hidden, layers in ((1024, 64), (2048, 16), (4096, 8), (8192, 2), (16384, 1)):
+            ffn = hidden * 43 // 16 // 64 * 64
+            shape = shapes.Shape(hidden, ffn, layers, vocabulary=1000, plain=True)
+            sizes[hidden] = 2 * layers * shape.layer_parameters / GB
+            model = stack.enter_context(built(folder, "width", shape))
             run(sign(model))
             if layers > 1:
-                both = [sign(model, "--layers", f"1-{layers // 2}"), sign(model)]
-                pairs = [(half.seconds, whole.seconds) for half, whole in turns(both, 5)]
-                rates[hidden] = median(2 * (whole - half) for half, whole in pairs) / size * GB
-                start = median(2 * half - whole for half, whole in pairs)
-            else:  # of one layer the start of the last model
-                whole = medians([sign(model)], 3)[0].seconds
-                rates[hidden] = (whole - start) / size * GB
-    worst = max(rates.values()) / min(rates.values())
+                commands.append(sign(model, "--layers", f"1-{layers // 2}"))
+            commands.append(sign(model))
+        rates = [_rates(seconds(each), sizes) for each in turns(commands, _TURNS)]
     yield (
-        "seconds a GB of layers (start taken off) at widths " + ", ".join(map(str, rates)),
+        "seconds a GB of layers (start taken off), the slowest of the widths to the fastest",
         "within 1.5 times",
-        ", ".join(f"{rate:.2f}" for rate in rates.values()) + f": {worst:.2f}",
+        ratios([max(rate) for rate in rates], [min(rate) for rate in rates])
+        + "; "
+        + ", ".join(
+            f"{hidden}: {median(each):.2f}"
+            for hidden, each in zip(sizes, zip(*rates, strict=True), strict=True)
+        ),
     )
+
+
+def _rates(spent: list[float], sizes: dict[int, float]) -> list[float]:
+    """Seconds a GB of each width, of one turn: half the layers and all, the last model all."""
+    *pairs, last = spent
+    halves, wholes = pairs[::2], pairs[1::2]
+    rates = [
+        2 * (whole - half) / size
+        for half, whole, size in zip(halves, wholes, sizes.values(), strict=False)
+    ]
+    start = 2 * halves[-1] - wholes[-1]  # of one layer the start of the model before
+    return [*rates, (last - start) / list(sizes.values())[-1]]
 
 
 def bench_gguf(folder: Path) -> Iterator[Row]:
@@ -240,11 +273,11 @@ def bench_gguf(folder: Path) -> Iterator[Row]:
         quantized = shapes.write_q4_k(Path(made) / "q4_k.gguf", shape)
         for warm in (model, quantized):
             run(sign(warm))
-        bf16, q4k = medians([sign(model), sign(quantized)], 3)
+        bf16, q4k = columns(turns([sign(model), sign(quantized)], _TURNS))
     yield (
         "GGUF Q4_K to BF16, 4 layers of 7B shape, warm",
         "at most 2",
-        f"{q4k.seconds / bf16.seconds:.2f} ({q4k.seconds:.1f} s to {bf16.seconds:.1f} s)",
+        f"{ratios(q4k, bf16)}: {spread(q4k)} to {spread(bf16)}",
     )
 
 
@@ -252,11 +285,12 @@ def bench_layers(folder: Path) -> Iterator[Row]:
     """`ckpt layers` against `ckpt sign`."""
     with built(folder, "layers", replace(shapes.LLAMA2_7B, layers=4)) as model:
         run(sign(model))
-        signed, found = medians([sign(model), ckpt("layers", str(model), "--quiet")], 5)
+        both = [sign(model), ckpt("layers", str(model), "--quiet")]
+        signed, found = columns(turns(both, _TURNS))
     yield (
         "`ckpt layers` to `ckpt sign`, 4 layers of 7B shape, warm",
         "at most 1.3",
-        f"{found.seconds / signed.seconds:.2f} ({found.seconds:.1f} s to {signed.seconds:.1f} s)",
+        f"{ratios(found, signed)}: {spread(found)} to {spread(signed)}",
     )
 
 
@@ -266,20 +300,22 @@ def bench_rollout(folder: Path) -> Iterator[Row]:
     with built(folder, "rollout", shape) as model:
         command = ckpt("norms", str(model), "--tokens", "all", "--quiet", "--format", "json")
         one = ckpt("norms", str(model), "--tokens", "1", "--quiet", "--format", "json")
-        start, everything = run(one), run(command)
-    generator = np.random.default_rng(0)
-    x = generator.standard_normal((shape.vocabulary, shape.hidden), dtype=np.float32)
-    wide = generator.standard_normal((shape.hidden, shape.ffn), dtype=np.float32)
-    square = np.ascontiguousarray(wide[:, : shape.hidden])
-    # Value and output maps are square; gate, up and down as large as `wide`.
-    hidden = x @ wide
-    bound = 2 * best(lambda: x @ square, 1) + 2 * best(lambda: x @ wide, 1)
-    bound += best(lambda: hidden @ wide.T, 1)
-    ours = everything.seconds - start.seconds
+        generator = np.random.default_rng(0)
+        x = generator.standard_normal((shape.vocabulary, shape.hidden), dtype=np.float32)
+        wide = generator.standard_normal((shape.hidden, shape.ffn), dtype=np.float32)
+        square = np.ascontiguousarray(wide[:, : shape.hidden])
+        hidden = x @ wide
+        ours, bound = [], []
+        for _ in range(_TURNS):
+            start, everything = run(one), run(command)
+            ours.append(everything.seconds - start.seconds)
+            # Value and output maps are square; gate, up and down as large as `wide`.
+            plain = 2 * best(lambda: x @ square, 1) + 2 * best(lambda: x @ wide, 1)
+            bound.append(plain + best(lambda: hidden @ wide.T, 1))
     yield (
         "rollout of 32,000 tokens (reading the weights taken off) to its plain `A @ B`",
         "at most 2",
-        f"{ours / bound:.2f} ({ours:.1f} s to {bound:.1f} s)",
+        f"{ratios(ours, bound)}: {spread(ours)} to {spread(bound)}",
     )
 
 
@@ -289,16 +325,15 @@ def bench_start(folder: Path) -> Iterator[Row]:
 
     saved = folder / "start.safetensors"
     run(ckpt("sign", "fixtures/planted", "--quiet", "--no-cache", "--output", str(saved)))
-    bare, helped, shown = medians(
-        [[sys.executable, "-c", "pass"], ckpt("--help"), ckpt("show", str(saved))], 25
+    bare, helped, shown = columns(
+        turns([[sys.executable, "-c", "pass"], ckpt("--help"), ckpt("show", str(saved))], 25)
     )
     saved.unlink()
     for name, bar, once in (("`ckpt --help`", 4, helped), ("`ckpt show`", 20, shown)):
         yield (
-            f"{name} to `python -c pass`",
+            f"{name} to `python -c pass`, 25 turns",
             f"at most {bar}",
-            f"{once.seconds / bare.seconds:.1f} ({1000 * once.seconds:.0f} ms to "
-            f"{1000 * bare.seconds:.0f} ms)",
+            f"{ratios(once, bare)}: {1000 * median(once):.0f} ms to {1000 * median(bare):.0f} ms",
         )
 
 
@@ -319,19 +354,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("parts", nargs="*", metavar="PART", help=", ".join(PARTS))
     parser.add_argument("--folder", type=Path, help="where models are built and deleted")
+    parser.add_argument("--write", action="store_true", help="also into docs/performance.md")
     options = parser.parse_args()
     if unknown := set(options.parts) - set(PARTS):
         parser.error(f"no such part: {', '.join(sorted(unknown))}")
     require_quiet()
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.folder or Path(temporary)
-        click.echo("| what | measured |\n|---|---|")
-        for name, text in machine():
-            click.echo(f"| {name} | {text} |")
-        click.echo("\n| work | bar | measured |\n|---|---|---|")
+        lines = ["| what | measured |", "|---|---|"]
+        lines += [f"| {name} | {text} |" for name, text in machine()]
+        lines += ["", "| work | bar | median of the ratios (least to greatest) |", "|---|---|---|"]
+        click.echo("\n".join(lines))
         for part in options.parts or PARTS:
-            for name, bar, measured in PARTS[part](folder):
-                click.echo(f"| {name} | {bar} | {measured} |")
+            for row in PARTS[part](folder):
+                lines.append("| " + " | ".join(row) + " |")
+                click.echo(lines[-1])
+    if options.write:
+        fill_page(PAGE, "table", "\n".join(lines))
 
 
 if __name__ == "__main__":

@@ -61,12 +61,6 @@ def turns(commands: list[list[str]], runs: int) -> list[list[Run]]:
     return [[run(command) for command in commands] for _ in range(runs)]
 
 
-def medians(commands: list[list[str]], runs: int) -> list[Run]:
-    """The median run of each command; they take turns."""
-    results = zip(*turns(commands, runs), strict=True)
-    return [sorted(seen, key=lambda r: r.seconds)[runs // 2] for seen in results]
-
-
 def best(work: Callable[[], object], runs: int = 5) -> float:
     """Seconds of the fastest of several runs."""
     seconds = []
@@ -124,9 +118,9 @@ def require_quiet() -> None:
         )
 
 
-def ratios(pairs: Sequence[tuple[float, float]]) -> str:
-    """The median of the ratios of pairs that were measured in turns, and the range."""
-    found = sorted(a / b for a, b in pairs)
+def ratios(one: Sequence[float], other: Sequence[float]) -> str:
+    """The median of the ratios of what was measured in turns, and the range."""
+    found = sorted(a / b for a, b in zip(one, other, strict=True))
     return f"{statistics.median(found):.2f} ({found[0]:.2f} to {found[-1]:.2f})"
 
 

@@ -232,15 +232,16 @@ def bench_speed(options: argparse.Namespace) -> Iterator[str]:
                 at += array.shape[1]
             query = np.concatenate([array[3] for array in arrays.values()])
             searched = Vectors(arrays)
-            spent: list[tuple[float, float]] = []
+            searching, multiplying = [], []
             for _ in range(9):
                 begin = time.perf_counter()
                 searched.nearest(query, LIMITS, SHORTLIST)
                 middle = time.perf_counter()
                 whole @ query
-                spent.append((middle - begin, time.perf_counter() - middle))
-            search, plain = np.median(np.array(spent[2:]), axis=0)
-            ratio = ratios(spent[2:])
+                searching.append(middle - begin)
+                multiplying.append(time.perf_counter() - middle)
+            search, plain = np.median(searching[2:]), np.median(multiplying[2:])
+            ratio = ratios(searching[2:], multiplying[2:])
             del whole, arrays, searched
         yield (f"| {count:,} | {search * 1e3:,.0f} ms | {plain * 1e3:,.0f} ms | {ratio} |")
 

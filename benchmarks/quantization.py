@@ -20,7 +20,7 @@ from pathlib import Path
 import click
 from scipy.stats import spearmanr
 
-from benchmarks.common import fill_page, machine, processor
+from benchmarks.common import fill_page, machine, processor, ratios, require_quiet, spread
 from ckptforensics import SignatureCache, Text, evaluate_quantization, load_result
 from ckptforensics.cli.progress import Lines
 from ckptforensics.quantities import number, percent, size
@@ -97,7 +97,8 @@ def predicted(document: QuantizationDocument) -> list[str]:
 
 
 def cost(model: Path) -> None:
-    """Seconds of rows over those of a plain pass, turn about; medians of five."""
+    """Seconds of rows over those of a plain pass, five times in turns."""
+    require_quiet()
     runtime = start(model)
     windows, _ = windows_of(runtime, Text(limit=512))
     linears = find_linears(runtime)
@@ -116,11 +117,9 @@ def cost(model: Path) -> None:
                 with Quantized(schemes[name], linears).running():
                     perplexity(runtime, windows, at_once=1)
             seconds[name].append(time.perf_counter() - begun)
-    plain = statistics.median(seconds["plain"])
     click.echo(f"{len(windows)} windows of {len(windows[0])}; weights are rounded within the time")
     for name, seen in seconds.items():
-        middle = statistics.median(seen)
-        click.echo(f"{name}: {middle:.2f} s, {middle / plain:.2f} of a plain pass")
+        click.echo(f"{name}: {spread(seen)}, {ratios(seen, seconds['plain'])} of a plain pass")
 
 
 def main() -> None:

@@ -21,7 +21,7 @@ from unittest import mock
 import click
 import numpy as np
 
-from benchmarks.common import best, machine
+from benchmarks.common import best, machine, require_quiet
 from ckptforensics import open_checkpoint
 from ckptforensics.compute.bf16 import Bf16Matrix
 from ckptforensics.compute.products import FEW, loops_compiled, multiply
@@ -79,6 +79,7 @@ class Counted:
 
 
 def main() -> None:
+    require_quiet()
     checkpoint = open_checkpoint(sys.argv[1])
     # As `sign` reads it: a large model in BF16 is kept as it is stored, where numba is installed.
     block = load_block(checkpoint, 1, keep=True)
