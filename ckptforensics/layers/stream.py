@@ -135,17 +135,18 @@ def stream_blocks(
         pending: Future[None] | None = None
         if checkpoint.source.remote is None:  # else the block fetches what it needs
             first = architecture.layers[wanted[0] - 1]
-            reader.submit(checkpoint.store.prefetch, _names(checkpoint, first, expert_memory))
+            names = _names(checkpoint, first, expert_memory)
+            pending = reader.submit(checkpoint.store.prefetch, names, keep=keep)
         try:
             for layer, following in zip(wanted, [*wanted[1:], None], strict=True):
+                if pending is not None:
+                    pending.result()
                 block = load_block(checkpoint, layer, expert_memory=expert_memory, keep=keep)
                 if following is not None:
                     names = _names(checkpoint, architecture.layers[following - 1], expert_memory)
-                    pending = reader.submit(checkpoint.store.prefetch, names)
+                    pending = reader.submit(checkpoint.store.prefetch, names, keep=keep)
                 yield block
                 del block
-                if pending is not None:
-                    pending.result()
         except BaseException:
             # The caller failed, left or was interrupted: nobody waits for the next block.
             remote = checkpoint.source.remote
@@ -153,6 +154,10 @@ def stream_blocks(
                 remote.cancel()  # again and again: the reader may not have begun to fetch
                 wait([pending], timeout=0.1)
             raise
+        finally:
+            if pending is not None:
+                wait([pending])
+                checkpoint.store.prefetch((), keep=keep)  # lets go of what it holds
 
 
 def _names(checkpoint: Checkpoint, plan: LayerPlan, expert_memory: int) -> list[str]:

@@ -111,7 +111,7 @@ class RoundedReader(TensorReader):
         """See `TensorReader.kept_rows`."""
         return None if name in self.names else self.base.kept_rows(name, start, stop)
 
-    def prefetch(self, names: Iterable[str]) -> None:
+    def prefetch(self, names: Iterable[str], *, keep: bool = False) -> None:
         """See `TensorReader.prefetch`."""
         self.base.prefetch(names)
 

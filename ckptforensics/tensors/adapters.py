@@ -136,7 +136,7 @@ class AdaptedReader(TensorReader):
         own = [sorted(part.items()) for part in (self.deltas, self.added, self.replaced)]
         return self.base.recipe() + repr(own)
 
-    def prefetch(self, names: Iterable[str]) -> None:
+    def prefetch(self, names: Iterable[str], *, keep: bool = False) -> None:
         """See `TensorReader.prefetch`."""
         wanted = list(names)
         self.base.prefetch(n for n in wanted if n not in self.replaced)

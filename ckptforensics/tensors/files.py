@@ -24,6 +24,7 @@ from ckptforensics.tensors.containers.torchzip import Fetch, read_torch
 from ckptforensics.tensors.damage import Watch
 from ckptforensics.tensors.info import Container, TensorInfo, matrix_shape
 from ckptforensics.tensors.reader import BLOCK_ELEMENTS, TensorReader, require_finite
+from ckptforensics.tensors.unbuffered import Unbuffered
 
 if TYPE_CHECKING:
     from ckptforensics.arrays import Bytes, Floats
@@ -102,6 +103,7 @@ class FileReader(TensorReader):
                 )
         self.tensors = MappingProxyType(tensors)
         self._remote = remote
+        self._ahead = Unbuffered(sum(info.nbytes for info in tensors.values()))
         self._maps: dict[Path, mmap.mmap] = {}
         # A matrix may be given back by the garbage collector, in the middle of anything.
         self._lock = threading.RLock()
@@ -159,15 +161,11 @@ class FileReader(TensorReader):
         info = self.info(name)
         columns, rows = matrix_shape(info)
         first = info.offset + start * columns * 2
-        odd = columns % 2 or first % 4
-        if info.dtype != "BF16" or info.unreadable or odd or self._remote is not None:
-            return None
-        from ckptforensics.compute.bf16 import Bf16Matrix
-        from ckptforensics.compute.products import compiled_loops
-
-        if compiled_loops() is None or not 0 <= start < stop <= rows:
+        if not self._keeps(info) or not 0 <= start < stop <= rows:
             return None
         import numpy as np
+
+        from ckptforensics.compute.bf16 import Bf16Matrix
 
         count = (stop - start) * columns * 2
         words = self._bytes(info, first - info.offset, count).view(np.uint32)
@@ -184,17 +182,28 @@ class FileReader(TensorReader):
             self._finite.add((name, start, stop))
         return matrix
 
-    def prefetch(self, names: Iterable[str]) -> None:
+    def prefetch(self, names: Iterable[str], *, keep: bool = False) -> None:
         """See `TensorReader.prefetch`."""
+        wanted = [self.info(name) for name in names]
+        held = self._ahead.read(info for info in wanted if self._keeps(info)) if keep else ()
         ranges: dict[Path, list[tuple[int, int]]] = {}
-        for name in names:
-            info = self.info(name)
-            ranges.setdefault(info.path, []).append((info.offset, info.nbytes))
+        for info in wanted:
+            if info.name not in held:
+                ranges.setdefault(info.path, []).append((info.offset, info.nbytes))
         if self._remote is not None:
             self._remote.fetch(ranges)
             return
-        for path, wanted in ranges.items():
-            _read_ahead(path, sorted(wanted))
+        for path, places in ranges.items():
+            _read_ahead(path, sorted(places))
+
+    def _keeps(self, info: TensorInfo) -> bool:
+        """Whether `kept_rows` leaves the tensor as it is stored."""
+        from ckptforensics.compute.products import compiled_loops
+
+        odd = matrix_shape(info)[0] % 2 or info.offset % 4
+        if info.dtype != "BF16" or info.unreadable or odd or self._remote is not None:
+            return False
+        return compiled_loops() is not None
 
     def prefetch_rows(self, name: str, rows: Iterable[tuple[int, int]]) -> None:
         """See `TensorReader.prefetch_rows`."""
@@ -228,6 +237,9 @@ class FileReader(TensorReader):
     def _bytes(self, info: TensorInfo, begin: int, count: int) -> Bytes:
         import numpy as np
 
+        held = self._ahead.bytes(info, begin, count)
+        if held is not None:
+            return held
         return np.frombuffer(self._map(info.path), np.uint8, count, info.offset + begin)
 
     def _map(self, path: Path) -> mmap.mmap:

@@ -96,10 +96,15 @@ class TensorReader(ABC):
         """
 
     @abstractmethod
-    def prefetch(self, names: Iterable[str]) -> None:
+    def prefetch(self, names: Iterable[str], *, keep: bool = False) -> None:
         """Fetch whole tensors of remote files together, or read local ones ahead.
 
         Reading ahead only fills the operating system's cache, in a file's order: nothing is kept.
+
+        Parameters
+        ----------
+        keep : the tensors are wanted by `kept_rows`, once: those of a large model may be read past
+            the cache, into memory that is held until the next call
         """
 
     @abstractmethod

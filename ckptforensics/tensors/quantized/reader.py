@@ -147,7 +147,7 @@ class QuantizedReader(TensorReader):
         # All weights are read by one configuration.
         return repr([weight.parts.config for weight in self.weights.values()][:1])
 
-    def prefetch(self, names: Iterable[str]) -> None:
+    def prefetch(self, names: Iterable[str], *, keep: bool = False) -> None:
         """See `TensorReader.prefetch`."""
         self.stored.prefetch(part.name for name in names for part in self.parts(name))
 
