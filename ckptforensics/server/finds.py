@@ -73,7 +73,7 @@ class Finds:
     def _find(self, sketch: SketchDocument) -> FindDocument:
         catalog = self._options.catalog
         found = find(sketch, FindOptions(catalog, compare=False))
-        return found.model_copy(update={"catalog": catalog.name})
+        return found.model_copy(update={"catalog": Path(found.catalog).name})
 
     async def _of_hub(self, name: str) -> SketchDocument:
         """The sketch of a model of the Hub, made by a process of its own."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hmac
 import ipaddress
+import re
 import socket
 from http.cookies import CookieError, SimpleCookie
 from urllib.parse import parse_qsl, urlencode, urlsplit
@@ -21,6 +22,8 @@ from ckptforensics.render.audit.page import script, served_style, source_hash
 from ckptforensics.server.answers import Refused, refusal
 from ckptforensics.server.options import ServeOptions
 
+# A name or an IP address, and a port: what else a URL may hold before its path is no host.
+_HOST = re.compile(r"(?P<name>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(:[0-9]{1,5})?")
 _POSTED = ("/find", "/find.json")
 
 
@@ -79,23 +82,29 @@ class Guard:
 
     def _identified(self, scope: Scope, headers: Headers) -> Response | None:
         """None if the request shows the token; the way without it if it is in the address."""
+        assert self._token is not None
         query = parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True)
         given = dict(query).get("token")
         if given is not None and scope["method"] in ("GET", "HEAD"):
-            self._compare(given)
+            self._compare(given, self._token)
             rest = urlencode([(name, value) for name, value in query if name != "token"])
             # A path with two slashes in front would name another host.
             where = "/" + scope["path"].lstrip("/") + (f"?{rest}" if rest else "")
             again = RedirectResponse(where, status_code=303)
-            again.set_cookie(_cookie_name(scope), given, httponly=True, samesite="strict")
+            again.set_cookie(
+                _cookie_name(scope), _cookie_of(self._token), httponly=True, samesite="strict"
+            )
             return again
         kind, _, shown = headers.get("authorization", "").partition(" ")
-        self._compare(shown.strip() if kind.lower() == "bearer" else _cookie(scope, headers))
+        if kind.lower() == "bearer":
+            self._compare(shown.strip(), self._token)
+        else:
+            self._compare(_cookie(scope, headers), _cookie_of(self._token))
         return None
 
-    def _compare(self, shown: str) -> None:
-        assert self._token is not None
-        if not hmac.compare_digest(shown.encode(), self._token.encode()):
+    @staticmethod
+    def _compare(shown: str, wanted: str) -> None:
+        if not hmac.compare_digest(shown.encode("utf-8", "surrogatepass"), wanted.encode()):
             raise Refused(
                 401,
                 "show the token that the server was started with: as ?token=... once, or as "
@@ -132,10 +141,8 @@ def _names(host: str) -> frozenset[str]:
 
 def _name_of(host: str) -> str | None:
     """The name in a Host header, without its port; None if it is none."""
-    try:
-        return urlsplit(f"//{host}").hostname
-    except ValueError:
-        return None
+    found = _HOST.fullmatch(host)
+    return None if found is None else found["name"].strip("[]").lower()
 
 
 def _is_ip(name: str) -> bool:
@@ -149,6 +156,11 @@ def _is_ip(name: str) -> bool:
 def _cookie_name(scope: Scope) -> str:
     """A browser has one set of cookies for all ports of a host."""
     return f"ckpt_token_{scope['server'][1]}"
+
+
+def _cookie_of(token: str) -> str:
+    """What a browser keeps: it shows that the token was known, and does not say it."""
+    return hmac.new(token.encode(), b"cookie of ckpt serve", "sha256").hexdigest()
 
 
 def _cookie(scope: Scope, headers: Headers) -> str:

@@ -9,11 +9,13 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from urllib.parse import urlencode
 
 from anyio import to_thread
 from starlette.applications import Starlette
 from starlette.requests import Request
+from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
@@ -33,7 +35,7 @@ from ckptforensics.results import Document
 from ckptforensics.results.audit import SEVERITIES, AuditedModel
 from ckptforensics.results.catalog import CatalogDocument
 from ckptforensics.results.find import FindDocument
-from ckptforensics.server.answers import Page, Refused, answered, nav
+from ckptforensics.server.answers import Page, Refused, answered, nav, refusal
 from ckptforensics.server.current import Current, Shown
 from ckptforensics.server.finds import Finds
 from ckptforensics.server.guard import Guard
@@ -72,15 +74,25 @@ def make_app(options: ServeOptions) -> ASGIApp:
     searching = answered(pages.search)
     routes += [Route(p, searching, methods=["POST"]) for p in ("/find.json", "/find")]
     routes.append(Route("/{path:path}", answered(_nowhere)))
-    return Guard(Starlette(routes=routes), options)
+    app = Starlette(routes=routes, exception_handlers={404: _lost})
+    app.router.redirect_slashes = False
+    return Guard(app, options)
 
 
 async def _in_thread(make: Make, request: Request) -> Page:
     return await to_thread.run_sync(make, request)
 
 
+_NOWHERE = Refused(404, "the pages are /, /models, /find and /catalog, and what they lead to")
+
+
 async def _nowhere(request: Request) -> Page:
-    raise Refused(404, "the pages are /, /models, /find and /catalog, and what they lead to")
+    raise _NOWHERE
+
+
+async def _lost(request: Request, problem: Exception) -> Response:
+    """What no route is for, such as a target that is no path."""
+    return refusal(request.url.path, _NOWHERE)
 
 
 class _Pages:
@@ -256,7 +268,7 @@ class _Pages:
     def _catalog(self) -> CatalogDocument:
         """What the catalog holds; by its name, as nobody needs to know where it is."""
         document = catalog_document(self._options.catalog)
-        return document.model_copy(update={"path": self._options.catalog.name})
+        return document.model_copy(update={"path": Path(document.path).name})
 
     def _asked(self, request: Request) -> Shown:
         """The audit that a request names, or the last one."""

@@ -51,8 +51,10 @@ def parse_json_object(
         raise error(f"{what} has half a surrogate pair in a string", path=path) from None
     except UnicodeDecodeError as problem:
         raise error(f"{what} is not UTF-8 text", path=path, offset=problem.start) from None
-    except ValueError as problem:
+    except json.JSONDecodeError as problem:
         raise error(f"{what} is not valid JSON: {problem}", path=path) from None
+    except ValueError:
+        raise error(f"{what} has an integer of too many digits", path=path) from None
     if not isinstance(value, dict):
         raise error(f"{what} is not a JSON object", path=path)
     return value

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from http.cookies import SimpleCookie
@@ -56,7 +59,10 @@ def test_every_answer_says_what_a_browser_may_do(path, server):
 
 @pytest.mark.parametrize(
     "host",
-    ["evil.example", "127.0.0.1.evil.example", "localhost.evil:8000", "", "[::1", "10.1.2.3"],
+    [
+        *("evil.example", "127.0.0.1.evil.example", "localhost.evil:8000", "", "[::1", "10.1.2.3"),
+        *("evil.example@127.0.0.1", "127.0.0.1/x", "127.0.0.1?", "127.0.0.1:evil", "127.0.0.1#x"),
+    ],
 )
 def test_another_name_is_not_answered(host, server):
     for path in ("/", "/.json", "/find"):
@@ -165,6 +171,8 @@ def test_the_token_is_taken_as_a_header_or_once_in_the_address(guarded):
     assert cookie["httponly"]
     assert cookie["samesite"] == "strict"
     assert cookie["path"] == "/"
+    assert TOKEN not in cookie.value
+    assert guarded.ask("/", Cookie=f"{cookie.key}={TOKEN}").status == 401
     shown = guarded.ask("/models?q=org1", Cookie=f"other=1; {cookie.key}={cookie.value}")
     assert "model-1" in shown.text
     assert TOKEN not in shown.text
@@ -196,3 +204,39 @@ def test_a_token_may_guard_this_machine_too(catalog, tmp_path):
     with serving(catalog, "--token-file", str(tmp_path / "token")) as server:
         assert server.ask("/.json").status == 401
         assert server.ask("/.json", Authorization=f"Bearer {TOKEN}").status == 200
+
+
+@pytest.mark.parametrize("path", ["http://127.0.0.1/models", "/.json/", "/models/"])
+def test_what_no_page_is_for_is_told_as_ever(path, server):
+    answer = server.ask(path)
+    assert answer.status == 404
+    assert "the pages are /, /models, /find and /catalog" in answer.text
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--token-file", "/dev/zero"), "cannot read the token: this is not a regular file"),
+        (("--token-file", "/"), "is a directory"),
+        (("--host", ""), "no address to listen at; give --host 127.0.0.1"),
+    ],
+)
+def test_what_cannot_be_served_is_one_line(catalog, options, said):
+    done = subprocess.run(
+        [sys.executable, "-m", "ckptforensics", "serve", "--catalog", str(catalog), *options],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 4
+    assert said in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_catalog_whose_name_is_no_unicode(tmp_path):
+    path = tmp_path / os.fsdecode(b"\xff.db")
+    made_up(path, 3)
+    with serving(path) as server:
+        assert json.loads(server.ask("/catalog.json").body)["path"] == "\\udcff.db"
+        assert server.ask("/catalog").status == 200

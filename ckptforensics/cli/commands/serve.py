@@ -10,9 +10,10 @@ import click
 
 from ckptforensics.cli.commands.audit import default_catalog
 from ckptforensics.cli.commands.catalog import catalog_option
-from ckptforensics.errors import ExitCode, MissingDependency, UsageError
+from ckptforensics.errors import ExitCode, FormatError, MissingDependency, UsageError
 
 _LEAST_TOKEN, _MOST_TOKEN = 16, 1000
+_MOST_TOKEN_FILE = 10_000
 
 
 @click.command("serve")
@@ -42,6 +43,8 @@ def command(
     """
     from ckptforensics.server.options import ServeOptions
 
+    if not host.strip():
+        raise UsageError("no address to listen at", hint="give --host 127.0.0.1")
     try:
         from ckptforensics.server.running import serve
     except ImportError as problem:
@@ -74,10 +77,12 @@ def _is_own(host: str) -> bool:
 
 def _token(file: Path) -> str:
     """The token in a file; UsageError if it is none that protects anything."""
+    from ckptforensics.registry.stores.files import read_small
+
     try:
-        token = file.read_bytes()[: _MOST_TOKEN + 1].decode("ascii").strip()
-    except OSError as problem:
-        raise UsageError(f"cannot read the token: {problem.strerror}", path=file) from None
+        token = read_small(file, _MOST_TOKEN_FILE).decode("ascii").strip()
+    except FormatError as problem:
+        raise UsageError(f"cannot read the token: {problem.message}", path=file) from None
     except UnicodeDecodeError:
         token = ""
     if not _LEAST_TOKEN <= len(token) <= _MOST_TOKEN or not token.isprintable() or " " in token:

@@ -179,7 +179,7 @@ def test_duplicate_keys(file, header):
         ("{", "not valid JSON"),
         ("[]", "not a JSON object"),
         ("null", "not a JSON object"),
-        ("1" * 5000, "not valid JSON"),
+        ("1" * 5000, "an integer of too many digits"),
         (b'{"\xff": 1}', "UTF-8"),
         ("\ufeff{}", "not valid JSON"),
         ('{"a": ' + "[" * 100_000 + "]" * 100_000 + "}", "nested"),
