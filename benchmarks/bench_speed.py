@@ -358,6 +358,8 @@ def main() -> None:
     options = parser.parse_args()
     if unknown := set(options.parts) - set(PARTS):
         parser.error(f"no such part: {', '.join(sorted(unknown))}")
+    if options.write and options.parts:
+        parser.error("--write is for all parts: it would leave the others out of the page")
     require_quiet()
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.folder or Path(temporary)
