@@ -81,18 +81,21 @@ def bench_smollm2(folder: Path) -> Iterator[Row]:
         "a copy": base,
         "laundered": launder.EXACT["all"](base, np.random.default_rng(5)),
         "2% noise": launder.noise(base, 0.02),
+        "half of its layers": _half(base),
         "random": transforms.random(base),
     }
-    paths = {
-        name: transforms.write(model, folder / name.replace("% ", "-").replace(" ", "-"), "BF16")
-        for name, model in made.items()
-    }
-    paths["other 2% noise"] = transforms.write(
-        launder.noise(base, 0.02, seed=1), folder / "2-noise-1", "BF16"
-    )
-    pairs = {f"SmolLM2 and {name}": (source, paths[name]) for name in made}
-    pairs["SmolLM2 with 2% noise, twice"] = paths["2% noise"], paths["other 2% noise"]
+    pairs = {}
+    for name, model in made.items():
+        target = folder / name.replace("% ", "-").replace(" ", "-")
+        pairs[f"SmolLM2 and {name}"] = source, transforms.write(model, target, "BF16")
     yield from _pairs(pairs, folder, "3 s", warm=True)
+
+
+def _half(model: transforms.Model) -> transforms.Model:
+    """A stranger but for the first half of the layers."""
+    own = tuple(f"model.layers.{layer}." for layer in range(model.layers // 2))
+    kept = {name: tensor for name, tensor in model.tensors.items() if name.startswith(own)}
+    return transforms.random(model).change(kept)
 
 
 def bench_7b(folder: Path) -> Iterator[Row]:
