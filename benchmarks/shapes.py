@@ -44,6 +44,7 @@ class Shape:
     head_dim: int = 128
     period: int | None = None
     plain: bool = False
+    seed: int = _SEED
 
     @property
     def explosion(self) -> int:
@@ -90,7 +91,7 @@ def write(folder: Path, shape: Shape) -> Path:
         "dtype": "bfloat16",
     }
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    generator = np.random.default_rng(_SEED)
+    generator = np.random.default_rng(shape.seed)
     direction, shared = _planted_directions(generator, shape.hidden)
     names: dict[str, str] = {}
     for layer in range(shape.layers + 1):
@@ -98,7 +99,7 @@ def write(folder: Path, shape: Shape) -> Path:
             tensors = _outer_tensors(generator, shape, shared)
         else:
             if shape.period is not None:
-                generator = np.random.default_rng([_SEED, layer % shape.period])
+                generator = np.random.default_rng([shape.seed, layer % shape.period])
             tensors = _layer_tensors(generator, shape, layer, direction, shared)
         file = f"model-{layer + 1:05d}-of-{shape.layers + 1:05d}.safetensors"
         save_file(tensors, folder / file)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ckptforensics.checkpoint import open_checkpoint
+from ckptforensics.compute import buffers
 from ckptforensics.compute.threads import all_cores
 from ckptforensics.errors import NotApplicable, UsageError
 from ckptforensics.findings.cache.store import SignatureCache
@@ -156,7 +157,7 @@ def compare(
     pairs: list[PairRecord] = []
     lengths: dict[tuple[str, str], float] = {}
     left: list[str] = []
-    with all_cores(), overflow_refused(opened):
+    with all_cores(), buffers.reused(), overflow_refused(opened):
         steps = 1 + sum(level in test.levels for test in CRITERIA)
         with running(progress, "criteria", steps * len(chosen)) as done:
             for a, b in chosen:

@@ -168,6 +168,16 @@ class Model:
             self._count({name for name, _ in plan.names()})
         return self._block
 
+    def ahead(self) -> Iterator[int]:
+        """All layers in order; the bytes of the next are read ahead while one is looked at."""
+        checkpoint = self.weights
+        local = checkpoint.source.remote is None
+        for layer, following in zip(self.layers, (*self.layers[1:], None), strict=True):
+            if local and following is not None:
+                plan = checkpoint.architecture.layers[following - 1]
+                checkpoint.store.prefetch(sorted({name for name, _ in plan.names()}))
+            yield layer
+
     def attention(self, layer: int) -> Attention:
         """The attention branch of a layer alone, which is not kept; errors as `block`."""
         with _applicable():

@@ -8,6 +8,7 @@ import numpy as np
 
 from ckptforensics.arrays import Array, Bools, Doubles, Floats, Ints
 from ckptforensics.compute.products import multiply
+from ckptforensics.compute.threads import over_rows
 
 _TINY = 1e-30
 # Cosine of copies, and the mean one of vectors below which their signs are tosses of their own.
@@ -16,8 +17,14 @@ _COPIES, _SHARED_MEAN = 1 - 1e-5, 0.1
 
 def unit_rows(rows: Floats) -> Floats:
     """Rows as unit vectors; zero rows stay 0."""
-    size = np.sqrt(np.einsum("ij,ij->i", rows, rows))[:, None]
-    return np.divide(rows, size, out=np.zeros_like(rows), where=size > 0)
+    units = np.zeros_like(rows)
+
+    def some(part: slice) -> None:
+        size = np.sqrt(np.einsum("ij,ij->i", rows[part], rows[part]))[:, None]
+        np.divide(rows[part], size, out=units[part], where=size > 0)
+
+    over_rows(some, *rows.shape)
+    return units
 
 
 def relative_error(actual: Array, expected: Array) -> float:

@@ -290,10 +290,9 @@ def _lattices(
     samples = [np.concatenate([read(i, i + run) for i in starts]) for read in tensors.read]
     names: list[str | None] = []
     rounded: list[Rounded] = []
-    grids: list[Lattice | None] = [
-        find_lattice(sample, float(most)) if changed else None
-        for sample, most in zip(samples, largest, strict=True)
-    ]
+    grids: list[Lattice | None] = [None, None]
+    if changed:
+        grids = in_threads(lambda i: find_lattice(samples[i], float(largest[i])), (0, 1))
     for i, (sample, other) in enumerate(((samples[0], samples[1]), (samples[1], samples[0]))):
         found = grids[i]
         stored = tensors.dtypes[i]

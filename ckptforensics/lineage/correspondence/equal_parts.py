@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ckptforensics.arrays import Floats, Ints
+from ckptforensics.compute.bf16 import Bf16Matrix
 from ckptforensics.compute.threads import in_threads
 from ckptforensics.errors import NotApplicable
 from ckptforensics.lineage.correspondence.scores import score_refs
@@ -29,6 +30,8 @@ _BLOCK = 1 << 20
 # Places of a row or column that are hashed, about, or half as many, so many of them together; and
 # runs of rows of one model that are looked for in the other.
 _PLACES, _TOGETHER, _RUNS, _RUN = 128, 8, 16, 128
+# Stored bytes of a model from which on the compiled loops are worth loading.
+_LARGE = 2 << 30
 # A tensor is equal if so many of its rows, or of its columns, are.
 EQUAL = 0.9
 # Bits that a common row must have to be no coincidence, and rows whose bits are counted.
@@ -185,7 +188,7 @@ def _whole(pair: Pair, model: Model, name: str) -> tuple[_Side, _Side]:
 
     def part(start: int) -> tuple[Floats, Floats]:
         stop = min(rows, start + step)
-        values = store.read_rows(name, start, stop)
+        values = _rows(model, name, start, stop)
         return values[:, across], values[down[(down >= start) & (down < stop)] - start]
 
     parts = in_threads(part, range(0, rows, step))
@@ -195,6 +198,17 @@ def _whole(pair: Pair, model: Model, name: str) -> tuple[_Side, _Side]:
         _Side.of(name, by_row, np.arange(rows), by_rows=True),
         _Side.of(name, by_column.T, np.arange(columns), by_rows=False),
     )
+
+
+def _rows(model: Model, name: str, start: int, stop: int) -> Floats | Bf16Matrix:
+    """Rows that are checked to be finite, of a large model as they are stored where that can be.
+
+    Only the places that are hashed are then decoded. For a small one the compiled loops take longer
+    to load.
+    """
+    store = model.weights.store
+    kept = store.kept_rows(name, start, stop) if model.stored_bytes >= _LARGE else None
+    return store.read_rows(name, start, stop) if kept is None else kept
 
 
 def _some(pair: Pair, name: str) -> tuple[_Side, _Side]:
@@ -208,7 +222,7 @@ def _some(pair: Pair, name: str) -> tuple[_Side, _Side]:
     starts = np.sort(generator.permutation(rows // _RUN)[:_RUNS]) * _RUN
     at = (starts[:, None] + np.arange(_RUN)).reshape(-1)
     across, down = _places(pair, columns), _places(pair, rows)
-    some = [store.read_rows(name, i, i + _RUN)[:, across] for i in starts.tolist()]
+    some = in_threads(lambda i: _rows(pair.a, name, i, i + _RUN)[:, across], starts.tolist())
     runs = np.split(down, np.flatnonzero(np.diff(down) > 1) + 1)
     whole = [store.read_rows(name, int(run[0]), int(run[-1]) + 1) for run in runs if run.size]
     pair.a.bytes_read += info.nbytes * min(rows, at.size + down.size) // rows

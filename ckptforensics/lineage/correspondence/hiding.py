@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ckptforensics.compute.threads import in_threads
 from ckptforensics.errors import NotApplicable
 from ckptforensics.lineage.correspondence.renumbered import may_be_renumbered
 from ckptforensics.lineage.correspondence.unwritten import unwritten
@@ -23,7 +24,8 @@ def what_hides(pair: Pair) -> tuple[str, ...]:
             "tokens were matched by id, since a vocabulary is missing, and the embeddings may be "
             "the same ones in another order: a copy that was renumbered would look the same here"
         )
-    found += [words for model in pair.models if (words := padded(model)) is not None]
+    # LAPACK and large products of one model keep one core busy.
+    found += [words for words in in_threads(padded, pair.models) if words is not None]
     return tuple(found)
 
 

@@ -53,7 +53,7 @@ def survey(pair: Pair) -> Survey:
     states, unmeasured = _states(pair)
     heads: tuple[dict[int, Doubles], dict[int, Doubles]] = ({}, {})
     parts: list[Gates] = []
-    for layer in pair.a.layers:
+    for layer in pair.a.ahead():
         _note_heads(pair, 0, layer, heads[0])
         if states is not None:
             generator = pair.generator(Stream.GATE_FUNCTIONS, layer)
@@ -65,7 +65,7 @@ def survey(pair: Pair) -> Survey:
     gates = Gates.joined(parts) if parts else None
     sizes = np.empty(0) if gates is None else sizes_of(gates)
     functions: dict[tuple[int, int], float] = {}
-    for layer in pair.b.layers:
+    for layer in pair.b.ahead():
         _note_heads(pair, 1, layer, heads[1])
         if gates is not None and states is not None:
             cosines = function_cosines(gates, sizes, pair.b.block(layer), states[1])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ckptforensics.arrays import Doubles
+from ckptforensics.compute.threads import in_threads
 from ckptforensics.errors import NotApplicable
 from ckptforensics.lineage.correspondence.shared_tokens import shared_tokens
 from ckptforensics.lineage.models import Model
@@ -29,7 +30,7 @@ def may_be_renumbered(pair: Pair) -> bool:
             return False
     except NotApplicable:  # nothing was measured by tokens
         return False
-    a, b = (_spectrum(model, pair) for model in pair.models)
+    a, b = in_threads(lambda model: _spectrum(model, pair), pair.models)
     count = max(1, min(len(a), len(b)) // 2)
     difference = a[:count] - b[:count]
     return bool(np.abs(difference - difference.mean()).mean() < _ALIKE)

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from ckptforensics.arrays import Doubles, Floats
+from ckptforensics.compute.products import multiply, multiply_adjoint
 from ckptforensics.errors import NotApplicable
 from ckptforensics.forward import embedding_name
 from ckptforensics.lineage.correspondence.equal_parts import equal_parts
@@ -36,6 +37,8 @@ _TOLD_APART = 1e-3
 _TOKENS_A_COORDINATE = 4
 _DIRECTIONS = 8
 _STEPS = 60
+# Share of a gradient's square at which what further steps add is rounding.
+_CONVERGED = 1e-12
 # Differences of a column's entries that are rounding, as a share of the largest entry.
 _ROUNDING = 1e-5
 # Width from which on the space is compared by random directions of it.
@@ -190,17 +193,20 @@ def _explained(space: Floats, vectors: Floats) -> float:
 
     Ended early it is too small, never too large.
     """
-    scale = np.maximum(np.sqrt(np.einsum("ij,ij->j", space, space)), 1e-30)
+    scale = np.maximum(np.sqrt(np.einsum("ij,ij->j", space, space)), 1e-30)[:, None]
     target = vectors.astype(np.float64)
     residual = target.copy()
-    gradient = (space.T @ residual.astype(np.float32)) / scale[:, None]
+    gradient = multiply_adjoint(space, residual.astype(np.float32)) / scale
     step, size = gradient.copy(), np.einsum("ij,ij->j", gradient, gradient)
+    first = size
     for _ in range(_STEPS):
-        image = space @ (step / scale[:, None]).astype(np.float32)
+        image = multiply(space, (step / scale).astype(np.float32))
         length = size / np.maximum(np.einsum("ij,ij->j", image, image, dtype=np.float64), 1e-300)
         residual -= length * image
-        gradient = (space.T @ residual.astype(np.float32)) / scale[:, None]
+        gradient = multiply_adjoint(space, residual.astype(np.float32)) / scale
         new = np.einsum("ij,ij->j", gradient, gradient)
+        if (new <= _CONVERGED * first).all():
+            break
         step = gradient + (new / np.maximum(size, 1e-300)) * step
         size = new
     left = np.einsum("ij,ij->j", residual, residual) / np.einsum("ij,ij->j", target, target)

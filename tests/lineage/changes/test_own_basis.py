@@ -57,6 +57,18 @@ def test_fp8_in_one_basis(model, tmp_path):
     assert "FP8, one scale" in first.reason
 
 
+@pytest.mark.parametrize(("share", "found"), [(0.003, True), (0.007, False)])
+@pytest.mark.parametrize("rows", [slice(0, 1), slice(5, 6), slice(None)])
+def test_a_grid_is_told_by_all_entries_not_by_where_those_off_it_lie(share, found, rows):
+    x = torch.randn(32, 512, generator=torch.Generator().manual_seed(0))
+    x = x.to(torch.float8_e4m3fn).float().numpy()
+    off = x[rows].reshape(-1)
+    off[: int(share * x.size)] *= 1.03
+    x[rows] = off.reshape(x[rows].shape)
+    told = find_lattice(x, float(np.abs(x).max()))
+    assert (told is not None and told.name == "FP8, one scale") == found
+
+
 @pytest.mark.parametrize("kind", [torch.float8_e4m3fn, torch.float8_e5m2])
 @pytest.mark.parametrize("size", [0.02, 10.0])
 def test_steps_of_float8_are_those_of_torch(kind, size):

@@ -10,8 +10,9 @@ import pytest
 import scipy.linalg
 
 from ckptforensics.checkpoint import open_checkpoint
-from ckptforensics.errors import NotApplicable
+from ckptforensics.errors import NotApplicable, NotFinite
 from ckptforensics.lineage.compare import compare_pair
+from ckptforensics.lineage.correspondence import equal_parts as parts
 from ckptforensics.lineage.correspondence.behind_gates import Behind
 from ckptforensics.lineage.correspondence.heads import head_spectra
 from ckptforensics.lineage.criteria import robust
@@ -206,3 +207,23 @@ def test_neurons_that_write_nothing_are_not_measured(tmp_path):
     silent = zoo("seed1").map(lambda name, t: np.zeros_like(t) if "down" in name else t)
     with pytest.raises(NotApplicable, match="writes anything"):
         FUNCTIONS.run(Pair(opened(transforms.write(silent, tmp_path / "a")), opened(ZOO / "seed0")))
+
+
+def test_equal_parts_of_what_is_left_in_the_files_are_those_of_what_is_decoded(
+    tmp_path, monkeypatch
+):
+    pytest.importorskip("numba")
+    made = zoo("seed1").change({n: zoo("seed0").tensors[n] for n in list(zoo("seed0").tensors)[:9]})
+    whole = "model.layers.1.mlp.up_proj.weight"
+    first = zoo("seed0")
+    # The zoo's matrices are too small for any model to be large.
+    paths = [transforms.write(m, tmp_path / n, "BF16") for n, m in (("a", first), ("b", made))]
+    decoded = parts.equal_parts(Pair(*map(opened, paths)))
+    monkeypatch.setattr(parts, "_LARGE", 0)
+    assert parts.equal_parts(Pair(*map(opened, paths))) == decoded
+    assert decoded.tensors
+    damaged = first.tensors[whole].copy()
+    damaged[3, 5] = np.nan
+    path = transforms.write(first.change({whole: damaged}), tmp_path / "c", "BF16")
+    with pytest.raises(NotFinite, match="row 3, column 5"):
+        parts.equal_parts(Pair(opened(paths[0]), opened(path)))
