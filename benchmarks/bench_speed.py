@@ -161,7 +161,10 @@ def _u(saved: Path) -> np.ndarray:
 
 
 def _angle(one: np.ndarray, other: np.ndarray) -> float:
-    return float(np.degrees(np.arccos(min(1.0, abs(float(one @ other))))))
+    """Degrees between two lines, by the part of one that is not along the other."""
+    u, v = (x.astype(np.float64) / np.linalg.norm(x.astype(np.float64)) for x in (one, other))
+    along = float(u @ v)
+    return float(np.degrees(np.arctan2(np.linalg.norm(u - along * v), abs(along))))
 
 
 def bench_model(folder: Path) -> Iterator[Row]:
