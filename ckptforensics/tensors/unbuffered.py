@@ -11,7 +11,8 @@ import contextlib
 import errno
 import os
 import threading
-from collections.abc import Iterable, Iterator
+import weakref
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -46,6 +47,9 @@ class Unbuffered:
     def __init__(self, nbytes: int) -> None:
         self._worth = _SHARE * nbytes > _memory()
         self._held: dict[str, Bytes] = {}
+        # Open as long as this is: a file that is replaced meanwhile stays the one it was.
+        self._files: dict[Path, int | None] = {}
+        weakref.finalize(self, _close, self._files)
         self._lock = threading.Lock()
 
     def read(self, wanted: Iterable[TensorInfo]) -> set[str]:
@@ -68,13 +72,12 @@ class Unbuffered:
             return set()
         large = [info for info in wanted if info.nbytes >= _SMALLEST]
         found: dict[str, Bytes] = {}
-        with contextlib.ExitStack() as stack, ThreadPoolExecutor(_THREADS) as pool:
-            files: dict[Path, int | None] = {}
+        with ThreadPoolExecutor(_THREADS) as pool:
             reads = []
             for info in large:
-                if info.path not in files:
-                    files[info.path] = stack.enter_context(_opened(info.path))
-                descriptor = files[info.path]
+                if info.path not in self._files:
+                    self._files[info.path] = _opened(info.path)
+                descriptor = self._files[info.path]
                 if descriptor is None or _in_cache(info):
                     continue
                 begin = info.offset // _ALIGNED * _ALIGNED
@@ -110,17 +113,17 @@ def _memory() -> int:
         return 0
 
 
-@contextlib.contextmanager
-def _opened(path: Path) -> Iterator[int | None]:
+def _opened(path: Path) -> int | None:
     """A descriptor that reads past the cache; None where there is no such thing."""
-    descriptor = None
     # Not on macOS and Windows, nor on every file system. A file that cannot be opened at all is
     # reported by whoever maps it.
     with contextlib.suppress(AttributeError, OSError):
-        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECT)
-    try:
-        yield descriptor
-    finally:
+        return os.open(path, os.O_RDONLY | os.O_DIRECT)
+    return None
+
+
+def _close(files: dict[Path, int | None]) -> None:
+    for descriptor in files.values():
         if descriptor is not None:
             os.close(descriptor)
 

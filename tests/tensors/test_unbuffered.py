@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import os
 from pathlib import Path
 
@@ -158,6 +159,33 @@ def test_a_file_that_was_cut_meanwhile(file: Path):
     with pytest.raises(FormatError, match=f"ends at byte {last.offset + 1_000:,}") as problem:
         store.prefetch([last.name], keep=True)
     assert problem.value.tensor == last.name
+
+
+def test_a_file_that_is_replaced_stays_the_one_it_was(file: Path):
+    require_direct(file)
+    wanted = {name: expected(file, name) for name in ("one", "two")}
+    store = opened(file)
+    store.prefetch(["one"], keep=True)
+    other = file.with_name("other.safetensors")
+    save_file({n: torch.zeros_like(x) for n, x in load_file(file).items()}, other)
+    drop(other)
+    other.replace(file)
+    store.prefetch(["two"], keep=True)
+    assert held(store) == {"two"}
+    np.testing.assert_array_equal(kept(store, "two"), wanted["two"])
+
+
+def test_descriptors_are_given_back(file: Path):
+    require_direct(file)
+    store = opened(file)
+    store.prefetch(["one"], keep=True)
+    (descriptor,) = store._ahead._files.values()
+    assert descriptor is not None
+    os.fstat(descriptor)
+    del store
+    gc.collect()
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(descriptor)
 
 
 def test_memory_is_used_again_only_when_nobody_has_it(file: Path):
