@@ -298,7 +298,7 @@ def test_spaces_and_other_alphabets_in_paths(tmp_path):
         (b'{"a": {"b": 1, "b": 2}}', "duplicate key 'b'"),
         (b'[{"b": 1, "b": 2}]', "duplicate key 'b'"),
         (b'{"a": ' + b"[" * 50_000 + b"]" * 50_000 + b"}", "nested too deeply"),
-        (b'{"a": ' + b"9" * 5_000 + b"}", "not valid JSON"),
+        (b'{"a": ' + b"9" * 5_000 + b"}", "an integer of too many digits"),
         (b'{"\\udc80": 1}', "surrogate"),
         (b'{"a": ["x", {"b": "\\ud800"}]}', "surrogate"),
     ],
