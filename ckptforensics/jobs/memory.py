@@ -1,8 +1,8 @@
-"""Sizes of memory: as people write them, and what the machine has."""
+"""Sizes of memory: as people write them, and what a job gets by default."""
 
 from __future__ import annotations
 
-import os
+from ckptforensics.compute.memory import machine_memory
 
 _UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
@@ -22,7 +22,5 @@ def memory_size(text: str) -> int:
 
 def default_memory() -> int:
     """Half of the machine's memory, where it is known, else 8 GB."""
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
-    except (AttributeError, OSError, ValueError):
-        return 8 * 10**9
+    memory = machine_memory()
+    return 8 * 10**9 if memory is None else memory // 2

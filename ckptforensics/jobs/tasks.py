@@ -15,6 +15,7 @@ from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from ckptforensics.compute.memory import machine_memory
 from ckptforensics.findings.cache.key import sha256_of_parts
 from ckptforensics.jobs.processes import Job
 from ckptforensics.version import __version__
@@ -86,11 +87,8 @@ def facts(paths: Sequence[str]) -> Facts:
     """What this worker is, and which of these paths it lacks."""
     import socket
 
-    try:
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, OSError, ValueError):
-        memory = None
-    return Facts(_PROCESS, package_version(), socket.gethostname(), memory, _missing(paths))
+    host = socket.gethostname()
+    return Facts(_PROCESS, package_version(), host, machine_memory(), _missing(paths))
 
 
 @cache

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ckptforensics.compute import buffers
+from ckptforensics.compute.memory import machine_memory
 from ckptforensics.errors import FormatError
 from ckptforensics.tensors.info import TensorInfo
 
@@ -45,7 +46,7 @@ class Unbuffered:
     """
 
     def __init__(self, nbytes: int) -> None:
-        self._worth = _SHARE * nbytes > _memory()
+        self._worth = _SHARE * nbytes > (machine_memory() or 0)
         self._held: dict[str, Bytes] = {}
         # Open as long as this is: a file that is replaced meanwhile stays the one it was.
         self._files: dict[Path, int | None] = {}
@@ -103,14 +104,6 @@ class Unbuffered:
         with self._lock:
             held = self._held.get(info.name)
         return None if held is None else held[begin : begin + count]
-
-
-def _memory() -> int:
-    """Bytes of the machine's memory; 0, so that any model is large, where nobody says."""
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, OSError, ValueError):
-        return 0
 
 
 def _opened(path: Path) -> int | None:

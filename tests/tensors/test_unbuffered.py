@@ -28,7 +28,7 @@ SHAPES = {"one": (700, 900), "two": (701, 902), "three": (3, 1000, 222), "odd": 
 
 @pytest.fixture(autouse=True)
 def every_model_is_large(monkeypatch):
-    monkeypatch.setattr(unbuffered, "_memory", lambda: 0)
+    monkeypatch.setattr(unbuffered, "machine_memory", lambda: 0)
     with loops_compiled(True):
         yield
 
@@ -106,7 +106,7 @@ def test_what_the_cache_has_is_left_there(file: Path):
 
 
 def test_a_model_that_may_stay_in_the_cache_is_read_through_it(file: Path, monkeypatch):
-    monkeypatch.setattr(unbuffered, "_memory", lambda: 1 << 40)
+    monkeypatch.setattr(unbuffered, "machine_memory", lambda: 1 << 40)
     store = opened(file)
     store.prefetch(SHAPES, keep=True)
     assert not held(store)
@@ -233,7 +233,7 @@ def test_the_measurements_are_those_of_mapped_files(tmp_path: Path, monkeypatch)
 
     monkeypatch.setattr(unbuffered.Unbuffered, "read", watched)
     for memory in (0, 1 << 40):
-        monkeypatch.setattr(unbuffered, "_memory", lambda memory=memory: memory)
+        monkeypatch.setattr(unbuffered, "machine_memory", lambda memory=memory: memory)
         read.clear()
         checkpoint = ckptforensics.open_checkpoint(folder)
         drop(path)
