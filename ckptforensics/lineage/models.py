@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ import numpy as np
 from ckptforensics.architectures import WeightRef
 from ckptforensics.arrays import Floats, Ints
 from ckptforensics.checkpoint import Checkpoint
+from ckptforensics.compute.threads import thread_count
 from ckptforensics.errors import NotApplicable, NothingAnalysable
 from ckptforensics.findings.cache.store import SignatureCache
 from ckptforensics.findings.damage import with_damage
@@ -27,6 +29,8 @@ from ckptforensics.tokens import read_vocabulary
 
 # Elements that are read between two rows rather than each row on its own, and those of a run.
 _GAP, _RUN = 1 << 16, 1 << 22
+# Stored bytes of a layer up to which several layers are looked at at once, each by one core.
+_SMALL_LAYER = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -56,7 +60,8 @@ class Units:
 class Model:
     """One model of a comparison: its checkpoint, or a saved signature alone.
 
-    Nothing is read before a test asks for it. Of blocks, the last one used is kept.
+    Nothing is read before a test asks for it. Of blocks the last one is kept, of small ones as many
+    as there are cores. Any number of threads may ask.
 
     Attributes
     ----------
@@ -76,7 +81,8 @@ class Model:
         self.checkpoint = checkpoint
         self.bytes_read = 0
         self._signature = signature
-        self._block: Block | None = None
+        self._blocks: dict[int, Block] = {}
+        self._lock = threading.Lock()
 
     @property
     def weights(self) -> Checkpoint:
@@ -138,6 +144,11 @@ class Model:
         told = {"damage": (*signed.damage, *more), "examined": examined}
         return record.model_copy(update=told)
 
+    def count(self, nbytes: int) -> None:
+        """Note that stored bytes of the weights were read."""
+        with self._lock:
+            self.bytes_read += nbytes
+
     @property
     def path(self) -> Path | None:
         """Where it lies, for errors."""
@@ -160,13 +171,28 @@ class Model:
     def block(self, layer: int) -> Block:
         """Block `layer`, from 1; errors as `load_block`, NotApplicable
         where nothing of it is analysed."""
-        if self._block is None or self._block.layer != layer:
-            self._block = None  # before the next one is read
+        block = self._blocks.get(layer)
+        if block is None:
+            with self._lock:  # before the next one is read
+                for oldest in list(self._blocks)[: len(self._blocks) + 1 - self.at_once]:
+                    del self._blocks[oldest]
             with _applicable():
-                self._block = load_block(self.weights, layer)
+                block = load_block(self.weights, layer)
             plan = self.weights.architecture.layers[layer - 1]
             self._count({name for name, _ in plan.names()})
-        return self._block
+            with self._lock:
+                self._blocks[layer] = block
+        return block
+
+    @cached_property
+    def at_once(self) -> int:
+        """Layers to look at at once: of small ones one a core, since a core has too little of one.
+
+        Of a model that is not on this machine one, whose ranges are fetched together.
+        """
+        local = self.weights.source.remote is None
+        small = self.stored_bytes <= _SMALL_LAYER * len(self.layers)
+        return thread_count() if local and small else 1
 
     def ahead(self) -> Iterator[int]:
         """All layers in order; the bytes of the next are read ahead while one is looked at."""
@@ -188,7 +214,7 @@ class Model:
 
     def forget(self) -> None:
         """Give the memory of the block used last back."""
-        self._block = None
+        self._blocks.clear()
 
     def ffns(self, layer: int) -> tuple[Units, ...]:
         """The folded units of a layer's FFN, or of each routed expert of it, in their order."""
@@ -214,8 +240,7 @@ class Model:
         checkpoint = self.weights
         plan = checkpoint.architecture.layers[layer - 1]
         refs = {role: plan.refs[role] for role in ("gate", "up") if role in plan.refs}
-        held = self._block is not None and self._block.layer == layer
-        if held or "up" not in refs or not all(map(_plain, refs.values())):
+        if layer in self._blocks or "up" not in refs or not all(map(_plain, refs.values())):
             units = self.units(layer)
             return units.rows[start:stop], units.up[start:stop]
         norm = self._ffn_norm(layer)
@@ -223,7 +248,7 @@ class Model:
         for role, ref in refs.items():
             rows = checkpoint.store.read_rows(ref.weight, start, stop)
             info = checkpoint.store.info(ref.weight)
-            self.bytes_read += info.nbytes * (stop - start) // max(1, info.shape[0])
+            self.count(info.nbytes * (stop - start) // max(1, info.shape[0]))
             found[role] = fold_norm(rows, norm)
         factor = np.float32(checkpoint.architecture.gate_scale)
         gate = found["gate"] * factor if "gate" in found else found["up"]
@@ -262,7 +287,7 @@ class Model:
                 run - start
             ]
             at += run.size
-            self.bytes_read += info.nbytes * (stop - start) // info.shape[0]
+            self.count(info.nbytes * (stop - start) // info.shape[0])
         return out
 
     @property
@@ -313,7 +338,7 @@ class Model:
         return Norm(spec.kind, gain, None, architecture.eps)
 
     def _count(self, names: Sequence[str] | set[str]) -> None:
-        self.bytes_read += sum(self.weights.store.info(name).nbytes for name in names)
+        self.count(sum(self.weights.store.info(name).nbytes for name in names))
 
 
 @contextmanager

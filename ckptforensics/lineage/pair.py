@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import numpy as np
 
+from ckptforensics.compute.threads import in_threads
 from ckptforensics.errors import NotApplicable
 from ckptforensics.lineage.effort import EFFORTS, Effort
 from ckptforensics.lineage.models import Model
@@ -42,6 +45,7 @@ class Pair:
     effort: Effort = field(default=None, kw_only=True)  # type: ignore[assignment]
     shown: bool = field(default=False, init=False)
     _found: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)
+    _finding: dict[Any, threading.RLock] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.effort is None:
@@ -80,13 +84,30 @@ class Pair:
     ) -> Found:
         """What `find` returns of this pair, found when it is first asked for.
 
-        An exception is not kept: `find` is then run again.
+        An exception is not kept: `find` is then run again. Of several threads that ask, one finds
+        it and the others wait.
         """
         key = (find, args, tuple(sorted(kwargs.items())))
-        if key not in self._found:
-            self._found[key] = find(self, *args, **kwargs)
+        with self._finding.setdefault(key, threading.RLock()):
+            if key not in self._found:
+                self._found[key] = find(self, *args, **kwargs)
         found: Found = self._found[key]
         return found
+
+    def by_layer(self, work: Callable[[Item], Found], layers: Iterable[Item]) -> Iterator[Found]:
+        """`work` of each layer, or pair of layers, in their order, as results are asked for.
+
+        Small ones are looked at on all cores at once. One that is large enough to keep them busy is
+        alone, so that no more than one is in memory.
+        """
+        waiting = iter(layers)
+        while some := list(islice(waiting, self.at_once)):
+            yield from in_threads(work, some)
+
+    @property
+    def at_once(self) -> int:
+        """Layers to look at at once; see `Model.at_once`."""
+        return min(model.at_once for model in self.models)
 
     def assume(self, find: Callable[[Pair], Found], found: Found) -> None:
         """Take something for found already, such as a layer map that is known."""

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
@@ -31,6 +32,8 @@ from ckptforensics.results.comparison import Arrow, ChangeRecord
 # Entries read at once, and of one tensor of a sampled model.
 _BLOCK = 1 << 18
 _SAMPLED_ENTRIES = 1 << 24
+# Entries of a small tensor, and how many of these are looked at together.
+_SMALL, _MOST_TOGETHER = 16 * _BLOCK, 8
 # Runs of rows in which a quantizer's grid is looked for, evenly spread, and rows of each.
 _LATTICE_RUNS, _LATTICE_RUN = 4, 8
 # Types that a wider one is rounded to when a model is stored anew.
@@ -141,7 +144,11 @@ def measure_changes(pair: Pair) -> tuple[Change, ...]:
         if a tensor cannot be decoded.
     """
     sampled = is_sampled(pair)
-    found = [_measure(tensors, sampled) for tensors in tensor_pairs(pair)]
+    found = [
+        change
+        for some in _together(tensor_pairs(pair))
+        for change in in_threads(partial(_measure, sampled=sampled), some)
+    ]
     changed = [
         i
         for i, c in enumerate(found)
@@ -149,10 +156,26 @@ def measure_changes(pair: Pair) -> tuple[Change, ...]:
     ]
     # Where more than rounding changed, that is what a rank is looked for in.
     changed = [i for i in changed if not found[i].respelled] or changed
-    for i in spread(changed, pair.effort.ranked_matrices):
-        rank, order = look_for_rank(found[i].tensors, rows=pair.effort.rank_rows)
+    ranked = spread(changed, pair.effort.ranked_matrices)
+    look = partial(look_for_rank, rows=pair.effort.rank_rows)
+    told = in_threads(look, [found[i].tensors for i in ranked])
+    for i, (rank, order) in zip(ranked, told, strict=True):
         found[i] = replace(found[i], looked=True, rank=rank, order=order)
     return tuple(found)
+
+
+def _together(tensors: Iterable[TensorPair]) -> Iterator[list[TensorPair]]:
+    """Small tensors several together, which cores share; a large one, whose blocks they share."""
+    some: list[TensorPair] = []
+    for pair in tensors:
+        if min(pair.rows) * pair.columns > _SMALL:
+            yield [pair]
+            continue
+        some.append(pair)
+        if len(some) == _MOST_TOGETHER:
+            yield some
+            some = []
+    yield some
 
 
 @dataclass

@@ -143,7 +143,7 @@ def _blocks_of(models: Sequence[Model], layer: int, name: str) -> Iterator[_Bloc
         stop = min(start + step, rows)
         values = [store.read_rows(name, start, stop).reshape(-1) for store in stores]
         for model, info in zip(models, infos, strict=True):
-            model.bytes_read += info.nbytes * (stop - start) // rows  # type: ignore[union-attr]
+            model.count(info.nbytes * (stop - start) // rows)  # type: ignore[union-attr]
         yield _Block(layer, np.stack(values))
 
 

@@ -95,7 +95,7 @@ def _look(model: Model) -> _Stored:
             rows = matrix_shape(info)[1]
             start = max(0, (rows - _ROWS) // 2)
             sample = store.read_rows(name, start, min(rows, start + _ROWS))
-            model.bytes_read += info.nbytes
+            model.count(info.nbytes)
             largest = max(
                 float(np.abs(store.read_rows(name, i, min(i + _BLOCK, rows))).max())
                 for i in range(0, rows, _BLOCK)

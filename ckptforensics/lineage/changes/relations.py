@@ -69,7 +69,7 @@ def identical(pair: Pair) -> bool:
             continue
         a, b = (store.stored_bytes(info.name) for store in stores)
         for model in pair.models:
-            model.bytes_read += info.nbytes
+            model.count(info.nbytes)
         same = _same_bytes(a, b)
         for store in stores:
             store.release(info.name)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -20,9 +19,6 @@ from ckptforensics.lineage.models import Model
 from ckptforensics.lineage.numeric import relative_error
 from ckptforensics.lineage.pair import Pair, spread
 from ckptforensics.tensors import matrix_shape
-
-# Blocks of a tensor are read in several threads.
-_COUNTING = threading.Lock()
 
 Reader = Callable[[int, int], Floats]
 Part = Literal["layer", "embedding", "other"]
@@ -188,8 +184,7 @@ def _reader(model: Model, name: str) -> Reader:
     rows = matrix_shape(info)[1]
 
     def read(start: int, stop: int) -> Floats:
-        with _COUNTING:
-            model.bytes_read += info.nbytes * (stop - start) // rows
+        model.count(info.nbytes * (stop - start) // rows)
         return store.read_rows(name, start, stop)
 
     return read

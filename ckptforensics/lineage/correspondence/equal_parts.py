@@ -8,8 +8,10 @@ nearly all zeros) is no evidence.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +27,7 @@ from ckptforensics.lineage.randomness import Stream
 from ckptforensics.tensors import matrix_shape
 
 Hashes = NDArray[np.uint64]
+Found = TypeVar("Found")
 # Entries that are read at once.
 _BLOCK = 1 << 20
 # Places of a row or column that are hashed, about, or half as many, so many of them together; and
@@ -113,14 +116,14 @@ def equal_parts(pair: Pair) -> EqualParts:
     if not all(keys):
         raise NotApplicable("a model has no matrix that is analysed")
     known = _Known.of(pair, keys[1])
-    found, entries = [], 0
-    for name, layer, role in keys[0]:
-        columns, rows = matrix_shape(pair.a.weights.store.info(name))
-        entries += rows * columns
-        share = _share(pair, name, known)
-        if share > 0:
-            found.append(EqualTensor(name, layer, role, share, rows * columns))
-    return EqualParts(tuple(found), len(keys[0]), entries)
+    shares = _each(pair, lambda key: _share(pair, key[0], known), keys[0])
+    sizes = [math.prod(matrix_shape(pair.a.weights.store.info(key[0]))) for key in keys[0]]
+    found = [
+        EqualTensor(*key, share, entries)
+        for key, share, entries in zip(keys[0], shares, sizes, strict=True)
+        if share > 0
+    ]
+    return EqualParts(tuple(found), len(keys[0]), sum(sizes))
 
 
 def row_hashes(rows: Floats) -> Hashes:
@@ -131,6 +134,11 @@ def row_hashes(rows: Floats) -> Hashes:
 
 
 _Key = tuple[str, int | None, str]
+
+
+def _each(pair: Pair, work: Callable[[_Key], Found], keys: Sequence[_Key]) -> list[Found]:
+    """`work` of each matrix; small ones on all cores at once."""
+    return in_threads(work, keys) if pair.at_once > 1 else [work(key) for key in keys]
 
 
 @dataclass(frozen=True)
@@ -161,10 +169,11 @@ class _Known:
 
     @classmethod
     def of(cls, pair: Pair, keys: Sequence[_Key]) -> _Known:
-        every = tuple(side for key in keys for side in _whole(pair, pair.b, key[0]))
+        sides = _each(pair, lambda key: _whole(pair, pair.b, key[0]), keys)
+        every = tuple(chain.from_iterable(sides))
         hashes, first = np.unique(np.concatenate([s.hashes for s in every]), return_index=True)
-        sides = np.repeat(np.arange(len(every)), [s.hashes.size for s in every])
-        return cls(hashes, sides[first], np.concatenate([s.at for s in every])[first], every)
+        owners = np.repeat(np.arange(len(every)), [s.hashes.size for s in every])
+        return cls(hashes, owners[first], np.concatenate([s.at for s in every])[first], every)
 
 
 def _places(pair: Pair, length: int) -> Ints:
@@ -192,7 +201,7 @@ def _whole(pair: Pair, model: Model, name: str) -> tuple[_Side, _Side]:
         return values[:, across], values[down[(down >= start) & (down < stop)] - start]
 
     parts = in_threads(part, range(0, rows, step))
-    model.bytes_read += info.nbytes
+    model.count(info.nbytes)
     by_row, by_column = (np.concatenate([p[i] for p in parts]) for i in (0, 1))
     return (
         _Side.of(name, by_row, np.arange(rows), by_rows=True),
@@ -225,7 +234,7 @@ def _some(pair: Pair, name: str) -> tuple[_Side, _Side]:
     some = in_threads(lambda i: _rows(pair.a, name, i, i + _RUN)[:, across], starts.tolist())
     runs = np.split(down, np.flatnonzero(np.diff(down) > 1) + 1)
     whole = [store.read_rows(name, int(run[0]), int(run[-1]) + 1) for run in runs if run.size]
-    pair.a.bytes_read += info.nbytes * min(rows, at.size + down.size) // rows
+    pair.a.count(info.nbytes * min(rows, at.size + down.size) // rows)
     return (
         _Side.of(name, np.concatenate(some), at, by_rows=True),
         _Side.of(name, np.concatenate(whole).T, np.arange(columns), by_rows=False),

@@ -14,6 +14,7 @@ import numpy as np
 
 from ckptforensics.arrays import Doubles, Floats
 from ckptforensics.errors import NotApplicable
+from ckptforensics.layers import Block
 from ckptforensics.lineage.correspondence.behind_gates import (
     Gates,
     function_cosines,
@@ -53,24 +54,35 @@ def survey(pair: Pair) -> Survey:
     states, unmeasured = _states(pair)
     heads: tuple[dict[int, Doubles], dict[int, Doubles]] = ({}, {})
     parts: list[Gates] = []
-    for layer in pair.a.ahead():
-        _note_heads(pair, 0, layer, heads[0])
-        if states is not None:
-            generator = pair.generator(Stream.GATE_FUNCTIONS, layer)
-            most = pair.effort.function_neurons
-            found = sample_gates(pair.a.block(layer), states[0], most, generator)
-            parts += [] if found is None else [found]
+
+    def sampled(layer: int) -> tuple[int, Doubles, Gates | None]:
+        block = pair.a.block(layer)
+        if states is None:
+            return layer, _heads(block), None
+        generator = pair.generator(Stream.GATE_FUNCTIONS, layer)
+        most = pair.effort.function_neurons
+        return layer, _heads(block), sample_gates(block, states[0], most, generator)
+
+    for layer, spectra, found in pair.by_layer(sampled, pair.a.ahead()):
+        heads[0][layer] = spectra
+        parts += [] if found is None else [found]
     if states is not None and not parts:
         unmeasured = f"no neuron of {pair.a.name} writes anything, or none can be told"
     gates = Gates.joined(parts) if parts else None
     sizes = np.empty(0) if gates is None else sizes_of(gates)
     functions: dict[tuple[int, int], float] = {}
-    for layer in pair.b.ahead():
-        _note_heads(pair, 1, layer, heads[1])
-        if gates is not None and states is not None:
-            cosines = function_cosines(gates, sizes, pair.b.block(layer), states[1])
-            functions |= {(a, layer): value for a, value in cosines.items()}
-    return Survey(heads, functions, unmeasured)
+
+    def looked_at(layer: int) -> tuple[int, Doubles, dict[int, float]]:
+        block = pair.b.block(layer)
+        if gates is None or states is None:
+            return layer, _heads(block), {}
+        return layer, _heads(block), function_cosines(gates, sizes, block, states[1])
+
+    for layer, spectra, cosines in pair.by_layer(looked_at, pair.b.ahead()):
+        heads[1][layer] = spectra
+        functions |= {(a, layer): value for a, value in cosines.items()}
+    a, b = ({layer: rows for layer, rows in of.items() if len(rows)} for of in heads)
+    return Survey((a, b), functions, unmeasured)
 
 
 def _states(pair: Pair) -> tuple[tuple[Floats, Floats] | None, str | None]:
@@ -83,9 +95,5 @@ def _states(pair: Pair) -> tuple[tuple[Floats, Floats] | None, str | None]:
         return None, problem.message
 
 
-def _note_heads(pair: Pair, at: int, layer: int, heads: dict[int, Doubles]) -> None:
-    attention = pair.models[at].block(layer).attention
-    if attention is not None:
-        spectra = head_spectra(attention)
-        if len(spectra):
-            heads[layer] = spectra
+def _heads(block: Block) -> Doubles:
+    return np.empty((0, 0)) if block.attention is None else head_spectra(block.attention)

@@ -57,6 +57,7 @@ class LayerFacts:
     errors : relative errors |B - A| / |B| of the rows that name the units, of the input rows and of
         what the units write, after the map is undone
     head_error : the largest of a head's product W_O W_V; None where heads are not compared
+    heads : (heads of B,) head of A, -1 where none; None where there are none to match
     whole : whether every unit and head of each has a partner
     outside : share of sampled units' elements that differ by more than rounding of one to the
         other's stored type; None where the stored numbers are not the same but for that
@@ -77,6 +78,7 @@ class LayerFacts:
     expected: float
     errors: tuple[float, float, float]
     head_error: float | None
+    heads: Ints | None
     whole: bool
     outside: float | None
     same_types: bool
@@ -104,7 +106,7 @@ def sampled_facts(pair: Pair) -> tuple[LayerFacts, ...]:
     """Of the layers that the criteria after the map look at; errors as `layer_facts`."""
     effort = pair.effort
     layers = layers_within(pair, effort.matched_elements, effort.matched_layers)
-    return tuple(layer_facts(pair, a, b) for a, b in layers)
+    return tuple(pair.by_layer(lambda both: layer_facts(pair, *both), layers))
 
 
 def layers_within(
@@ -175,6 +177,7 @@ def _facts(pair: Pair, layer_a: int, layer_b: int) -> LayerFacts:
         expected=signs.expected,
         errors=errors,
         head_error=head_error,
+        heads=None if heads is None else heads.order,
         whole=bool(there.all()) and width_a == there.size and _same_heads(pair, match),
         outside=_outside(match, chosen, 0.0 if same_types else 2 * rounding)
         if _as_stored(pair.once(find_alignment), words)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ckptforensics.arrays import Floats
+from ckptforensics.compute.threads import in_threads
 from ckptforensics.errors import NotApplicable
 from ckptforensics.lineage.correspondence.alignment import find_alignment
 from ckptforensics.lineage.models import Model
@@ -157,19 +158,21 @@ def _row_error(
     alignment = pair.once(find_alignment)
     factor = np.float32(1 if free_scale else alignment.scale)
     centred = [m.weights.architecture.family.norm.kind == "layer" for m in pair.models]
-    wrong = size = worst = 0.0
-    for start in range(0, rows[0], _ROWS):
+
+    def some(start: int) -> tuple[float, float, float]:
         stop = min(start + _ROWS, rows[0])
         parts = []
         for at in (0, 1):
             part = stores[at].read_rows(names[at], start, stop) * gains[at]
-            pair.models[at].bytes_read += infos[at].nbytes * (stop - start) // rows[at]
+            pair.models[at].count(infos[at].nbytes * (stop - start) // rows[at])
             parts.append(part - part.mean(axis=1, keepdims=True) if centred[at] else part)
         mapped = factor * alignment.apply(parts[0])
         off = np.einsum("ij,ij->i", parts[1] - mapped, parts[1] - mapped, dtype=np.float64)
         own = np.einsum("ij,ij->i", parts[1], parts[1], dtype=np.float64)
-        wrong, size = wrong + float(off.sum()), size + float(own.sum())
-        worst = max(worst, float(off.max(initial=0.0)))
+        return float(off.sum()), float(own.sum()), float(off.max(initial=0.0))
+
+    errors, sizes, worst_rows = zip(*in_threads(some, range(0, rows[0], _ROWS)), strict=True)
+    wrong, size, worst = sum(errors), sum(sizes), max(worst_rows)
     # A few rows that are others hide in the sum over all: the worst counts against a usual row.
     usual = size / max(rows[0], 1)
     return float(np.sqrt(max(wrong / max(size, _TINY), worst / max(usual, _TINY) / 16)))

@@ -29,7 +29,6 @@ from ckptforensics.lineage.correspondence.matched_layers import (
     layer_facts,
     layers_within,
 )
-from ckptforensics.lineage.correspondence.matching import match_heads
 from ckptforensics.lineage.correspondence.readout import (
     embedding_error,
     readout_error,
@@ -89,12 +88,11 @@ def same_function(pair: Pair) -> Equivalence:
         return Equivalence(False, why)
     layers = layers_within(pair, pair.effort.function_elements)
     worst, every = 0.0, []
-    for a, b in layers:
-        facts = layer_facts(pair, a, b)
+    for facts in pair.by_layer(lambda both: layer_facts(pair, *both), layers):
         every.append(facts)
         why = _different_layer(facts, in_one_basis=_in_one_basis(pair, facts))
         if why is not None:
-            return Equivalence(False, f"layer {b}: {why}")
+            return Equivalence(False, f"layer {facts.b}: {why}")
         worst = max(worst, facts.error)
     if _names_mean_the_same(pair, every):
         untouched = not any(facts.undone for facts in every)
@@ -119,10 +117,10 @@ def _rest(pair: Pair, facts: Sequence[LayerFacts], count: str, told: str) -> Equ
     compared, missing = [f"units and heads of {count} layers"], []
 
     def scores() -> float:
-        return max(_score_error(pair, fact) for fact in facts)
+        return max(pair.by_layer(lambda fact: _score_error(pair, fact), facts))
 
     def constants() -> float:
-        return max(constants_error(pair, fact.a, fact.b) for fact in facts)
+        return max(pair.by_layer(lambda fact: constants_error(pair, fact.a, fact.b), facts))
 
     parts: tuple[tuple[str, Callable[[], float]], ...] = (
         ("all rows of the embeddings", lambda: embedding_error(pair)),
@@ -157,12 +155,11 @@ def _score_error(pair: Pair, facts: LayerFacts) -> float:
     a, b = (s.block(n).attention for s, n in zip(pair.models, (facts.a, facts.b), strict=True))
     if a is None and b is None:
         return 0.0
-    heads = match_heads(pair, a, b)
-    if heads is None or (heads.order < 0).any():
+    if facts.heads is None or (facts.heads < 0).any():
         raise NotApplicable("the heads have no partners")
     learned = [model.weights.architecture.embedding for model in pair.models]
     rotary = not any(refs is not None and refs.positions is not None for refs in learned)
-    return score_error(pair, facts.a, facts.b, heads.order, rotary=rotary)
+    return score_error(pair, facts.a, facts.b, facts.heads, rotary=rotary)
 
 
 def _uncovered(pair: Pair) -> list[str]:

@@ -52,16 +52,18 @@ def _by_directions(pair: Pair) -> Outcome:
 
 def _over_layers(pair: Pair, states: tuple[Floats, Floats], most: int | None, on: str) -> Outcome:
     units = pair.effort.neurons
-    found: dict[int, float] = {}
     matched = inner_layers(pair, most)
-    problem = None
-    for layers in matched:
+
+    def agreement(layers: tuple[int, int]) -> float | NotApplicable:
         try:
-            found[layers[0]] = layer_agreement(pair, layers, states, units=units)
+            return layer_agreement(pair, layers, states, units=units)
         except NotApplicable as why:
-            problem = problem or why
+            return why
+
+    told = list(pair.by_layer(agreement, matched))
+    found = {a: f for (a, _), f in zip(matched, told, strict=True) if isinstance(f, float)}
     if not found:
-        raise problem or NotApplicable("no layers correspond")
+        raise next(why for why in told if isinstance(why, NotApplicable))
     f = float(np.median(list(found.values())))
     if f >= _NOTABLE:
         _need_two_names(pair, [both for both in matched if both[0] in found], states)
@@ -80,15 +82,16 @@ def _need_two_names(
     Measured in each model alone, so that relatives lose nothing by being relatives.
     """
     few = spread(matched, _OWN_LAYERS)
-    own, embedded = [], []
-    for at, model in enumerate(pair.models):
-        generator = pair.generator(Stream.OWN_NEURONS, at)
-        layers = [both[at] for both in few]
-        shares = [own_agreement(model, layer, states[at], generator) for layer in layers]
-        own.append(float(np.median(shares)))
-        embedded.append(
-            float(np.median([embedded_share(model, layer, states[at]) for layer in layers]))
-        )
+
+    def shares(place: tuple[int, int]) -> tuple[float, float]:
+        at, layer = place
+        model, generator = pair.models[at], pair.generator(Stream.OWN_NEURONS, at, layer)
+        own = own_agreement(model, layer, states[at], generator)
+        return own, embedded_share(model, layer, states[at])
+
+    places = [(at, both[at]) for at in (0, 1) for both in few]
+    told = np.reshape(list(pair.by_layer(shares, places)), (2, len(few), 2))
+    own, embedded = np.median(told, axis=1).T.tolist()
     if min(own) >= _NOTABLE:
         raise NotApplicable(
             "a neuron's two rows depend on each other in both models, so that any neurons agree: "
