@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ckptforensics.arrays import Floats
+from ckptforensics.compute import buffers
 from ckptforensics.compute.operator import Operator
 from ckptforensics.compute.products import (
     FEW,
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 
 # Elements decoded at once for products with many vectors: enough rows for the BLAS to be fast.
 _DECODED_ELEMENTS = 1 << 20
+# Columns from which on the BLAS multiplies an adjoint faster than the loops, three at a time.
+_MANY = 24
 
 
 class Bf16Matrix(Operator):
@@ -66,9 +69,13 @@ class Bf16Matrix(Operator):
         halves: NDArray[np.uint16] = self.words.view(np.uint16)
         return (np.asarray(halves[index], np.uint32) << 16).view(np.float32)
 
+    def rows(self, start: int, stop: int) -> Bf16Matrix:
+        """Some of its rows, as they are stored."""
+        return Bf16Matrix(self.words[start:stop])
+
     def decoded(self) -> Floats:
         """All of it as float32."""
-        out = np.empty(self.shape, np.float32)
+        out = buffers.empty(self.shape)
         self._over_rows(lambda a, b: _loops().decode_bf16(self.words[a:b], out[a:b]))
         return out
 
@@ -78,7 +85,7 @@ class Bf16Matrix(Operator):
 
     def rmatmat(self, y: Floats) -> Floats:
         """The adjoint's product with each column of y."""
-        return adjoint_products([self], [y])
+        return adjoint_products([self], [y]) if y.shape[1] < _MANY else self._back_of_many(y)
 
     def round_trip(self, x: Floats, added: Floats | None = None) -> tuple[Floats, Floats]:
         """y = M x + added and M'y, for each column, reading M once."""
@@ -144,6 +151,19 @@ class Bf16Matrix(Operator):
 
         self._over_rows(part)
         return out[:, :count]
+
+    def _back_of_many(self, y: Floats) -> Floats:
+        """The adjoint's product with many columns, as `multiply_many`."""
+        count = y.shape[1]
+        y = in_fours(y)
+        step = max(1, _DECODED_ELEMENTS // self.shape[1])
+
+        def part(back: Floats, begin: int, end: int) -> None:
+            for first in range(begin, end, step):
+                some = slice(first, min(first + step, end))
+                back += self[some].T @ y[some]
+
+        return gathered((self.shape[1], y.shape[1]), part, len(self))[:, :count]
 
     def _over_rows(self, work: Callable[[int, int], None]) -> None:
         in_threads(lambda rows: work(rows.start, rows.stop), shares(len(self)))

@@ -13,7 +13,14 @@ from ckptforensics.forward.branches import (
     finish_branch,
 )
 from ckptforensics.forward.embedding import embed, embedding_name, finish_embedding, vocabulary_size
-from ckptforensics.forward.norms import affine, apply_norm, fold_in_place, fold_norm, normalise
+from ckptforensics.forward.norms import (
+    affine,
+    apply_norm,
+    fold_in_place,
+    fold_into,
+    fold_norm,
+    normalise,
+)
 from ckptforensics.forward.routing import expert_shares, routing_weights
 
 __all__ = [
@@ -35,6 +42,7 @@ __all__ = [
     "finish_branch",
     "finish_embedding",
     "fold_in_place",
+    "fold_into",
     "fold_norm",
     "normalise",
     "routing_weights",

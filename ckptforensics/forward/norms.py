@@ -8,8 +8,9 @@ import numpy as np
 
 from ckptforensics.arrays import Floats
 from ckptforensics.compute import buffers
+from ckptforensics.compute.bf16 import Bf16Matrix
 from ckptforensics.compute.threads import over_rows
-from ckptforensics.layers import Norm
+from ckptforensics.layers import Matrix, Norm
 
 
 def normalise(x: Floats, kind: Literal["rms", "layer"], eps: float) -> Floats:
@@ -36,10 +37,10 @@ def affine(z: Floats, norm: Norm | None) -> Floats:
     return n if norm.bias is None else n + norm.bias
 
 
-def fold_norm(weight: Floats, norm: Norm | None) -> Floats:
+def fold_norm(weight: Matrix, norm: Norm | None) -> Floats:
     """weight diag(g) for RMSNorm, weight diag(g) C for LayerNorm, C = I - 11'/d."""
     if norm is None:
-        return weight
+        return weight.decoded() if isinstance(weight, Bf16Matrix) else weight
     folded = buffers.empty(weight.shape)
 
     def fold(rows: slice) -> None:
@@ -48,6 +49,15 @@ def fold_norm(weight: Floats, norm: Norm | None) -> Floats:
 
     over_rows(fold, *weight.shape)
     return folded
+
+
+def fold_into(vectors: Floats, norm: Norm | None) -> Floats:
+    """(hidden_size, vectors): W of these columns is `fold_norm(W, norm)` of the vectors, (n, d)."""
+    if norm is None:
+        return np.ascontiguousarray(vectors.T)
+    if norm.kind == "layer":
+        vectors = vectors - vectors.mean(axis=1, keepdims=True)
+    return np.ascontiguousarray((vectors * norm.gain).T)
 
 
 def fold_in_place(rows: Floats, norm: Norm) -> None:

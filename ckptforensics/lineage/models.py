@@ -11,9 +11,11 @@ from pathlib import Path
 
 import numpy as np
 
-from ckptforensics.architectures import WeightRef
+from ckptforensics.architectures import Role, WeightRef
 from ckptforensics.arrays import Floats, Ints
 from ckptforensics.checkpoint import Checkpoint
+from ckptforensics.compute.bf16 import Bf16Matrix
+from ckptforensics.compute.products import multiply
 from ckptforensics.compute.threads import thread_count
 from ckptforensics.errors import NotApplicable, NothingAnalysable
 from ckptforensics.findings.cache.store import SignatureCache
@@ -21,16 +23,22 @@ from ckptforensics.findings.damage import with_damage
 from ckptforensics.findings.model import model_record
 from ckptforensics.findings.scope import Scope
 from ckptforensics.findings.sign import sign
-from ckptforensics.forward import embedding_name, fold_norm, vocabulary_size
-from ckptforensics.layers import Attention, Block, Ffn, Norm, load_attention, load_block
+from ckptforensics.forward import embedding_name, fold_into, fold_norm, vocabulary_size
+from ckptforensics.layers import Attention, Block, Ffn, Matrix, Norm, load_attention, load_block
 from ckptforensics.progress import Progress
 from ckptforensics.results import ModelRecord, Signature
+from ckptforensics.tensors import matrix_shape
 from ckptforensics.tokens import read_vocabulary
 
 # Elements that are read between two rows rather than each row on its own, and those of a run.
 _GAP, _RUN = 1 << 16, 1 << 22
 # Stored bytes of a layer up to which several layers are looked at at once, each by one core.
 _SMALL_LAYER = 64 << 20
+# Stored bytes of a model from which on its matrices stay as they are stored, where that is
+# possible: of a small one the compiled loops take longer to load than they spare.
+_LARGE = 2 << 30
+# Roles of the rows that name a hidden unit.
+_NAMING: tuple[Role, ...] = ("gate", "up")
 
 
 @dataclass(frozen=True)
@@ -177,7 +185,7 @@ class Model:
                 for oldest in list(self._blocks)[: len(self._blocks) + 1 - self.at_once]:
                     del self._blocks[oldest]
             with _applicable():
-                block = load_block(self.weights, layer)
+                block = load_block(self.weights, layer, keep=self.large)
             plan = self.weights.architecture.layers[layer - 1]
             self._count({name for name, _ in plan.names()})
             with self._lock:
@@ -194,14 +202,20 @@ class Model:
         small = self.stored_bytes <= _SMALL_LAYER * len(self.layers)
         return thread_count() if local and small else 1
 
-    def ahead(self) -> Iterator[int]:
-        """All layers in order; the bytes of the next are read ahead while one is looked at."""
+    def ahead(self, beside: Mapping[int, Sequence[str]]) -> Iterator[int]:
+        """All layers in order; the bytes of the next are read ahead while one is looked at.
+
+        Parameters
+        ----------
+        beside : tensors of each layer that are read beside those of its block
+        """
         checkpoint = self.weights
         local = checkpoint.source.remote is None
         for layer, following in zip(self.layers, (*self.layers[1:], None), strict=True):
             if local and following is not None:
                 plan = checkpoint.architecture.layers[following - 1]
-                checkpoint.store.prefetch(sorted({name for name, _ in plan.names()}))
+                names = {name for name, _ in plan.names()} | set(beside.get(following, ()))
+                checkpoint.store.prefetch(sorted(names))
             yield layer
 
     def attention(self, layer: int) -> Attention:
@@ -225,10 +239,15 @@ class Model:
 
     def units(self, layer: int) -> Units:
         """The folded units of a layer's FFN; NotApplicable for a layer of experts."""
-        every = self.ffns(layer)
-        if len(every) > 1:
-            raise NotApplicable(f"layer {layer} of {self.name} has {len(every)} experts")
-        return every[0]
+        return _folded(self._one_ffn(layer), self.block(layer).ffn.norm)
+
+    def _one_ffn(self, layer: int) -> Ffn:
+        ffn = self.block(layer).ffn
+        if isinstance(ffn, Ffn):
+            return ffn
+        if len(ffn.experts) > 1:
+            raise NotApplicable(f"layer {layer} of {self.name} has {len(ffn.experts)} experts")
+        return ffn.experts[0]
 
     def rows(self, layer: int, start: int, stop: int) -> tuple[Floats, Floats]:
         """Units `start` to `stop`: rows that name them (gate's, or input rows), and input rows.
@@ -237,22 +256,68 @@ class Model:
         array). Only these rows are read where the file has them as rows. NotApplicable for a
         layer of experts.
         """
-        checkpoint = self.weights
-        plan = checkpoint.architecture.layers[layer - 1]
-        refs = {role: plan.refs[role] for role in ("gate", "up") if role in plan.refs}
-        if layer in self._blocks or "up" not in refs or not all(map(_plain, refs.values())):
-            units = self.units(layer)
-            return units.rows[start:stop], units.up[start:stop]
-        norm = self._ffn_norm(layer)
-        found = {}
-        for role, ref in refs.items():
-            rows = checkpoint.store.read_rows(ref.weight, start, stop)
-            info = checkpoint.store.info(ref.weight)
-            self.count(info.nbytes * (stop - start) // max(1, info.shape[0]))
-            found[role] = fold_norm(rows, norm)
-        factor = np.float32(checkpoint.architecture.gate_scale)
-        gate = found["gate"] * factor if "gate" in found else found["up"]
-        return gate, found["up"]
+        first, second, norm = self._naming(layer, slice(start, stop))
+        up = fold_norm(second, norm)
+        return (up if first is second else fold_norm(first, norm)), up
+
+    def responses(self, layer: int, states: Floats, run: slice) -> tuple[Floats, Floats]:
+        """What the `rows` of some units answer to states, each (units, states).
+
+        Parameters
+        ----------
+        states : (states, hidden_size)
+        """
+        first, second, norm = self._naming(layer, run)
+        columns = fold_into(states, norm)
+        up = multiply(second, columns)
+        return (up if first is second else multiply(first, columns)), up
+
+    def _naming(self, layer: int, run: slice) -> tuple[Matrix, Matrix, Norm | None]:
+        """The `rows` of units before the norm is folded in, and the norm."""
+        architecture = self.weights.architecture
+        refs = architecture.layers[layer - 1].refs
+        plain = "up" in refs and all(_plain(refs[role]) for role in _NAMING if role in refs)
+        if layer in self._blocks or not plain:
+            ffn = self._one_ffn(layer)
+            found = [map_.matrix for map_ in (ffn.gate, ffn.up) if map_ is not None]
+            found = [m if run.stop - run.start == len(m) else m[run] for m in found]
+            return found[0], found[-1], self.block(layer).ffn.norm
+        roles = [role for role in _NAMING if role in refs]
+        found = [self.stored_rows(refs[role].weight, run.start, run.stop) for role in roles]
+        if "gate" in refs and (factor := np.float32(architecture.gate_scale)) != 1:
+            found[0] = found[0][:] * factor
+        return found[0], found[-1], self._ffn_norm(layer)
+
+    def kept(self, name: str) -> Bf16Matrix | None:
+        """A tensor of a large model as a matrix that stays as it is stored, where that can be.
+
+        Raises
+        ------
+        NotFinite
+            if one of its numbers is NaN or infinite.
+        """
+        store = self.weights.store
+        rows = matrix_shape(store.info(name))[1]
+        matrix = store.kept_rows(name, 0, rows) if self.large else None
+        if matrix is not None:
+            self._count([name])
+        return matrix
+
+    def stored_rows(self, name: str, start: int, stop: int) -> Matrix:
+        """Rows of a tensor, of a large model as they are stored where that can be.
+
+        Raises
+        ------
+        NotFinite
+            if one of their numbers is NaN or infinite.
+        TensorError
+            if they cannot be decoded.
+        """
+        store = self.weights.store
+        info = store.info(name)
+        self.count(info.nbytes * (stop - start) // max(1, matrix_shape(info)[1]))
+        kept = store.kept_rows(name, start, stop) if self.large else None
+        return store.read_rows(name, start, stop) if kept is None else kept
 
     def width(self, layer: int) -> int:
         """Number of hidden units of a layer's FFN (of one expert's)."""
@@ -289,6 +354,11 @@ class Model:
             at += run.size
             self.count(info.nbytes * (stop - start) // info.shape[0])
         return out
+
+    @cached_property
+    def large(self) -> bool:
+        """Whether matrices stay as they are stored, where that is possible."""
+        return self.stored_bytes >= _LARGE
 
     @property
     def stored_bytes(self) -> int:
@@ -378,5 +448,5 @@ def _runs(ids: Ints, columns: int, gap: int) -> Iterator[Ints]:
 
 
 def _folded(ffn: Ffn, norm: Norm | None) -> Units:
-    gate = None if ffn.gate is None else fold_norm(ffn.gate.weight, norm)
-    return Units(gate, fold_norm(ffn.up.weight, norm), ffn.down.weight)
+    gate = None if ffn.gate is None else fold_norm(ffn.gate.matrix, norm)
+    return Units(gate, fold_norm(ffn.up.matrix, norm), ffn.down.weight)

@@ -7,6 +7,7 @@ import math
 import numpy as np
 
 from ckptforensics.arrays import Array, Bools, Doubles, Floats, Ints
+from ckptforensics.compute import buffers
 from ckptforensics.compute.products import multiply
 from ckptforensics.compute.threads import over_rows
 
@@ -17,20 +18,27 @@ _COPIES, _SHARED_MEAN = 1 - 1e-5, 0.1
 
 def unit_rows(rows: Floats) -> Floats:
     """Rows as unit vectors; zero rows stay 0."""
-    units = np.zeros_like(rows)
+    units = buffers.empty(rows.shape)
 
     def some(part: slice) -> None:
         size = np.sqrt(np.einsum("ij,ij->i", rows[part], rows[part]))[:, None]
-        np.divide(rows[part], size, out=units[part], where=size > 0)
+        np.divide(rows[part], np.where(size > 0, size, 1), out=units[part])
 
     over_rows(some, *rows.shape)
     return units
 
 
 def relative_error(actual: Array, expected: Array) -> float:
-    """|actual - expected| / |expected|."""
-    size = float(np.linalg.norm(expected))
-    return float(np.linalg.norm(actual - expected)) / max(size, _TINY)
+    """|actual - expected| / |expected|, of matrices or vectors."""
+    actual, expected = np.atleast_2d(actual), np.atleast_2d(expected)
+
+    def squares(part: slice) -> tuple[float, float]:
+        size = np.ascontiguousarray(expected[part]).reshape(-1)
+        off = np.subtract(actual[part], expected[part], order="C").reshape(-1)
+        return float(off @ off), float(size @ size)
+
+    off, size = np.sum(over_rows(squares, *expected.shape), axis=0, initial=0.0)
+    return float(np.sqrt(off) / max(np.sqrt(size), _TINY))
 
 
 def ranks(values: Floats) -> Doubles:

@@ -10,7 +10,7 @@ from ckptforensics.arrays import Floats
 from ckptforensics.lineage.changes.changes import Change, sample_rows
 from ckptforensics.lineage.changes.finding import Finding
 from ckptforensics.lineage.changes.tensor_pairs import Reader
-from ckptforensics.lineage.correspondence.equal_parts import Hashes, row_hashes
+from ckptforensics.lineage.correspondence.hashes import Hashes, row_hashes
 from ckptforensics.results.comparison import Arrow
 
 # Rows that are new and nothing but initialised: their columns' sizes vary less than this around

@@ -168,13 +168,14 @@ def _together(tensors: Iterable[TensorPair]) -> Iterator[list[TensorPair]]:
     """Small tensors several together, which cores share; a large one, whose blocks they share."""
     some: list[TensorPair] = []
     for pair in tensors:
-        if min(pair.rows) * pair.columns > _SMALL:
-            yield [pair]
-            continue
-        some.append(pair)
-        if len(some) == _MOST_TOGETHER:
+        large = min(pair.rows) * pair.columns > _SMALL
+        if large or len(some) == _MOST_TOGETHER:
             yield some
             some = []
+        if large:
+            yield [pair]
+        else:
+            some.append(pair)
     yield some
 
 

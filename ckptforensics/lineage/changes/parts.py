@@ -11,8 +11,8 @@ from ckptforensics.lineage.correspondence.equal_parts import (
     EqualTensor,
     equal_parts,
     named_parts,
-    roles_of,
 )
+from ckptforensics.lineage.correspondence.hashes import roles_of
 from ckptforensics.lineage.pair import Pair
 from ckptforensics.results import CriterionRecord
 

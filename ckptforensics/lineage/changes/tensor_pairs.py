@@ -13,10 +13,10 @@ from ckptforensics.errors import NotApplicable
 from ckptforensics.layers import Block, Ffn
 from ckptforensics.lineage.correspondence.alignment import find_alignment
 from ckptforensics.lineage.correspondence.layer_map import matched_layers
+from ckptforensics.lineage.correspondence.matched_layers import sampled_facts
 from ckptforensics.lineage.correspondence.matching import LayerMatch, match_layer
 from ckptforensics.lineage.effort import within
 from ckptforensics.lineage.models import Model
-from ckptforensics.lineage.numeric import relative_error
 from ckptforensics.lineage.pair import Pair, spread
 from ckptforensics.tensors import matrix_shape
 
@@ -26,8 +26,6 @@ Part = Literal["layer", "embedding", "other"]
 # Roles that are compared where names do not say which tensors correspond.
 _ROLES = ("value", "output", "gate", "up", "down")
 _NORMS = ("attention_norm", "ffn_norm")
-# A map is undone where it explains more than half of the difference of a layer's rows.
-_EXPLAINED = 0.5
 
 
 @dataclass(frozen=True)
@@ -113,22 +111,11 @@ def _same_basis(pair: Pair) -> bool:
         return False
     if not matched_layers(pair):
         return True
-    layer_a, layer_b = matched_layers(pair)[len(matched_layers(pair)) // 2]
     try:
-        match = match_layer(pair, layer_a, layer_b)
+        facts = sampled_facts(pair)
     except NotApplicable:
         return True
-    if match.units_a.up.shape != pair.a.units(layer_a).up.shape:
-        return False
-    if match.heads is not None and not (match.heads.kept and match.heads.basis_kept):
-        return False
-    ffns = [
-        model.block(layer).ffn for model, layer in zip(pair.models, (layer_a, layer_b), strict=True)
-    ]
-    assert isinstance(ffns[0], Ffn)
-    assert isinstance(ffns[1], Ffn)
-    stored = relative_error(ffns[1].up.weight, ffns[0].up.weight)
-    return relative_error(match.units_b.up, match.units_a.up) >= _EXPLAINED * stored
+    return facts[len(facts) // 2].as_stored
 
 
 def _outside_layers(pair: Pair) -> Iterator[TensorPair]:

@@ -14,7 +14,8 @@ import numpy as np
 
 from ckptforensics.arrays import Doubles, Floats, Ints
 from ckptforensics.compute.products import multiply, multiply_adjoint
-from ckptforensics.layers import Block, Ffn, Norm
+from ckptforensics.forward import fold_into
+from ckptforensics.layers import Block, Ffn, Matrix, Norm
 from ckptforensics.lineage.numeric import unit_rows
 
 # Gates whose responses have a cosine within this of the largest are one gate.
@@ -111,11 +112,11 @@ def sample_gates(
     """
     parts = []
     for ffn, norm in _ffns(block):
-        seen, read = _columns(norm, states), _columns(None, states)
+        seen, read = fold_into(states, norm), fold_into(states, None)
         gate = unit_rows(multiply(_opening(ffn), seen))
         writes = np.linalg.norm(
-            multiply(ffn.up.weight, seen[:, :_FEW_TOKENS].copy()), axis=1
-        ) * np.linalg.norm(multiply_adjoint(ffn.down.weight, read[:, :_FEW_TOKENS].copy()), axis=1)
+            multiply(ffn.up.matrix, seen[:, :_FEW_TOKENS].copy()), axis=1
+        ) * np.linalg.norm(multiply_adjoint(ffn.down.matrix, read[:, :_FEW_TOKENS].copy()), axis=1)
         usual = float(np.median(writes[writes > 0])) if (writes > 0).any() else 0.0
         able = np.flatnonzero((writes > _WRITES * usual) & gate.any(axis=1) & (usual > 0))
         chosen = generator.permutation(able)[:most]
@@ -128,7 +129,7 @@ def sample_gates(
         if chosen.size:
             members = np.nonzero(one.T)[1]
             at, back = np.unique(members, return_inverse=True)
-            up, write = ffn.up.weight[at] @ seen, ffn.down.weight[:, at].T @ read
+            up, write = ffn.up.matrix[at] @ seen, ffn.down.matrix[:, at].T @ read
             layers = np.full(chosen.size, block.layer)
             counts = one.sum(axis=0)
             parts.append(Gates(layers, gate[chosen], counts, up[back], write[back]))
@@ -150,12 +151,13 @@ def function_cosines(
     """
     found: dict[int, float] = {}
     for ffn, norm in _ffns(block):
-        seen, read = _columns(norm, states), _columns(None, states)
+        seen, read = fold_into(states, norm), fold_into(states, None)
         gate = multiply(_opening(ffn), seen)
-        up = gate if ffn.gate is None else multiply(ffn.up.weight, seen)
+        up = gate if ffn.gate is None else multiply(ffn.up.matrix, seen)
+        written = _Written(ffn.down.matrix, read)
         forms = [(gate, up)] if ffn.gate is None else [(gate, up), (up, gate)]
         for opens, answers in forms:
-            cosines = _cosines(gates, sizes, unit_rows(opens), answers, ffn.down.weight, read)
+            cosines = _cosines(gates, sizes, unit_rows(opens), answers, written)
             for layer, value in _medians(gates.layers, cosines):
                 found[layer] = max(value, found.get(layer, 0.0))
     return found
@@ -176,39 +178,49 @@ def _ffns(block: Block) -> list[tuple[Ffn, Norm | None]]:
     return [(expert, block.ffn.norm) for expert in block.ffn.experts]
 
 
-def _opening(ffn: Ffn) -> Floats:
-    return ffn.up.weight if ffn.gate is None else ffn.gate.weight
+def _opening(ffn: Ffn) -> Matrix:
+    return ffn.up.matrix if ffn.gate is None else ffn.gate.matrix
 
 
-def _columns(norm: Norm | None, states: Floats) -> Floats:
-    """The states as a map behind the norm reads them, (hidden_size, tokens)."""
-    if norm is None:
-        return np.ascontiguousarray(states.T)
-    if norm.kind == "layer":
-        states = states - states.mean(axis=1, keepdims=True)
-    return np.ascontiguousarray((states * norm.gain).T)
+class _Written:
+    """What neurons write, as the tokens read it; of many of them all of it is computed, once.
+
+    Parameters
+    ----------
+    down : (hidden_size, neurons)
+    read : (hidden_size, tokens)
+    """
+
+    def __init__(self, down: Matrix, read: Floats) -> None:
+        self._down, self._read = down, read
+        self._whole: Floats | None = None
+
+    def by(self, neurons: Ints) -> tuple[Floats, Ints]:
+        """(some, tokens), and the row of it for each of all neurons; of the others any row."""
+        count = self._down.shape[1]
+        if self._whole is None and neurons.size > _MOST_PICKED * count:
+            self._whole = multiply_adjoint(self._down, self._read)
+        if self._whole is not None:
+            return self._whole, np.arange(count)
+        place = np.zeros(count, np.int64)
+        place[neurons] = np.arange(neurons.size)
+        columns: Floats = self._down[:, neurons]
+        return multiply(np.ascontiguousarray(columns.T), self._read), place
 
 
-def _cosines(
-    gates: Gates, sizes: Doubles, opens: Floats, up: Floats, down: Floats, read: Floats
-) -> Doubles:
+def _cosines(gates: Gates, sizes: Doubles, opens: Floats, up: Floats, written: _Written) -> Doubles:
     """(gates,) |cosines| with what is behind the most alike gates of an FFN; NaN of too many."""
     alike = multiply(opens, np.ascontiguousarray(gates.opens.T))
     nearest = alike.max(axis=0)
-    known = nearest >= _LEAST_ALIKE
-    neurons, owners = np.nonzero(alike >= np.where(known, nearest - ONE_GATE, np.inf))
-    counts = np.bincount(owners, minlength=len(known))
+    known = np.flatnonzero(nearest >= _LEAST_ALIKE)
+    neurons, owners = np.nonzero(alike[:, known] >= nearest[known] - ONE_GATE)
+    owners = known[owners]
+    counts = np.bincount(owners, minlength=len(nearest))
     partners = neurons[np.argsort(owners, kind="stable")]
     starts = np.cumsum(counts) - counts
-    picked = np.unique(partners)
-    if picked.size > _MOST_PICKED * len(opens):
-        picked = np.arange(len(opens))
-        write = multiply_adjoint(down, read)
-    else:
-        write = multiply(np.ascontiguousarray(down[:, picked].T), read)
-    place = np.zeros(len(opens), np.int64)
-    place[picked] = np.arange(picked.size)
-    found = np.where(known, np.nan, 0.0)
+    write, place = written.by(np.unique(partners))
+    found = np.zeros(len(nearest))
+    found[known] = np.nan
     for some, mine in gates.by_count():
         for count in np.unique(counts[some]):
             if not 0 < count <= _MOST_BEHIND:

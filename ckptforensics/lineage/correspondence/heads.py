@@ -21,10 +21,10 @@ def head_spectra(attention: Attention) -> Doubles:
     Which basis the residual stream, the values and the heads are in, their order, and factors do
     not enter. Heads that write nothing are left out.
     """
-    value = fold_norm(attention.value.weight, attention.norm if attention.latent is None else None)
+    value = fold_norm(attention.value.matrix, attention.norm if attention.latent is None else None)
     if attention.latent is not None:
-        inner = fold_norm(attention.value.weight, attention.latent_norm)
-        value = inner @ fold_norm(attention.latent.weight, attention.norm)
+        inner = fold_norm(attention.value.matrix, attention.latent_norm)
+        value = inner @ fold_norm(attention.latent.matrix, attention.norm)
     width = attention.head_dim
     output = attention.output.weight
     heads = output.shape[1] // width

@@ -15,7 +15,7 @@ import numpy as np
 from ckptforensics.arrays import Floats, Ints
 from ckptforensics.compute.products import multiply
 from ckptforensics.errors import NotApplicable
-from ckptforensics.layers import Norm
+from ckptforensics.layers import Ffn, Norm
 from ckptforensics.lineage.correspondence.alignment import Alignment, find_alignment
 from ckptforensics.lineage.correspondence.layer_map import matched_layers
 from ckptforensics.lineage.correspondence.matching import LayerMatch, match_layer
@@ -29,6 +29,8 @@ _UNITS = 256
 _MOVED = 1e-2
 # Relative difference of units or heads that are not the same at all: no order is told of them.
 _UNRELATED = 0.9
+# A map is undone where it explains more than half of the difference of a layer's rows.
+_EXPLAINED = 0.5
 # Standard errors (of 0.5 / sqrt(units) twice) from which on signs are not those of a fair coin.
 _BIASED = 2.0
 # What was undone, in words; after some of it the stored numbers are products, rounded once more.
@@ -64,6 +66,7 @@ class LayerFacts:
     same_types : whether both layers are stored as the same types
     rounding : largest relative rounding error of the coarsest floating type stored
     undone : what had to be undone in this layer, in words
+    as_stored : whether the layers are as alike as they are stored as after anything was undone
     """
 
     a: int
@@ -84,6 +87,7 @@ class LayerFacts:
     same_types: bool
     rounding: float
     undone: tuple[str, ...]
+    as_stored: bool
 
     @property
     def error(self) -> float:
@@ -163,7 +167,7 @@ def _facts(pair: Pair, layer_a: int, layer_b: int) -> LayerFacts:
     head_error = None if heads is None else float(np.nanmax(heads.errors, initial=0.0))
     width_a = pair.a.width(match.a)
     same_types, rounding = _stored_types(pair, match.a, match.b)
-    words = _words(pair, match, max(errors))
+    words = _words(pair, match, errors)
     return LayerFacts(
         a=match.a,
         b=match.b,
@@ -185,6 +189,7 @@ def _facts(pair: Pair, layer_a: int, layer_b: int) -> LayerFacts:
         same_types=same_types,
         rounding=rounding,
         undone=words,
+        as_stored=_as_alike_as_stored(pair, match, errors[1]),
     )
 
 
@@ -221,17 +226,17 @@ def _together(gate: Floats, up: Floats) -> float:
     return share if abs(share - 0.5) > _BIASED / np.sqrt(max(count, 1)) else 0.5
 
 
-def _words(pair: Pair, match: LayerMatch, error: float) -> tuple[str, ...]:
+def _words(pair: Pair, match: LayerMatch, errors: tuple[float, float, float]) -> tuple[str, ...]:
     """What had to be undone in a layer."""
     words = []
-    if error < _UNRELATED:
+    if max(errors) < _UNRELATED:
         if not match.kept:
             words.append(_ORDER)
         if (match.scales < 0).any():
             words.append(f"{_SCALED}, with signs")
         elif (match.scales != 1).any():
             words.append(_SCALED)
-        if _gains_moved(pair, match):
+        if _gains_moved(pair, match, errors):
             words.append(GAINS)
     heads = match.heads
     if heads is not None and np.nanmedian(heads.errors) < _UNRELATED:
@@ -242,10 +247,10 @@ def _words(pair: Pair, match: LayerMatch, error: float) -> tuple[str, ...]:
     return tuple(words)
 
 
-def _gains_moved(pair: Pair, match: LayerMatch) -> bool:
+def _gains_moved(pair: Pair, match: LayerMatch, errors: tuple[float, float, float]) -> bool:
     """Whether stored gains differ by more than the rows that they were folded into."""
     block_a, block_b = pair.a.block(match.a), pair.b.block(match.b)
-    limit = _MOVED + 3 * max(match_errors(match)[:2])
+    limit = _MOVED + 3 * max(errors[:2])
     norms = [(block_a.ffn.norm, block_b.ffn.norm)]
     if block_a.attention is not None and block_b.attention is not None:
         norms.append((block_a.attention.norm, block_b.attention.norm))
@@ -276,7 +281,7 @@ def match_errors(match: LayerMatch) -> tuple[float, float, float]:
     at = slice(None) if there.all() else there
     a, b = match.units_a, match.units_b
     rows, up = relative_error(a.rows[at], b.rows[at]), relative_error(a.up[at], b.up[at])
-    return rows, up, relative_error(a.down[:, at], b.down[:, at])
+    return rows, up, relative_error(a.down.T[at], b.down.T[at])
 
 
 def _same_heads(pair: Pair, match: LayerMatch) -> bool:
@@ -303,6 +308,22 @@ def _outside(match: LayerMatch, chosen: Ints, limit: float) -> float:
     pairs = ((a.rows, b.rows), (a.up, b.up), (a.down.T, b.down.T))
     shares = [np.mean(np.abs(x[chosen] - y[chosen]) > limit * np.abs(y[chosen])) for x, y in pairs]
     return float(max(shares))
+
+
+def _as_alike_as_stored(pair: Pair, match: LayerMatch, error: float) -> bool:
+    """Whether neither the heads' order or basis nor what explains half of the units was undone.
+
+    Parameters
+    ----------
+    error : of the input rows, after the map is undone
+    """
+    if match.heads is not None and not (match.heads.kept and match.heads.basis_kept):
+        return False
+    one, other = (s.block(n).ffn for s, n in zip(pair.models, (match.a, match.b), strict=True))
+    if not isinstance(one, Ffn) or not isinstance(other, Ffn):
+        return True
+    a, b = one.up.weight, other.up.weight
+    return a.shape == b.shape and error >= _EXPLAINED * relative_error(a, b)
 
 
 def _as_stored(alignment: Alignment, words: tuple[str, ...]) -> bool:

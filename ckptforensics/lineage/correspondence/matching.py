@@ -13,13 +13,14 @@ import numpy as np
 
 from ckptforensics.arrays import Bools, Doubles, Floats, Ints
 from ckptforensics.compute.products import multiply
+from ckptforensics.compute.threads import in_threads, shares
 from ckptforensics.errors import NotApplicable
 from ckptforensics.forward import fold_norm
 from ckptforensics.layers import Attention, Ffn, Moe
 from ckptforensics.lineage.correspondence.alignment import find_alignment
 from ckptforensics.lineage.effort import Effort
 from ckptforensics.lineage.models import Units
-from ckptforensics.lineage.numeric import assign, unit_rows
+from ckptforensics.lineage.numeric import assign, relative_error, unit_rows
 from ckptforensics.lineage.pair import Pair
 from ckptforensics.lineage.randomness import Stream
 
@@ -126,8 +127,9 @@ def match_units(
     if rest_a.size and rest_b.size:
         found = assign(_products(a[rest_a], b[rest_b], generator, effort), generator)
         order[rest_b] = np.where(found < 0, -1, rest_a[found])
-    cosines = np.einsum("ij,ij->i", a[order], b) * (order >= 0)
-    return UnitMatch(order, bool((order[:same] == np.arange(same)).all()), cosines)
+    kept = bool((order[:same] == np.arange(same)).all())
+    cosines = own if kept and same == len(b) else np.einsum("ij,ij->i", a[order], b) * (order >= 0)
+    return UnitMatch(order, kept, cosines)
 
 
 def _products(a: Floats, b: Floats, generator: np.random.Generator, effort: Effort) -> Floats:
@@ -205,17 +207,21 @@ def match_heads(pair: Pair, a: Attention | None, b: Attention | None) -> HeadMat
     heads_b = (values_b.repeat(b.repeats, axis=0), outputs_b)
     order = _head_order(heads_a, heads_b, pair.generator(Stream.HEAD_TIES))
     same = min(heads, len(outputs_b))
-    errors = np.full(order.size, np.nan)
-    basis = []
-    for head in np.flatnonzero(order >= 0):
+
+    def compared(head: int) -> tuple[float, bool]:
         one = (heads_a[0][order[head]], heads_a[1][order[head]])
         other = (heads_b[0][head], heads_b[1][head])
-        errors[head] = _product_error(one, other)
-        if one[0].shape == other[0].shape:
-            change = _norm(one[0] - other[0]) / max(_norm(other[0]), _TINY)
-            basis.append(change <= 3 * errors[head] + _OTHER_BASIS)
+        error = _product_error(one, other)
+        if one[0].shape != other[0].shape:
+            return error, True
+        return error, relative_error(one[0], other[0]) <= 3 * error + _OTHER_BASIS
+
+    known = np.flatnonzero(order >= 0)
+    told = in_threads(compared, known.tolist())
+    errors = np.full(order.size, np.nan)
+    errors[known] = [error for error, _ in told]
     kept = bool((order[:same] == np.arange(same)).all())
-    return HeadMatch(order, kept, errors, bool(np.all(basis)))
+    return HeadMatch(order, kept, errors, all(basis for _, basis in told))
 
 
 def _heads(attention: Attention) -> tuple[Floats, Floats]:
@@ -223,7 +229,7 @@ def _heads(attention: Attention) -> tuple[Floats, Floats]:
 
     The output maps are what is added to the stream, as `_as_written`.
     """
-    value = fold_norm(attention.value.weight, attention.norm)
+    value = fold_norm(attention.value.matrix, attention.norm)
     output = _added(attention.output.weight, attention)
     size, width = attention.head_dim, value.shape[1]
     columns = np.ascontiguousarray(output.T).reshape(-1, size, output.shape[0])
@@ -252,9 +258,14 @@ def _head_order(
 
 def _inner(a: tuple[Floats, Floats], b: tuple[Floats, Floats]) -> Doubles:
     """Inner products of W_O W_V of heads: tr(V_a' O_a' O_b V_b) = sum of (O_a'O_b)(V_a V_b')."""
-    values = a[0] @ b[0].swapaxes(1, 2)
-    outputs = a[1] @ b[1].swapaxes(1, 2)
-    return np.einsum("hij,hij->h", values, outputs, dtype=np.float64)
+
+    def some(heads: range) -> Doubles:
+        at = slice(heads.start, heads.stop)
+        values = a[0][at] @ b[0][at].swapaxes(1, 2)
+        outputs = a[1][at] @ b[1][at].swapaxes(1, 2)
+        return np.einsum("hij,hij->h", values, outputs, dtype=np.float64)
+
+    return np.concatenate(in_threads(some, shares(len(a[0]))))
 
 
 def _product_error(a: tuple[Floats, Floats], b: tuple[Floats, Floats]) -> float:
@@ -327,7 +338,3 @@ def _rescale_to(a: Units, b: Units, there: Bools) -> tuple[Units, Floats]:
     if (scales == 1).all():
         return a, scales
     return Units(a.gate, a.up * scales[:, None], a.down / scales), scales
-
-
-def _norm(x: Floats) -> float:
-    return float(np.linalg.norm(x))

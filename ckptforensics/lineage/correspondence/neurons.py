@@ -196,12 +196,13 @@ def named_units(
     run : of consecutive neurons, None for all
     """
     gated = has_gate(model, layer)
-    if expert_count(model, layer) > 1:
+    if gated and expert_count(model, layer) == 1:
+        run = run or slice(0, model.width(layer))
+        first, second = model.responses(layer, states, run)
+        return Named(unit_rows(first), unit_rows(second), signed=False)
+    if gated or expert_count(model, layer) > 1:
         first, second = _routed(model, layer, expert)
         first, second = (first, second) if run is None else (first[run], second[run])
-    elif gated:
-        run = run or slice(0, model.width(layer))
-        first, second = model.rows(layer, run.start, run.stop)
     else:
         units = model.units(layer)
         first, second = units.up, units.down.T
@@ -214,10 +215,10 @@ def _routed(model: Model, layer: int, expert: int) -> tuple[Floats, Floats]:
     moe = model.block(layer).ffn
     assert not isinstance(moe, Ffn)
     ffn = moe.experts[expert]
-    up = fold_norm(ffn.up.weight, moe.norm)
+    up = fold_norm(ffn.up.matrix, moe.norm)
     if ffn.gate is None:
         return up, np.ascontiguousarray(ffn.down.weight.T)
-    return fold_norm(ffn.gate.weight, moe.norm), up
+    return fold_norm(ffn.gate.matrix, moe.norm), up
 
 
 def features(rows: Floats, states: Floats) -> Floats:

@@ -218,7 +218,7 @@ def _folded(linear: Linear, attention: Attention) -> Floats:
     norm = attention.norm
     if norm is not None and norm.bias is not None:
         constant = constant + linear.weight @ norm.bias
-    return np.concatenate([fold_norm(linear.weight, norm), constant[:, None]], axis=1)
+    return np.concatenate([fold_norm(linear.matrix, norm), constant[:, None]], axis=1)
 
 
 def _size(heads: Floats) -> Floats:

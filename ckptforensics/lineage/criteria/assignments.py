@@ -244,7 +244,7 @@ def _sizes(model: Model, layer: int) -> dict[str, Floats]:
     found = {}
     if block.attention is not None:
         reader = block.attention.latent or block.attention.value
-        found["value"] = _norms(fold_norm(reader.weight, block.attention.norm).T)
+        found["value"] = _norms(fold_norm(reader.matrix, block.attention.norm).T)
         found["output"] = _norms(block.attention.output.weight)
     if isinstance(block.ffn, Ffn):
         units = model.units(layer)

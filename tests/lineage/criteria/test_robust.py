@@ -11,6 +11,7 @@ import scipy.linalg
 
 from ckptforensics.checkpoint import open_checkpoint
 from ckptforensics.errors import NotApplicable, NotFinite
+from ckptforensics.lineage import models as lineage_models
 from ckptforensics.lineage.compare import compare_pair
 from ckptforensics.lineage.correspondence import equal_parts as parts
 from ckptforensics.lineage.correspondence.behind_gates import Behind
@@ -219,7 +220,7 @@ def test_equal_parts_of_what_is_left_in_the_files_are_those_of_what_is_decoded(
     # The zoo's matrices are too small for any model to be large.
     paths = [transforms.write(m, tmp_path / n, "BF16") for n, m in (("a", first), ("b", made))]
     decoded = parts.equal_parts(Pair(*map(opened, paths)))
-    monkeypatch.setattr(parts, "_LARGE", 0)
+    monkeypatch.setattr(lineage_models, "_LARGE", 0)
     assert parts.equal_parts(Pair(*map(opened, paths))) == decoded
     assert decoded.tensors
     damaged = first.tensors[whole].copy()
