@@ -38,7 +38,7 @@ def assert_close(found: np.ndarray, expected: np.ndarray) -> None:
 
 
 @pytest.mark.parametrize("threads", THREADS)
-@pytest.mark.parametrize("count", [1, 2, 3, 7])
+@pytest.mark.parametrize("count", [1, 2, 3, 7, 26])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_products(shape: tuple[int, int], count: int, threads: str, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", threads)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from ckptforensics.forward.norms import affine, apply_norm, fold_norm, normalise
+from ckptforensics.forward.norms import affine, apply_norm, fold_into, fold_norm, normalise
 from ckptforensics.layers import Norm
 
 WIDTH, EPS = 24, 1e-3
@@ -60,3 +60,6 @@ def test_a_folded_matrix_is_the_derivative_in_the_normalised_input(norm):
     before = weight.copy()
     np.testing.assert_allclose(fold_norm(weight, norm), expected, atol=2e-6)
     np.testing.assert_array_equal(weight, before)
+    # The same by folding it into what the matrix is multiplied with.
+    vectors = np.random.default_rng(7).standard_normal((3, WIDTH)).astype(np.float32)
+    np.testing.assert_allclose(weight @ fold_into(vectors, norm), expected @ vectors.T, atol=2e-5)

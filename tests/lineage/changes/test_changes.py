@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 
 from ckptforensics.checkpoint import open_checkpoint
-from ckptforensics.lineage.changes import lattices
+from ckptforensics.lineage.changes import changes, lattices
 from ckptforensics.lineage.changes.relations import (
     find_changes,
     find_relation,
     identical,
     left_out,
 )
+from ckptforensics.lineage.changes.tensor_pairs import tensor_pairs
 from ckptforensics.lineage.models import Model
 from ckptforensics.lineage.pair import Pair
 from tests.support.containers import write_model_gguf
@@ -361,3 +362,14 @@ def test_a_relative_of_what_was_quantized_is_not_its_source(kind, share, model, 
         expected = ("quantized", "a->b") if name == "source" else ("finetune", "unknown")
         assert (first.relation, first.direction) == expected, first
         assert "100% or more" not in first.reason
+
+
+def test_tensors_keep_their_order_whatever_their_size(model, tmp_path, monkeypatch):
+    pair = pair_of(tmp_path, model, tuned(model, 0.1))
+    together = [record.tensor for record in find_changes(pair)]
+    entries = sorted(min(t.rows) * t.columns for t in tensor_pairs(pair))
+    monkeypatch.setattr(changes, "_SMALL", entries[len(entries) // 2])
+    monkeypatch.setattr(changes, "_MOST_TOGETHER", 3)
+    pair = pair_of(tmp_path, model, tuned(model, 0.1))
+    assert [record.tensor for record in find_changes(pair)] == together
+    assert together == [t.tensor for t in tensor_pairs(pair)]
