@@ -36,7 +36,14 @@ from ckptforensics.registry.options import AuditOptions
 from ckptforensics.registry.reading import Reading
 from ckptforensics.registry.sketch.features import CHANNELS, WIDTH, WIDTHS, features
 from ckptforensics.registry.sketch.make import sketch
-from ckptforensics.registry.sketch.record import BY, Sketch, heads_record, sketch_of, tokens_record
+from ckptforensics.registry.sketch.record import (
+    BY,
+    Sketch,
+    attention_record,
+    heads_record,
+    sketch_of,
+    tokens_record,
+)
 from ckptforensics.registry.sketch.score import LIMITS, score_of, scores
 from ckptforensics.results.sketch import Sketched
 from tools import attacks, launder, transforms
@@ -59,6 +66,8 @@ EXACT: dict[str, Change] = {
     "decoys": _drawn(attacks.decoys),
     "neurons in 8 copies": _drawn(attacks.copies),
     "padded with zeros": _drawn(attacks.padded),
+    "heads split": _drawn(attacks.split_heads),
+    "heads split, tokens renamed": _drawn(attacks.split_and_renamed),
 }
 LIGHT: dict[str, Change] = {
     "2% noise": lambda m: launder.noise(m, 0.02),
@@ -291,10 +300,11 @@ def bench_held_out(options: argparse.Namespace) -> Iterator[str]:
         with open_writer(catalog) as writer:
             for number in range(2_000 - len(sources)):
                 one = stranger(population, number)
-                assert one.heads is not None
+                heads, layers = one.spectra["heads"], one.spectra["attention"]
                 record = Sketched(
                     tokens=tuple(tokens_record(by, one.tokens[by]) for by in BY),
-                    heads=heads_record(one.heads, len(one.heads)),
+                    heads=heads_record(heads, len(heads)),
+                    attention=attention_record(layers, len(layers)),
                 )
                 writer.put_imported(f"stranger-{number}", None, Reading(), None, False, record)
         right, answers, seconds = 0, 0, []

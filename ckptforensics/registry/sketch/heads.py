@@ -1,16 +1,12 @@
-"""The heads of a sketch: their spectra at some ranks, the most distinctive ones."""
+"""The heads of a sketch: their spectra at some ranks."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from ckptforensics.arrays import Doubles
+from ckptforensics.registry.sketch.spectra import RANKS
 
-# Ranks of a head's singular values, and heads, that a sketch keeps.
-RANKS, MOST = 16, 512
-# Root mean square difference of two heads' values at which they count for exp(-1/2): copies differ
-# by less, the next head of the same model by two to three times as much.
-NEAR = 0.02
 # Values below this share of the largest were never there: dimensions that were padded with zeros.
 _PADDING = 4e-3
 
@@ -30,14 +26,3 @@ def at_ranks(spectra: Doubles) -> Doubles:
     found = np.take_along_axis(spectra, below, 1) * (1 - share)
     found += np.take_along_axis(spectra, above, 1) * share
     return found - found.mean(axis=1, keepdims=True)
-
-
-def most_distinctive(heads: Doubles) -> Doubles:
-    """The heads whose values spread most, in that order, at most `MOST`: the same in any copy."""
-    return heads[np.argsort(-heads.std(axis=1), kind="stable")[:MOST]]
-
-
-def kernel(a: Doubles, b: Doubles) -> float:
-    """Mean over all pairs of heads of how near they are, 1 for the same two."""
-    squares = (a * a).sum(axis=1)[:, None] + (b * b).sum(axis=1) - 2 * (a @ b.T)
-    return float(np.exp(-np.maximum(squares, 0) / (2 * NEAR**2 * a.shape[1])).mean())

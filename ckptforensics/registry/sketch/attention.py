@@ -1,0 +1,42 @@
+"""What the attention of a layer does to a single token, by the leading singular values of W_O W_V.
+
+The product of a layer's whole output and value maps, all heads together, is a part of its function:
+how the same function is divided into heads does not enter, which moves each head's own spectrum.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ckptforensics.arrays import Doubles
+from ckptforensics.layers import Attention
+from ckptforensics.linear.attention import AttentionMap
+from ckptforensics.registry.sketch.spectra import RANKS
+from ckptforensics.spectra import leading_values
+
+# Values below this share of the largest are what rounding leaves.
+_SMALLEST = 3e-3
+# Log values that spread by less are the same but for rounding: an orthogonal map has no shape.
+_FLAT = 1e-3
+
+
+def leading(attention: Attention) -> Doubles | None:
+    """(`RANKS`,) log singular values, less their mean; None where they say nothing.
+
+    That is where there are fewer, all are alike, or they lie too close together to be found.
+    """
+    # From the same vectors every time, for the same file has the same sketch.
+    found = leading_values(AttentionMap(attention), RANKS, generator=np.random.default_rng(0))
+    if found is None or len(found) < RANKS or found[-1] <= _SMALLEST * found[0]:
+        return None
+    logs = np.log(found)
+    return None if logs.std() < _FLAT else logs - logs.mean()
+
+
+def shapes(spectra: Doubles) -> Doubles:
+    """Log singular values (layers, `RANKS`), less their mean, as shares of their spread.
+
+    The leading values of wide random matrices lie close together, so that those of any two would
+    look alike; by how they are spaced, random matrices of every width differ from one another.
+    """
+    return spectra / spectra.std(axis=1, keepdims=True)
