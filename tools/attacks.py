@@ -91,7 +91,7 @@ def split_heads(model: Model, generator: np.random.Generator) -> Model:
         query, key, value, output = (
             model.tensors[weight(layer, f"self_attn.{part}_proj")] for part in "qkvo"
         )
-        other = value.std() * generator.standard_normal(value.shape).astype(np.float32)
+        other = 3 * value.std() * generator.standard_normal(value.shape).astype(np.float32)
         apart = np.stack([value + other, value - other]).reshape(2, groups, size, -1)
         made = {
             "q": twice(query, groups),

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from ckptforensics.arrays import Doubles, Ints
-from ckptforensics.registry.sketch.attention import shapes
 from ckptforensics.registry.sketch.record import By, Sketch, Tokens
 from ckptforensics.registry.sketch.spectra import OF, RANKS, Of
 from ckptforensics.registry.sketch.tokens import ridge_projection
@@ -25,7 +24,7 @@ _ALIKE = 4.0
 _WIDTHS = (64, 128, 256, 576, 1_024, 2_048, 4_096)
 _COUNTS: Mapping[Of, Sequence[int]] = {
     "heads": (8, 16, 72, 270, 512),
-    "attention": (3, 4, 12, 30, 80),
+    "attention": (3, 4, 8, 16, 16),
 }
 
 
@@ -86,7 +85,9 @@ def stranger(population: Population, number: int) -> Sketch:
         for by, root in population.roots.items()
     }
     heads, attention = (_drawn(population.spectra[of], _COUNTS[of], generator) for of in OF)
-    return Sketch(tokens, {"heads": heads, "attention": shapes(attention)})
+    # As shares of their spread.
+    attention /= attention.std(axis=1, keepdims=True)
+    return Sketch(tokens, {"heads": heads, "attention": attention})
 
 
 def _drawn(spread: Spread, counts: Sequence[int], generator: np.random.Generator) -> Doubles:

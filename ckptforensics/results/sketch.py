@@ -56,9 +56,9 @@ class SketchedHeads(SketchedSpectra):
 
 
 class SketchedAttention(SketchedSpectra):
-    """Of layers: W_O W_V of all heads together, at the leading ranks, as shares of their spread."""
+    """Of the first layers: leading ones of W_O W_V of all heads, as shares of their spread."""
 
-    count: int = Field(ge=1, le=128)
+    count: int = Field(ge=1, le=16)
 
 
 class Sketched(Frozen):

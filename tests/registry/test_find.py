@@ -448,7 +448,7 @@ FORGED = {
     "few tokens": (("found", "tokens", 0, "count"), 4, "found.tokens.0.count"),
     "more than all": (("found", "heads", "total"), 1, "found.heads"),
     "huge attention": (("found", "attention", "unit"), 1e300, "found.attention.unit"),
-    "layers than may be kept": (("found", "attention", "count"), 129, "found.attention.count"),
+    "layers than may be kept": (("found", "attention", "count"), 17, "found.attention.count"),
     "other ranks": (("found", "attention", "ranks"), 8, "found.attention.ranks"),
     "more than all layers": (("found", "attention", "total"), 1, "found.attention"),
     "by the same twice": (("found", "tokens", 1, "by"), "strings", "found"),

@@ -2,6 +2,8 @@
 
 The product of a layer's whole output and value maps, all heads together, is a part of its function:
 how the same function is divided into heads does not enter, which moves each head's own spectrum.
+A sketch keeps the first layers that write anything. Where layers are inserted or dropped, most of
+these are still among the first; and to look at all would take several times as long as the heads.
 """
 
 from __future__ import annotations
@@ -20,23 +22,20 @@ _SMALLEST = 3e-3
 _FLAT = 1e-3
 
 
-def leading(attention: Attention) -> Doubles | None:
-    """(`RANKS`,) log singular values, less their mean; None where they say nothing.
+def shape(attention: Attention) -> Doubles | None:
+    """(`RANKS`,) log singular values, less their mean, as shares of their spread.
 
-    That is where there are fewer, all are alike, or they lie too close together to be found.
+    The leading values of wide random matrices lie close together, so that those of any two would
+    look alike; by how they are spaced, random matrices of every width differ from one another.
+
+    Returns
+    -------
+    None where they say nothing: there are fewer, all are alike, or they lie too close together to
+    be found
     """
     # From the same vectors every time, for the same file has the same sketch.
     found = leading_values(AttentionMap(attention), RANKS, generator=np.random.default_rng(0))
     if found is None or len(found) < RANKS or found[-1] <= _SMALLEST * found[0]:
         return None
     logs = np.log(found)
-    return None if logs.std() < _FLAT else logs - logs.mean()
-
-
-def shapes(spectra: Doubles) -> Doubles:
-    """Log singular values (layers, `RANKS`), less their mean, as shares of their spread.
-
-    The leading values of wide random matrices lie close together, so that those of any two would
-    look alike; by how they are spaced, random matrices of every width differ from one another.
-    """
-    return spectra / spectra.std(axis=1, keepdims=True)
+    return None if logs.std() < _FLAT else (logs - logs.mean()) / logs.std()

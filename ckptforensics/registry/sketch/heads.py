@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ckptforensics.arrays import Doubles
-from ckptforensics.registry.sketch.spectra import RANKS
+from ckptforensics.registry.sketch.spectra import KINDS, RANKS
 
 # Values below this share of the largest were never there: dimensions that were padded with zeros.
 _PADDING = 4e-3
@@ -26,3 +26,8 @@ def at_ranks(spectra: Doubles) -> Doubles:
     found = np.take_along_axis(spectra, below, 1) * (1 - share)
     found += np.take_along_axis(spectra, above, 1) * share
     return found - found.mean(axis=1, keepdims=True)
+
+
+def most_distinctive(heads: Doubles) -> Doubles:
+    """Those whose values spread most, in that order, as many as are kept: the same in any copy."""
+    return heads[np.argsort(-heads.std(axis=1), kind="stable")[: KINDS["heads"].most]]

@@ -16,9 +16,9 @@ from ckptforensics.forward import embedding_name, vocabulary_size
 from ckptforensics.layers import Attention, load_values, values_bytes
 from ckptforensics.lineage.correspondence.heads import head_spectra
 from ckptforensics.progress import Progress, running
-from ckptforensics.registry.sketch import attention as of_attention
 from ckptforensics.registry.sketch import tokens as of_tokens
-from ckptforensics.registry.sketch.heads import at_ranks
+from ckptforensics.registry.sketch.attention import shape
+from ckptforensics.registry.sketch.heads import at_ranks, most_distinctive
 from ckptforensics.registry.sketch.record import (
     BY,
     By,
@@ -27,7 +27,7 @@ from ckptforensics.registry.sketch.record import (
     heads_record,
     tokens_record,
 )
-from ckptforensics.registry.sketch.spectra import OF, most_distinctive
+from ckptforensics.registry.sketch.spectra import KINDS, OF
 from ckptforensics.results.records import Skipped
 from ckptforensics.results.sketch import (
     SketchDocument,
@@ -166,7 +166,7 @@ def _named(checkpoint: Checkpoint, by: By) -> tuple[Ints, Ints]:
 def _attention(
     checkpoint: Checkpoint, read: _Read, skipped: list[Skipped], progress: Progress | None
 ) -> tuple[SketchedHeads | None, SketchedAttention | None]:
-    """The most distinctive heads, and layers; each layer is read once for both."""
+    """The most distinctive heads, and the first layers; each layer is read once for both."""
     architecture = checkpoint.architecture
     layers = [
         layer for layer in architecture.analysed if "value" in architecture.layers[layer - 1].refs
@@ -182,19 +182,18 @@ def _attention(
             spectra = head_spectra(attention)
             if len(spectra):
                 of_heads.append(at_ranks(spectra))
-            if (leading := of_attention.leading(attention)) is not None:
-                of_layers.append(leading)
+                if len(of_heads) <= KINDS["attention"].most:
+                    of_layers.append(shape(attention))
             step(f"layer {layer}")
     heads, whole = None, None
     if of_heads:
         every = np.concatenate(of_heads)
-        heads = heads_record(most_distinctive(every, "heads"), len(every))
+        heads = heads_record(most_distinctive(every), len(every))
     else:
         skipped.append(Skipped(what="heads", reason="no head writes anything"))
-    if of_layers:
-        kept = most_distinctive(np.stack(of_layers), "attention")
-        whole = attention_record(of_attention.shapes(kept), len(layers))
+    if kept := [row for row in of_layers if row is not None]:
+        whole = attention_record(np.stack(kept), len(layers))
     else:
-        why = "no layer has as many leading singular values that can be told apart"
+        why = "singular values of whole layers are too few, or cannot be told apart"
         skipped.append(Skipped(what="attention", reason=why))
     return heads, whole

@@ -35,14 +35,7 @@ class Kind:
 # Heads of copies differ by less than .02, the next head of the same model by two to three times as
 # much. The shapes of attention on single tokens differ by less than .005 in copies that were
 # re-parameterised or are kept in 8 bits, and by .04 or more in other models (docs/find.md).
-KINDS: Mapping[Of, Kind] = MappingProxyType(
-    {"heads": Kind(512, 0.02), "attention": Kind(128, 0.03)}
-)
-
-
-def most_distinctive(spectra: Doubles, of: Of) -> Doubles:
-    """Those whose values spread most, in that order, as many as are kept: the same in any copy."""
-    return spectra[np.argsort(-spectra.std(axis=1), kind="stable")[: KINDS[of].most]]
+KINDS: Mapping[Of, Kind] = MappingProxyType({"heads": Kind(512, 0.02), "attention": Kind(16, 0.03)})
 
 
 def likeness(a: Doubles, b: Doubles, of: Of) -> float:

@@ -10,7 +10,7 @@ import pytest
 
 from ckptforensics.checkpoint import open_checkpoint
 from ckptforensics.layers import Attention, Linear, load_values
-from ckptforensics.registry.sketch.attention import leading, shapes
+from ckptforensics.registry.sketch.attention import shape
 from ckptforensics.registry.sketch.make import sketch
 from ckptforensics.registry.sketch.record import sketch_of
 from ckptforensics.registry.sketch.score import LIMITS, scores
@@ -23,8 +23,7 @@ NEAR = KINDS["attention"].near
 
 def of_layers(path) -> np.ndarray:
     checkpoint = open_checkpoint(path)
-    rows = [leading(load_values(checkpoint, n)) for n in checkpoint.architecture.analysed]
-    return shapes(np.stack([row for row in rows if row is not None]))
+    return np.stack([shape(load_values(checkpoint, n)) for n in checkpoint.architecture.analysed])
 
 
 def drawn(seed: int, width: int = 512, inner: int = 512) -> Attention:
@@ -46,7 +45,7 @@ def test_values_are_those_of_the_dense_product(name):
     rows = [h // attention.repeats * size + i for h in range(heads) for i in range(size)]
     product = attention.output.weight @ (attention.value.weight * attention.norm.gain)[rows]
     logs = np.log(np.linalg.svd(product.astype(np.float64), compute_uv=False)[:RANKS])
-    np.testing.assert_allclose(leading(attention), logs - logs.mean(), atol=1e-5)
+    np.testing.assert_allclose(shape(attention), (logs - logs.mean()) / logs.std(), atol=1e-5)
 
 
 CHANGES = {
@@ -96,16 +95,13 @@ def test_only_attention_sees_a_copy_with_split_heads_and_renamed_tokens(tmp_path
 
 @pytest.mark.parametrize(("width", "inner"), [(96, 48), (512, 512), (512, 128)])
 def test_random_models_are_not_alike(width, inner):
-    """Though their values differ by less than copies' heads do: they are seen by their spacing."""
+    """Though their leading values are nearly the same: they are seen by how these are spaced."""
     models = [
-        np.stack([leading(drawn(100 * i + layer, width, inner)) for layer in range(12)])
+        np.stack([shape(drawn(100 * i + layer, width, inner)) for layer in range(16)])
         for i in range(4)
     ]
     for a, b in combinations(models, 2):
-        assert likeness(shapes(a), shapes(b), "attention") < LIMITS["attention"] / 2
-    if width == inner:
-        apart = np.sqrt(np.square(models[0][:, None] - models[1]).mean(axis=2))
-        assert np.median(apart) < KINDS["heads"].near
+        assert likeness(a, b, "attention") < LIMITS["attention"] / 2
 
 
 def test_layers_that_say_nothing_are_left_out():
@@ -116,12 +112,12 @@ def test_layers_that_say_nothing_are_left_out():
         output=Linear(attention.output.weight[:, :8]),
         head_dim=8,
     )
-    assert leading(few) is None
+    assert shape(few) is None
     alike = np.linalg.qr(attention.value.weight)[0]
-    assert leading(replace(attention, value=Linear(alike), output=Linear(alike.T.copy()))) is None
+    assert shape(replace(attention, value=Linear(alike), output=Linear(alike.T.copy()))) is None
     nothing = Linear(np.zeros_like(attention.output.weight))
-    assert leading(replace(attention, output=nothing)) is None
-    assert leading(attention) is not None
+    assert shape(replace(attention, output=nothing)) is None
+    assert shape(attention) is not None
 
 
 def test_models_without_such_layers_have_no_attention_in_their_sketch(tmp_path):
@@ -130,3 +126,18 @@ def test_models_without_such_layers_have_no_attention_in_their_sketch(tmp_path):
     document = sketch(open_checkpoint(transforms.write(model.change(silent), tmp_path / "model")))
     assert (document.found.heads, document.found.attention) == (None, None)
     assert {"heads", "attention"} <= {row.what for row in document.skipped}
+
+
+def test_the_first_layers_that_write_are_kept(tmp_path):
+    """However many others come behind them, and whatever writes nothing before them."""
+    model = transforms.read(ZOO / "seed0")
+    deep = transforms.stack(*((model, i % model.layers) for i in range(24)))
+    silent = {
+        transforms.weight(0, "self_attn.o_proj"): 0
+        * model.tensors[transforms.weight(0, "self_attn.o_proj")]
+    }
+    document = sketch(open_checkpoint(transforms.write(deep.change(silent), tmp_path / "deep")))
+    kept = document.found.attention
+    assert (kept.count, kept.total) == (16, 24)
+    first = sketch_of(document.found).spectra["attention"][:3]
+    np.testing.assert_allclose(first, of_layers(ZOO / "seed0")[1:], atol=1e-3)
