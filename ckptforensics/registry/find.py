@@ -46,7 +46,9 @@ from ckptforensics.version import __version__
 # Sketches near by the products, of which exact values are computed, at least.
 SHORTLIST = 100
 # Why some models of a catalog are not searched by attention.
-_LACKING = "their sketches were made before it was kept: 'ckpt catalog add' makes them again"
+_LACKING = (
+    "sketches hold none, or were made before it was kept: 'ckpt catalog add' makes them again"
+)
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,11 @@ import numpy as np
 from ckptforensics.arrays import Doubles
 from ckptforensics.layers import Attention
 from ckptforensics.linear.attention import AttentionMap
-from ckptforensics.registry.sketch.spectra import RANKS
+from ckptforensics.registry.sketch.spectra import RANKS, at_ranks
 from ckptforensics.spectra import leading_values
 
-# Values below this share of the largest are what rounding leaves.
-_SMALLEST = 3e-3
+# Fewer values have hardly a shape. Those below this share of the largest are what rounding leaves.
+_LEAST, _SMALLEST = 4, 4e-3
 # Log values that spread by less are the same but for rounding: an orthogonal map has no shape.
 _FLAT = 1e-3
 
@@ -30,12 +30,15 @@ def shape(attention: Attention) -> Doubles | None:
 
     Returns
     -------
-    None where they say nothing: there are fewer, all are alike, or they lie too close together to
-    be found
+    None where they say nothing: there are very few, all are alike, or they lie too close together
+    to be found
     """
     # From the same vectors every time, for the same file has the same sketch.
     found = leading_values(AttentionMap(attention), RANKS, generator=np.random.default_rng(0))
-    if found is None or len(found) < RANKS or found[-1] <= _SMALLEST * found[0]:
+    if found is None:
         return None
-    logs = np.log(found)
-    return None if logs.std() < _FLAT else (logs - logs.mean()) / logs.std()
+    found = found[found > _SMALLEST * found[0]]
+    if len(found) < _LEAST:
+        return None
+    logs = at_ranks(np.log(found)[None])[0]
+    return None if logs.std() < _FLAT else logs / logs.std()

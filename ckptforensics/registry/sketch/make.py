@@ -18,7 +18,6 @@ from ckptforensics.lineage.correspondence.heads import head_spectra
 from ckptforensics.progress import Progress, running
 from ckptforensics.registry.sketch import tokens as of_tokens
 from ckptforensics.registry.sketch.attention import shape
-from ckptforensics.registry.sketch.heads import at_ranks, most_distinctive
 from ckptforensics.registry.sketch.record import (
     BY,
     By,
@@ -27,7 +26,7 @@ from ckptforensics.registry.sketch.record import (
     heads_record,
     tokens_record,
 )
-from ckptforensics.registry.sketch.spectra import KINDS, OF
+from ckptforensics.registry.sketch.spectra import KINDS, OF, at_ranks, most_distinctive
 from ckptforensics.results.records import Skipped
 from ckptforensics.results.sketch import (
     SketchDocument,

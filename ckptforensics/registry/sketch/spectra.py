@@ -16,6 +16,8 @@ Of = Literal["heads", "attention"]
 OF: tuple[Of, ...] = get_args(Of)
 # Singular values of each that a sketch keeps.
 RANKS = 16
+# Values below this share of the largest were never there: dimensions that were padded with zeros.
+_PADDING = 4e-3
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,28 @@ class Kind:
 # much. The shapes of attention on single tokens differ by less than .005 in copies that were
 # re-parameterised or are kept in 8 bits, and by .04 or more in other models (docs/find.md).
 KINDS: Mapping[Of, Kind] = MappingProxyType({"heads": Kind(512, 0.02), "attention": Kind(16, 0.03)})
+
+
+def at_ranks(spectra: Doubles) -> Doubles:
+    """(count, `RANKS`) of the log singular values (count, values), less their mean.
+
+    Ranks go evenly from the first to the last that is not padding. Where there are fewer values
+    than ranks they are interpolated.
+    """
+    spectra = spectra - spectra[:, :1]
+    real = (spectra > np.log(_PADDING)).sum(axis=1)
+    place = (real[:, None] - 1) * np.linspace(0, 1, RANKS)
+    below = place.astype(np.int64)
+    above = np.minimum(below + 1, spectra.shape[1] - 1)
+    share = place - below
+    found = np.take_along_axis(spectra, below, 1) * (1 - share)
+    found += np.take_along_axis(spectra, above, 1) * share
+    return found - found.mean(axis=1, keepdims=True)
+
+
+def most_distinctive(heads: Doubles) -> Doubles:
+    """The heads that spread most, in that order, as many as are kept: the same in any copy."""
+    return heads[np.argsort(-heads.std(axis=1), kind="stable")[: KINDS["heads"].most]]
 
 
 def likeness(a: Doubles, b: Doubles, of: Of) -> float:

@@ -104,15 +104,24 @@ def test_random_models_are_not_alike(width, inner):
         assert likeness(a, b, "attention") < LIMITS["attention"] / 2
 
 
+def narrow(attention: Attention, inner: int) -> Attention:
+    """Its first values alone."""
+    value, output = attention.value.weight[:inner], attention.output.weight[:, :inner]
+    return replace(attention, value=Linear(value), output=Linear(output), head_dim=inner)
+
+
+def test_fewer_values_than_ranks_are_interpolated():
+    """As of tiny models for tests, of which 'none' could never be said otherwise."""
+    few = narrow(drawn(0), 6)
+    product = few.output.weight.astype(np.float64) @ few.value.weight
+    logs = np.log(np.linalg.svd(product, compute_uv=False)[:6])
+    logs = np.interp(np.linspace(0, 5, RANKS), np.arange(6), logs)
+    np.testing.assert_allclose(shape(few), (logs - logs.mean()) / logs.std(), atol=1e-5)
+
+
 def test_layers_that_say_nothing_are_left_out():
     attention = drawn(0)
-    few = replace(
-        attention,
-        value=Linear(attention.value.weight[:8]),
-        output=Linear(attention.output.weight[:, :8]),
-        head_dim=8,
-    )
-    assert shape(few) is None
+    assert shape(narrow(attention, 3)) is None
     alike = np.linalg.qr(attention.value.weight)[0]
     assert shape(replace(attention, value=Linear(alike), output=Linear(alike.T.copy()))) is None
     nothing = Linear(np.zeros_like(attention.output.weight))

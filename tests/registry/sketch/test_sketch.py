@@ -9,7 +9,6 @@ from ckptforensics.checkpoint import open_checkpoint
 from ckptforensics.errors import ResultError
 from ckptforensics.layers import load_block, load_values
 from ckptforensics.registry.sketch.features import CHANNELS, WIDTHS, features
-from ckptforensics.registry.sketch.heads import at_ranks
 from ckptforensics.registry.sketch.make import sketch
 from ckptforensics.registry.sketch.record import (
     Sketch,
@@ -20,7 +19,7 @@ from ckptforensics.registry.sketch.record import (
 )
 from ckptforensics.registry.sketch.record import tokens_record as record_of
 from ckptforensics.registry.sketch.score import LIMITS, score_of, scores
-from ckptforensics.registry.sketch.spectra import KINDS, OF, likeness
+from ckptforensics.registry.sketch.spectra import KINDS, OF, at_ranks, likeness
 from ckptforensics.registry.sketch.tokens import PLACES, RIDGE, named_by_strings
 from ckptforensics.registry.sketch.tokens import likeness as likeness_of_tokens
 from ckptforensics.results.sketch import Sketched
