@@ -13,11 +13,11 @@ import numpy as np
 from ckptforensics.arrays import Doubles
 from ckptforensics.layers import Attention
 from ckptforensics.linear.attention import AttentionMap
-from ckptforensics.registry.sketch.spectra import RANKS, at_ranks
+from ckptforensics.registry.sketch.spectra import PADDING, RANKS, at_ranks
 from ckptforensics.spectra import leading_values
 
-# Fewer values have hardly a shape. Those below this share of the largest are what rounding leaves.
-_LEAST, _SMALLEST = 4, 4e-3
+# Fewer values have hardly a shape.
+_LEAST = 4
 # Log values that spread by less are the same but for rounding: an orthogonal map has no shape.
 _FLAT = 1e-3
 
@@ -37,7 +37,7 @@ def shape(attention: Attention) -> Doubles | None:
     found = leading_values(AttentionMap(attention), RANKS, generator=np.random.default_rng(0))
     if found is None:
         return None
-    found = found[found > _SMALLEST * found[0]]
+    found = found[found > PADDING * found[0]]
     if len(found) < _LEAST:
         return None
     logs = at_ranks(np.log(found)[None])[0]

@@ -17,7 +17,7 @@ OF: tuple[Of, ...] = get_args(Of)
 # Singular values of each that a sketch keeps.
 RANKS = 16
 # Values below this share of the largest were never there: dimensions that were padded with zeros.
-_PADDING = 4e-3
+PADDING = 4e-3
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def at_ranks(spectra: Doubles) -> Doubles:
     than ranks they are interpolated.
     """
     spectra = spectra - spectra[:, :1]
-    real = (spectra > np.log(_PADDING)).sum(axis=1)
+    real = (spectra > np.log(PADDING)).sum(axis=1)
     place = (real[:, None] - 1) * np.linspace(0, 1, RANKS)
     below = place.astype(np.int64)
     above = np.minimum(below + 1, spectra.shape[1] - 1)
