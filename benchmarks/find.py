@@ -92,6 +92,12 @@ HEAVY: dict[str, Change] = {
         launder.noise(m, 0.3)
     ),
 }
+# How the copies were made that `find` itself is asked for.
+_HIDDEN = (
+    *("laundered: rotation", "laundered: all", "decoys", "padded with zeros"),
+    "heads split, tokens renamed",
+    *("2% noise", "int8", "Q4", "Q4 of laundered", "a layer dropped"),
+)
 # Relatives that were trained, all of seed0's run.
 TUNED_LIGHT = ("lora", "finetune", "finetune-long", "experts")
 TUNED_HEAVY = ("seed0-early", "chain", "continued")
@@ -288,7 +294,7 @@ def bench_held_out(options: argparse.Namespace) -> Iterator[str]:
     independent = _independent(options.models)
     if len(independent) < 25:
         raise SystemExit("held-out needs --models with 25 models of tools.make_independent or more")
-    ways = [*list(EXACT.values())[:6], *list(LIGHT.values())[:4]]
+    ways = [{**EXACT, **LIGHT}[name] for name in _HIDDEN]
     with tempfile.TemporaryDirectory() as temporary:
         folder, catalog = Path(temporary), Path(temporary) / "catalog.db"
         sources = [*(ZOO / f"seed{i}" for i in range(3)), *independent[:-20]]
