@@ -70,18 +70,21 @@ def leading_values(
     start = generator.standard_normal((rows, width)).astype(np.float32)
     block = _orthonormal(_finite(operator.rmatmat(start)), right[:, :0], generator)
     gram = np.empty((most, most))
-    known, last = 0, None
+    known, last, unit = 0, None, 1.0
     while True:
         end = known + block.shape[1]
         right[:, known:end], images[:, known:end] = block, _finite(operator.matmat(block))
+        if last is None:  # squares of what float32 holds may not be in its range
+            unit = float(np.abs(images[:, :end]).max()) or 1.0
+        images[:, known:end] /= unit
         gram[:end, known:end] = images[:, :end].T @ images[:, known:end]
         gram[known:end, :known] = gram[:known, known:end].T
         squares = np.linalg.eigvalsh(gram[:end, :end])[::-1][:count]
         values = np.sqrt(np.maximum(squares, 0))
         if last is not None and _stands_still(values, last, tolerance):
-            return values
+            return values * unit
         if end == most:
-            return values if end == columns else None
+            return values * unit if end == columns else None
         known, last = end, values
         back = _finite(operator.rmatmat(images[:, end - block.shape[1] : end]))
         block = _orthonormal(back[:, : most - end], right[:, :end], generator)

@@ -51,6 +51,13 @@ def test_so_few_products_are_enough_where_values_fall():
     assert operator.products <= 8
 
 
+@pytest.mark.parametrize("size", [1e-30, 1e30])
+def test_values_whose_squares_are_no_float32(size):
+    matrix = np.float32(size * np.random.default_rng(0).standard_normal((60, 60)))
+    exact = np.linalg.svd(np.float64(matrix), compute_uv=False)[:16]
+    np.testing.assert_allclose(found(matrix), exact, rtol=1e-4)
+
+
 def test_products_that_overflow_are_no_values():
     with np.errstate(over="ignore", invalid="ignore"), pytest.raises(NotFinite):
         found(np.full((60, 60), 3e38))

@@ -11,6 +11,7 @@ from __future__ import annotations
 import numpy as np
 
 from ckptforensics.arrays import Doubles
+from ckptforensics.errors import NotFinite
 from ckptforensics.layers import Attention
 from ckptforensics.linear.attention import AttentionMap
 from ckptforensics.registry.sketch.spectra import PADDING, RANKS, at_ranks
@@ -31,10 +32,15 @@ def shape(attention: Attention) -> Doubles | None:
     Returns
     -------
     None where they say nothing: there are very few, all are alike, or they lie too close together
-    to be found
+    or are too large to be found
     """
     # From the same vectors every time, for the same file has the same sketch.
-    found = leading_values(AttentionMap(attention), RANKS, generator=np.random.default_rng(0))
+    generator = np.random.default_rng(0)
+    try:
+        with np.errstate(over="ignore", invalid="ignore"):
+            found = leading_values(AttentionMap(attention), RANKS, generator=generator)
+    except NotFinite:
+        return None
     if found is None:
         return None
     found = found[found > PADDING * found[0]]

@@ -124,6 +124,8 @@ def test_layers_that_say_nothing_are_left_out():
     assert shape(narrow(attention, 3)) is None
     alike = np.linalg.qr(attention.value.weight)[0]
     assert shape(replace(attention, value=Linear(alike), output=Linear(alike.T.copy()))) is None
+    huge = Linear(1e19 * attention.output.weight)
+    assert shape(replace(attention, value=huge, output=huge)) is None
     nothing = Linear(np.zeros_like(attention.output.weight))
     assert shape(replace(attention, output=nothing)) is None
     assert shape(attention) is not None
