@@ -152,3 +152,11 @@ def test_the_first_layers_that_write_are_kept(tmp_path):
     assert (kept.count, kept.total) == (16, 24)
     first = sketch_of(document.found).spectra["attention"][:3]
     np.testing.assert_allclose(first, of_layers(ZOO / "seed0")[1:], atol=1e-3)
+
+
+def test_tokens_only_say_that_attention_was_left_out():
+    document = sketch(open_checkpoint(ZOO / "seed0"), heads=False)
+    assert document.found.attention is None
+    assert {row.what: row.reason for row in document.skipped} == dict.fromkeys(
+        ("heads", "attention"), "not asked for"
+    )
