@@ -36,7 +36,14 @@ from ckptforensics.registry.options import AuditOptions
 from ckptforensics.registry.reading import Reading
 from ckptforensics.registry.sketch.features import CHANNELS, WIDTH, WIDTHS, features
 from ckptforensics.registry.sketch.make import sketch
-from ckptforensics.registry.sketch.record import BY, Sketch, heads_record, sketch_of, tokens_record
+from ckptforensics.registry.sketch.record import (
+    BY,
+    Sketch,
+    attention_record,
+    heads_record,
+    sketch_of,
+    tokens_record,
+)
 from ckptforensics.registry.sketch.score import LIMITS, score_of, scores
 from ckptforensics.results.sketch import Sketched
 from tools import attacks, launder, transforms
@@ -59,6 +66,8 @@ EXACT: dict[str, Change] = {
     "decoys": _drawn(attacks.decoys),
     "neurons in 8 copies": _drawn(attacks.copies),
     "padded with zeros": _drawn(attacks.padded),
+    "heads split": _drawn(attacks.split_heads),
+    "heads split, tokens renamed": _drawn(attacks.split_and_renamed),
 }
 LIGHT: dict[str, Change] = {
     "2% noise": lambda m: launder.noise(m, 0.02),
@@ -83,6 +92,12 @@ HEAVY: dict[str, Change] = {
         launder.noise(m, 0.3)
     ),
 }
+# How the copies were made that `find` itself is asked for.
+_HIDDEN = (
+    *("laundered: rotation", "laundered: all", "decoys", "padded with zeros"),
+    "heads split, tokens renamed",
+    *("2% noise", "int8", "Q4", "Q4 of laundered", "a layer dropped"),
+)
 # Relatives that were trained, all of seed0's run.
 TUNED_LIGHT = ("lora", "finetune", "finetune-long", "experts")
 TUNED_HEAVY = ("seed0-early", "chain", "continued")
@@ -279,7 +294,7 @@ def bench_held_out(options: argparse.Namespace) -> Iterator[str]:
     independent = _independent(options.models)
     if len(independent) < 25:
         raise SystemExit("held-out needs --models with 25 models of tools.make_independent or more")
-    ways = [*list(EXACT.values())[:6], *list(LIGHT.values())[:4]]
+    ways = [{**EXACT, **LIGHT}[name] for name in _HIDDEN]
     with tempfile.TemporaryDirectory() as temporary:
         folder, catalog = Path(temporary), Path(temporary) / "catalog.db"
         sources = [*(ZOO / f"seed{i}" for i in range(3)), *independent[:-20]]
@@ -291,10 +306,11 @@ def bench_held_out(options: argparse.Namespace) -> Iterator[str]:
         with open_writer(catalog) as writer:
             for number in range(2_000 - len(sources)):
                 one = stranger(population, number)
-                assert one.heads is not None
+                heads, layers = one.spectra["heads"], one.spectra["attention"]
                 record = Sketched(
                     tokens=tuple(tokens_record(by, one.tokens[by]) for by in BY),
-                    heads=heads_record(one.heads, len(one.heads)),
+                    heads=heads_record(heads, len(heads)),
+                    attention=attention_record(layers, len(layers)),
                 )
                 writer.put_imported(f"stranger-{number}", None, Reading(), None, False, record)
         right, answers, seconds = 0, 0, []

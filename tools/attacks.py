@@ -6,6 +6,7 @@ Each changes the function little or not at all, and hides the copy from one matc
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -70,6 +71,71 @@ def renumbered(model: Model, generator: np.random.Generator) -> Model:
     names = [name for name in (EMBEDDING, HEAD) if name in model.tensors]
     changed = model.change({name: model.tensors[name][order] for name in names})
     return replace(changed, tokenizer=None)
+
+
+def split_heads(model: Model, generator: np.random.Generator) -> Model:
+    """Every head in two with its queries and keys: values v + r and v - r, half of its output each.
+
+    A key-value head with its query heads becomes two such groups.
+    """
+    tensors: Tensors = {}
+    groups, size = model.config["num_key_value_heads"], model.head_dim
+    heads = model.config["num_attention_heads"]
+
+    def twice(tensor: np.ndarray, blocks: int) -> np.ndarray:
+        """Each block of rows, and behind it the same again."""
+        parts = tensor.reshape(blocks, 1, -1, tensor.shape[-1])
+        return np.repeat(parts, 2, axis=1).reshape(-1, tensor.shape[-1])
+
+    for layer in range(model.layers):
+        query, key, value, output = (
+            model.tensors[weight(layer, f"self_attn.{part}_proj")] for part in "qkvo"
+        )
+        other = 3 * value.std() * generator.standard_normal(value.shape).astype(np.float32)
+        apart = np.stack([value + other, value - other]).reshape(2, groups, size, -1)
+        made = {
+            "q": twice(query, groups),
+            "k": twice(key, groups),
+            "v": apart.swapaxes(0, 1).reshape(-1, value.shape[1]),
+            "o": twice(output.T / 2, groups).T,
+        }
+        for part, tensor in made.items():
+            tensors[weight(layer, f"self_attn.{part}_proj")] = np.ascontiguousarray(tensor)
+    return model.change(
+        tensors, num_key_value_heads=2 * groups, num_attention_heads=2 * heads, head_dim=size
+    )
+
+
+def renamed(model: Model, generator: np.random.Generator) -> Model:
+    """Tokens in another order, and a tokenizer that spells them with other characters.
+
+    A normalizer that exchanges the characters of a text would make it the same tokenizer.
+    """
+    assert model.tokenizer is not None
+    order = generator.permutation(len(model.tensors[EMBEDDING]))
+    changed = model.change(
+        {name: model.tensors[name][order] for name in (EMBEDDING, HEAD) if name in model.tensors}
+    )
+    place = np.argsort(order)
+    known = [chr(code) for code in range(ord("!"), ord("~") + 1)]
+    spelling = str.maketrans(dict(zip(known, generator.permutation(known), strict=True)))
+    tokenizer = json.loads(model.tokenizer)
+    added = {token["content"] for token in tokenizer["added_tokens"]}
+    for token in tokenizer["added_tokens"]:
+        token["id"] = int(place[token["id"]])
+    tokenizer["model"]["vocab"] = {
+        text if text in added else text.translate(spelling): int(place[at])
+        for text, at in tokenizer["model"]["vocab"].items()
+    }
+    tokenizer["model"]["merges"] = [
+        [part.translate(spelling) for part in pair] for pair in tokenizer["model"]["merges"]
+    ]
+    return replace(changed, tokenizer=json.dumps(tokenizer, ensure_ascii=False))
+
+
+def split_and_renamed(model: Model, generator: np.random.Generator) -> Model:
+    """Heads in two, and tokens in another order and spelling: no head and no token is left."""
+    return renamed(split_heads(model, generator), generator)
 
 
 def taken(source: Model, into: Model, parts: Sequence[str], layers: Sequence[int] = ()) -> Model:

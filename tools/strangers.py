@@ -1,8 +1,9 @@
 """Sketches of models that do not exist, drawn to be as alike as real strangers are.
 
 Embeddings are normal with the mean cosines of real models that were trained apart on one text, as
-`measured` finds them, and of some width; heads are normal with the spread of real heads within a
-model, about a centre with the spread of centres. docs/find.md says what that can show.
+`measured` finds them, and of some width; heads, and layers' attention, are normal with the spread
+of real ones within a model, about a centre with the spread of centres. docs/find.md says what that
+can show.
 """
 
 from __future__ import annotations
@@ -14,13 +15,26 @@ import numpy as np
 
 from ckptforensics.arrays import Doubles, Ints
 from ckptforensics.registry.sketch.record import By, Sketch, Tokens
+from ckptforensics.registry.sketch.spectra import OF, RANKS, Of
 from ckptforensics.registry.sketch.tokens import ridge_projection
 
 # Factor on the mean likeness off the diagonal, with which strangers are as alike to real models as
 # real ones trained apart are to each other (.11 to .22 by tokens).
 _ALIKE = 4.0
 _WIDTHS = (64, 128, 256, 576, 1_024, 2_048, 4_096)
-_HEADS = (8, 16, 72, 270, 512)
+_COUNTS: Mapping[Of, Sequence[int]] = {
+    "heads": (8, 16, 72, 270, 512),
+    "attention": (3, 4, 8, 16, 16),
+}
+
+
+@dataclass(frozen=True)
+class Spread:
+    """The mean of some spectra, and roots of covariances: of models' means, and about those."""
+
+    centre: Doubles
+    between: Doubles
+    within: Doubles
 
 
 @dataclass(frozen=True)
@@ -31,15 +45,12 @@ class Population:
     ----------
     names : of the tokens
     roots : R with R R' the mean cosines of the tokens' embeddings
-    centre, between, within : of heads: their mean, and roots of the covariance of models' means and
-        of heads about the mean of their model
+    spectra : how those of each kind spread
     """
 
     names: Mapping[By, Ints]
     roots: Mapping[By, Doubles]
-    centre: Doubles
-    between: Doubles
-    within: Doubles
+    spectra: Mapping[Of, Spread]
 
 
 def measured(sketches: Sequence[Sketch]) -> Population:
@@ -56,12 +67,13 @@ def measured(sketches: Sequence[Sketch]) -> Population:
         mean = np.mean([part.likeness for part in parts], axis=0)
         values, vectors = np.linalg.eigh(_ALIKE * mean + np.eye(len(mean)))
         roots[by] = vectors * np.sqrt(np.maximum(values, 0.0))
-    heads = [s.heads for s in sketches if s.heads is not None]
-    means = np.stack([rows.mean(axis=0) for rows in heads])
-    apart = np.concatenate([rows - rows.mean(axis=0) for rows in heads])
-    return Population(
-        names, roots, means.mean(axis=0), _root(np.cov(means.T)), _root(np.cov(apart.T))
-    )
+    return Population(names, roots, {of: _spread([s.spectra[of] for s in sketches]) for of in OF})
+
+
+def _spread(models: Sequence[Doubles]) -> Spread:
+    means = np.stack([rows.mean(axis=0) for rows in models])
+    apart = np.concatenate([rows - rows.mean(axis=0) for rows in models])
+    return Spread(means.mean(axis=0), _root(np.cov(means.T)), _root(np.cov(apart.T)))
 
 
 def stranger(population: Population, number: int) -> Sketch:
@@ -72,10 +84,17 @@ def stranger(population: Population, number: int) -> Sketch:
         by: Tokens(population.names[by], _likeness(root, width, generator))
         for by, root in population.roots.items()
     }
-    count = int(generator.choice(_HEADS))
-    centre = population.centre + population.between @ generator.standard_normal(16)
-    heads = centre + generator.standard_normal((count, 16)) @ population.within.T
-    return Sketch(tokens, heads - heads.mean(axis=1, keepdims=True))
+    heads, attention = (_drawn(population.spectra[of], _COUNTS[of], generator) for of in OF)
+    # As shares of their spread.
+    attention /= attention.std(axis=1, keepdims=True)
+    return Sketch(tokens, {"heads": heads, "attention": attention})
+
+
+def _drawn(spread: Spread, counts: Sequence[int], generator: np.random.Generator) -> Doubles:
+    count = int(generator.choice(counts))
+    centre = spread.centre + spread.between @ generator.standard_normal(RANKS)
+    rows = centre + generator.standard_normal((count, RANKS)) @ spread.within.T
+    return rows - rows.mean(axis=1, keepdims=True)
 
 
 def _likeness(root: Doubles, width: int, generator: np.random.Generator) -> Doubles:

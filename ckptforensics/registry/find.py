@@ -15,6 +15,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+
+from ckptforensics.arrays import Ints
 from ckptforensics.checkpoint import Checkpoint, open_checkpoint
 from ckptforensics.errors import ResultError, UsageError
 from ckptforensics.jobs.memory import default_memory
@@ -23,8 +26,9 @@ from ckptforensics.lineage.compare import lacks_config
 from ckptforensics.lineage.correspondence.hiding import padded
 from ckptforensics.lineage.models import Model
 from ckptforensics.progress import Progress, running
+from ckptforensics.quantities import counted
 from ckptforensics.registry.catalog import database
-from ckptforensics.registry.catalog.sketches import open_vectors, sketches
+from ckptforensics.registry.catalog.sketches import Vectors, open_vectors, sketches
 from ckptforensics.registry.catalog.snapshot import snapshot
 from ckptforensics.registry.comparisons import compare_arguments, compared
 from ckptforensics.registry.sketch.features import features
@@ -41,6 +45,10 @@ from ckptforensics.version import __version__
 
 # Sketches near by the products, of which exact values are computed, at least.
 SHORTLIST = 100
+# Why some models of a catalog are not searched by attention.
+_LACKING = (
+    "sketches hold none, or were made before it was kept: 'ckpt catalog add' makes them again"
+)
 
 
 @dataclass(frozen=True)
@@ -148,11 +156,16 @@ def find(
     query = _arrays(model, document)
 
     def search(db: sqlite3.Connection) -> tuple[int, list[_Candidate], list[Skipped], int]:
-        searched, near, refused = _search(db, options.catalog, query, options.most)
+        vectors = open_vectors(db, options.catalog)
+        near, refused = _search(db, vectors, query, options.most)
         (without,) = db.execute("SELECT count(*) FROM models WHERE sketch IS NULL").fetchone()
-        return searched, _candidates(db, near), _refused(db, refused), without
+        passed = _refused(db, refused)
+        if lacking := _of_models(db, vectors.lacking("attention", "heads")):
+            what = f"the attention of {counted(lacking, 'catalogued model')}"
+            passed.append(Skipped(what=what, reason=_LACKING))
+        return len(vectors), _candidates(db, near), passed, without
 
-    (searched, candidates, refused, without), _ = snapshot(options.catalog, search)
+    (searched, candidates, passed, without), _ = snapshot(options.catalog, search)
     search_seconds = time.monotonic() - searching
     shown = candidates[: options.most]
     pairs: dict[int, PairRecord | str] = {}
@@ -164,9 +177,9 @@ def find(
     matches = [_match(c, pairs.get(i), of_sketch) for i, c in enumerate(shown)]
     matches.sort(key=_rank)
     answer, reasons = _answer(matches, len(candidates), searched, query)
-    if answer == "none" and refused:
+    if answer == "none" and passed:
         answer = "inconclusive"
-        reasons = [f"{row.what} was passed over: {row.reason}" for row in refused]
+        reasons = [f"{row.what} was passed over: {row.reason}" for row in passed]
     if answer == "none" and (why := _hidden(model, checkpoint)):
         answer, reasons = "inconclusive", [why]
     return FindDocument(
@@ -180,7 +193,7 @@ def find(
         without=without,
         candidates=len(candidates),
         reasons=tuple(reasons),
-        skipped=(*document.skipped, *refused),
+        skipped=(*document.skipped, *passed),
         search_seconds=search_seconds,
         seconds=time.monotonic() - began,
     )
@@ -221,13 +234,12 @@ def _arrays(model: str, document: SketchDocument) -> Sketch:
 
 
 def _search(
-    db: sqlite3.Connection, path: Path, query: Sketch, most: int
-) -> tuple[int, list[tuple[int, float, Mapping[Channel, float]]], Mapping[int, str]]:
-    """How many sketches were looked at; number, score and channels of those that are near.
+    db: sqlite3.Connection, vectors: Vectors, query: Sketch, most: int
+) -> tuple[list[tuple[int, float, Mapping[Channel, float]]], Mapping[int, str]]:
+    """Number, score and channels of the sketches that are near.
 
     And the numbers of those that hold what no sketch holds, as far as one met them, with why.
     """
-    vectors = open_vectors(db, path)
     numbers = vectors.nearest(features(query), LIMITS, max(SHORTLIST, 2 * most))
     found = []
     readable, refused = sketches(db, map(int, numbers))
@@ -236,7 +248,15 @@ def _search(
         score = score_of(channels)
         if score > 0:
             found.append((number, score, channels))
-    return len(vectors), sorted(found, key=lambda row: (*_order(row[2]), row[0])), refused
+    return sorted(found, key=lambda row: (*_order(row[2]), row[0])), refused
+
+
+def _of_models(db: sqlite3.Connection, numbers: Ints) -> int:
+    """How many models have one of these sketches; what was read again has another one."""
+    if not numbers.size:
+        return 0
+    rows = db.execute("SELECT sketch FROM models WHERE sketch IS NOT NULL")
+    return int(np.isin([row["sketch"] for row in rows], numbers).sum())
 
 
 def _order(channels: Mapping[Channel, float]) -> tuple[float, ...]:
@@ -390,8 +410,13 @@ def _answer(
         reasons.append("the catalog has no sketches: 'ckpt catalog add' makes them")
     if query.tokens and "strings" not in query.tokens:
         reasons.append("tokens are known by their ids only, and can be renumbered")
-    if query.heads is None:
+    if "heads" not in query.spectra:
         reasons.append("heads were not looked at, and embeddings can be replaced")
+    elif "attention" not in query.spectra:
+        reasons.append(
+            "attention was looked at in single heads only, which can be split while tokens are "
+            "renumbered and renamed"
+        )
     if not query.tokens:
         reasons.append("no embeddings were looked at, and heads can be trained away")
     return ("inconclusive" if reasons else "none"), reasons

@@ -8,15 +8,19 @@ from ckptforensics.results.comparison import Level, Relation, Shares, Verdict
 from ckptforensics.results.records import Document, Finite, Frozen, ModelRecord, Name, Skipped
 
 # What names a channel by which sketches are alike.
-Channel = Literal["strings", "ids", "heads"]
+Channel = Literal["strings", "ids", "heads", "attention"]
 
 
 class Channels(Frozen):
-    """How alike two models are by their tokens, named by strings or by ids, and by their heads."""
+    """How alike two models are by their tokens, named by strings or ids, by heads and by attention.
+
+    Results before version 1.1 have no `attention`: what all heads together do to a single token.
+    """
 
     strings: Finite | None
     ids: Finite | None
     heads: Finite | None
+    attention: Finite | None = None
 
 
 class FindMatch(Frozen):
@@ -51,7 +55,7 @@ class FindDocument(Document):
     have no sketch. `search_seconds` are those of the search alone.
     """
 
-    schema_version: Literal["1.0"] = "1.0"
+    schema_version: Literal["1.1"] = "1.1"
     kind: Literal["find"] = "find"
     model: ModelRecord
     catalog: Name

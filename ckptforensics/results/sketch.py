@@ -29,14 +29,14 @@ class SketchedTokens(Frozen):
     unit: Unit
 
 
-class SketchedHeads(Frozen):
-    """Log singular values of W_O W_V of heads, at some of their ranks, less their mean.
+class SketchedSpectra(Frozen):
+    """Log singular values, less their mean.
 
-    `count` heads are kept of the `total` that the model has; `values` are 16-bit integers
+    Those of `count` are kept of the `total` that the model has; `values` are 16-bit integers
     (little-endian, base64), (count, ranks) in units of `unit`.
     """
 
-    count: int = Field(ge=1, le=512)
+    count: int = Field(ge=1)
     total: int = Field(ge=1)
     ranks: Literal[16]
     values: Base64
@@ -49,11 +49,28 @@ class SketchedHeads(Frozen):
         return self
 
 
+class SketchedHeads(SketchedSpectra):
+    """Of heads: W_O W_V of each, at some of its ranks."""
+
+    count: int = Field(ge=1, le=512)
+
+
+class SketchedAttention(SketchedSpectra):
+    """Of the first layers: leading ones of W_O W_V of all heads, as shares of their spread."""
+
+    count: int = Field(ge=1, le=16)
+
+
 class Sketched(Frozen):
-    """What models are found by; `heads` is null where there are none that are looked at."""
+    """What models are found by.
+
+    `heads` and `attention` are null where there are none that are looked at; sketches before
+    version 1.1 have no `attention`.
+    """
 
     tokens: tuple[SketchedTokens, ...]
     heads: SketchedHeads | None
+    attention: SketchedAttention | None = None
 
     @model_validator(mode="after")
     def _each_name_once(self) -> Self:
@@ -70,7 +87,7 @@ class SketchDocument(Document):
     weights and tokenizer (null where they are here), `seconds` what it took.
     """
 
-    schema_version: Literal["1.0"] = "1.0"
+    schema_version: Literal["1.1"] = "1.1"
     kind: Literal["sketch"] = "sketch"
     model: ModelRecord
     found: Sketched

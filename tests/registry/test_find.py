@@ -77,6 +77,76 @@ def test_a_stranger_has_no_candidates(catalog):
     assert (found.answer, found.matches, found.reasons) == ("none", (), ())
 
 
+def test_a_copy_of_which_neither_heads_nor_tokens_are_left_is_found(catalog, tmp_path):
+    """All heads split, tokens renumbered and renamed: by what attention does to single tokens."""
+    base = transforms.read(ZOO / "seed0")
+    changed = attacks.split_and_renamed(base, np.random.default_rng(3))
+    found = find(str(transforms.write(changed, tmp_path / "split", "F32")), FindOptions(catalog))
+    assert found.answer == "found"
+    assert [m.name.rpartition("/")[2] for m in found.matches] == ["seed0"]
+    channels = found.matches[0].channels
+    assert channels.attention > 0.999
+    others = (channels.strings, channels.ids, channels.heads)
+    assert max(others) < min(LIMITS.values()), others
+
+
+def _without_attention(path: Path) -> None:
+    """As the catalog was when sketches had no attention: neither values nor an array of them."""
+    with sqlite3.connect(path) as db:
+        for number, text in db.execute("SELECT id, sketch_json FROM sketches").fetchall():
+            kept = json.loads(text)
+            del kept["attention"]
+            text = json.dumps(kept)
+            sha256 = hashlib.sha256(text.encode()).hexdigest()
+            change = "UPDATE sketches SET sketch_json = ?, sha256 = ? WHERE id = ?"
+            db.execute(change, (text, sha256, number))
+    with database.reading(path) as db:
+        array = open_vectors(db, path).channels["attention"]
+    Path(array.filename).unlink()
+
+
+def test_sketches_that_are_not_searched_by_attention_are_told(store, tmp_path, monkeypatch):
+    path = tmp_path / "catalog.db"
+    with monkeypatch.context() as earlier:
+        earlier.setattr(
+            "ckptforensics.registry.reads.reading_code", lambda: "of an earlier version"
+        )
+        add_models([str(store)], AuditOptions(path, weights=False))
+    _without_attention(path)
+    with pytest.raises(FormatError, match="ckpt catalog vacuum"):
+        find(str(ZOO / "seed2"), FindOptions(path))
+    vacuum(path)
+    found = find(str(ZOO / "seed2"), FindOptions(path))
+    assert (found.answer, found.matches) == ("inconclusive", ())
+    assert "the attention of 3 catalogued models was passed over" in found.reasons[0]
+    assert "ckpt catalog add" in found.skipped[-1].reason
+    # They are still searched by the other channels.
+    assert find(str(ZOO / "seed0"), FindOptions(path)).answer == "found"
+    add_models([str(store)], AuditOptions(path, weights=False))
+    found = find(str(ZOO / "seed2"), FindOptions(path))
+    assert (found.answer, found.skipped) == ("none", ())
+
+
+def test_a_sketch_of_heads_alone_is_no_none(catalog, tmp_path):
+    """One that was saved before attention was kept."""
+    document = json.loads(sketch(open_checkpoint(ZOO / "seed2")).model_dump_json())
+    del document["found"]["attention"]
+    document["schema_version"] = "1.0"
+    (tmp_path / "sketch.json").write_text(json.dumps(document))
+    found = find(str(tmp_path / "sketch.json"), FindOptions(catalog))
+    assert found.answer == "inconclusive"
+    assert "which can be split" in found.reasons[0]
+
+
+def test_what_is_added_to_lost_arrays_hides_nothing(store, tmp_path):
+    path = tmp_path / "catalog.db"
+    add_models([str(store / "seed0")], AuditOptions(path, weights=False))
+    shutil.rmtree(database.arrays_folder(path))
+    add_models([str(store / "seed1")], AuditOptions(path, weights=False))
+    found = find(str(ZOO / "seed0"), FindOptions(path, compare=False))
+    assert [m.name.rpartition("/")[2] for m in found.matches] == ["seed0"]
+
+
 def test_a_sketch_names_candidates_and_no_verdict(catalog, hidden, tmp_path):
     save_document(sketch(open_checkpoint(hidden)), tmp_path / "sketch.json")
     found = find(str(tmp_path / "sketch.json"), FindOptions(catalog))
@@ -377,6 +447,10 @@ FORGED = {
     "negative": (("found", "tokens", 0, "unit"), -1.0, "found.tokens.0.unit"),
     "few tokens": (("found", "tokens", 0, "count"), 4, "found.tokens.0.count"),
     "more than all": (("found", "heads", "total"), 1, "found.heads"),
+    "huge attention": (("found", "attention", "unit"), 1e300, "found.attention.unit"),
+    "layers than may be kept": (("found", "attention", "count"), 17, "found.attention.count"),
+    "other ranks": (("found", "attention", "ranks"), 8, "found.attention.ranks"),
+    "more than all layers": (("found", "attention", "total"), 1, "found.attention"),
     "by the same twice": (("found", "tokens", 1, "by"), "strings", "found"),
     "width": (("model", "hidden_size"), -1, "model.hidden_size"),
     "layers": (("model", "num_layers"), -1, "model.num_layers"),

@@ -13,7 +13,7 @@ from ckptforensics.cli.output import OutputOptions, output_options
 @click.command("sketch")
 @model_argument
 @model_options
-@click.option("--tokens-only", is_flag=True, help="Leave the heads out: a few ranges of one file.")
+@click.option("--tokens-only", is_flag=True, help="Leave attention out: a few ranges of one file.")
 @click.option("--digest", is_flag=True, help="Also compute the SHA-256 of whole files.")
 @output_options("Save the sketch as JSON, which 'ckpt find' takes for a model.", kind="sketch")
 def command(
@@ -21,7 +21,7 @@ def command(
 ) -> None:
     """Sketch a model: a small record by which a copy is found.
 
-    It holds how alike the embeddings of some tokens are and the spectra of the heads, less than
+    It holds how alike the embeddings of some tokens are and the spectra of attention, less than
     100 kB, whatever basis, order, scale and names the files have. Only embeddings of those tokens
     and values and outputs of attention are read.
     """

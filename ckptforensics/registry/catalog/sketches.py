@@ -42,6 +42,8 @@ def put_sketch(db: sqlite3.Connection, path: Path, sketched: Sketched) -> int:
     row = db.execute("SELECT id FROM sketches WHERE sha256 = ?", (sha256,)).fetchone()
     if row is not None:
         return int(row["id"])
+    # A file that is shorter would be filled with zeros.
+    rebuild(db, path)
     (last,) = db.execute("SELECT coalesce(max(id), 0) FROM sketches").fetchone()
     _write_rows(path, last, features(sketch_of(sketched))[None])
     db.execute("INSERT INTO sketches VALUES (?, ?, ?)", (last + 1, sha256, text))
@@ -96,6 +98,16 @@ class Vectors:
 
     def __len__(self) -> int:
         return min(map(len, self.channels.values()), default=0)
+
+    def lacking(self, channel: Channel, beside: Channel) -> Ints:
+        """Numbers of the sketches that lack a channel and have the one beside it.
+
+        A vector that is there has unit length, and none of it is exactly zero.
+        """
+        if not self.channels:
+            return np.zeros(0, np.int64)
+        lacks, has = self.channels[channel][:, 0] == 0, self.channels[beside][:, 0] != 0
+        return np.flatnonzero(lacks & has) + 1
 
     def rows(self, numbers: Iterable[int]) -> Mapping[Channel, Floats]:
         """The vectors of the sketches of these numbers."""

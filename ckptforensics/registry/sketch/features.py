@@ -1,7 +1,7 @@
 """Vectors by which sketches are searched: one product with a catalog's array finds the nearest.
 
-A sketch becomes three unit vectors, whose product with those of another sketch estimates how alike
-the two are in each channel. What is random in them comes from SHAKE-128 and is the same forever.
+A sketch becomes a unit vector for each channel, whose product with that of another sketch estimates
+how alike the two are in it. What is random in them comes from SHAKE-128 and is the same forever.
 """
 
 from __future__ import annotations
@@ -12,19 +12,19 @@ from functools import cache
 import numpy as np
 
 from ckptforensics.arrays import Doubles, Floats
-from ckptforensics.registry.sketch.heads import NEAR, RANKS
 from ckptforensics.registry.sketch.record import By, Sketch
+from ckptforensics.registry.sketch.spectra import KINDS, OF, RANKS, Of
 from ckptforensics.results.find import Channel
 
 # Raised whenever a vector of the same sketch becomes another one.
 VERSION = 1
 # Random signs of a token: the projection is kept by its products with pairs of them.
 _SIGNS: dict[By, int] = {"strings": 24, "ids": 16}
-# Random waves by which sets of heads are compared.
+# Random waves by which sets of spectra are compared.
 _WAVES = 256
 
-CHANNELS: tuple[Channel, ...] = ("strings", "ids", "heads")
-WIDTHS = (*(n * (n + 1) // 2 for n in _SIGNS.values()), _WAVES)
+CHANNELS: tuple[Channel, ...] = (*_SIGNS, *OF)
+WIDTHS = (*(n * (n + 1) // 2 for n in _SIGNS.values()), *(_WAVES for _ in OF))
 WIDTH = sum(WIDTHS)
 
 
@@ -32,7 +32,7 @@ def features(sketch: Sketch) -> Floats:
     """(`WIDTH`,) the vectors of all `CHANNELS` one after another, zeros where one is missing."""
     parts = [
         *(_of_tokens(sketch, by, signs) for by, signs in _SIGNS.items()),
-        _of_heads(sketch),
+        *(_of_spectra(sketch, of) for of in OF),
     ]
     return np.concatenate(parts).astype(np.float32)
 
@@ -55,15 +55,16 @@ def _of_tokens(sketch: Sketch, by: By, signs: int) -> Doubles:
     return _unit(products[upper] * np.where(upper[0] == upper[1], 1, np.sqrt(2)))
 
 
-def _of_heads(sketch: Sketch) -> Doubles:
-    """Mean over the heads of random waves: the kernel mean, by random Fourier features.
+def _of_spectra(sketch: Sketch, of: Of) -> Doubles:
+    """Mean over the spectra of random waves: the kernel mean, by random Fourier features.
 
-    The kernel is so narrow that the inner product of two sets counts the heads that they share.
+    The kernel is so narrow that the inner product of two sets counts the spectra that they share.
     """
-    if sketch.heads is None:
+    spectra = sketch.spectra.get(of)
+    if spectra is None:
         return np.zeros(_WAVES)
-    directions, phases = _waves()
-    return _unit(np.cos(sketch.heads @ directions + phases).mean(axis=0))
+    directions, phases = _waves(KINDS[of].near)
+    return _unit(np.cos(spectra @ directions + phases).mean(axis=0))
 
 
 def _unit(vector: Doubles) -> Doubles:
@@ -72,12 +73,12 @@ def _unit(vector: Doubles) -> Doubles:
 
 
 @cache
-def _waves() -> tuple[Doubles, Doubles]:
+def _waves(near: float) -> tuple[Doubles, Doubles]:
     # Normal numbers by Box and Muller.
     uniform = (_random("waves", 2 * RANKS * _WAVES) + 0.5) / 2**32
     radius, angle = np.split(uniform, 2)
     normal = np.sqrt(-2 * np.log(radius)) * np.cos(2 * np.pi * angle)
-    directions = normal.reshape(RANKS, _WAVES) / (NEAR * np.sqrt(RANKS))
+    directions = normal.reshape(RANKS, _WAVES) / (near * np.sqrt(RANKS))
     return directions, 2 * np.pi * _random("phases", _WAVES) / 2**32
 
 

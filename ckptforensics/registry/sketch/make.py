@@ -7,20 +7,33 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from ckptforensics.arrays import Doubles, Floats, Ints
+from ckptforensics.arrays import Floats, Ints
 from ckptforensics.checkpoint import Checkpoint
 from ckptforensics.compute.threads import all_cores
 from ckptforensics.errors import NotApplicable, NotFinite, NothingAnalysable
 from ckptforensics.findings.model import model_record
 from ckptforensics.forward import embedding_name, vocabulary_size
-from ckptforensics.layers import load_values, values_bytes
+from ckptforensics.layers import Attention, load_values, values_bytes
 from ckptforensics.lineage.correspondence.heads import head_spectra
 from ckptforensics.progress import Progress, running
-from ckptforensics.registry.sketch import heads as of_heads
 from ckptforensics.registry.sketch import tokens as of_tokens
-from ckptforensics.registry.sketch.record import BY, By, Tokens, heads_record, tokens_record
+from ckptforensics.registry.sketch.attention import shape
+from ckptforensics.registry.sketch.record import (
+    BY,
+    By,
+    Tokens,
+    attention_record,
+    heads_record,
+    tokens_record,
+)
+from ckptforensics.registry.sketch.spectra import KINDS, OF, at_ranks, most_distinctive
 from ckptforensics.results.records import Skipped
-from ckptforensics.results.sketch import SketchDocument, Sketched
+from ckptforensics.results.sketch import (
+    SketchDocument,
+    Sketched,
+    SketchedAttention,
+    SketchedHeads,
+)
 from ckptforensics.tokens import read_vocabulary
 from ckptforensics.version import __version__
 
@@ -36,11 +49,12 @@ def sketch(
     digest: bool = False,
     progress: Progress | None = None,
 ) -> SketchDocument:
-    """What a model is found by: how alike it sees some tokens, and the spectra of its heads.
+    """What a model is found by: how alike it sees some tokens, and spectra of its attention.
 
     Parameters
     ----------
-    heads : whether the heads are looked at, which takes most of the bytes
+    heads : whether attention is looked at, in each head and in all together, which takes most of
+        the bytes
     digest : compute the SHA-256 of whole files
     progress : told of each layer
 
@@ -55,12 +69,12 @@ def sketch(
     skipped: list[Skipped] = []
     read = _Read(checkpoint)
     found = [tokens_record(by, tokens) for by, tokens in _tokens(checkpoint, read, skipped)]
-    kept, total = None, 0
+    of_heads, of_layers = None, None
     if heads:
-        kept, total = _heads(checkpoint, read, skipped, progress)
+        of_heads, of_layers = _attention(checkpoint, read, skipped, progress)
     else:
-        skipped.append(Skipped(what="heads", reason="not asked for"))
-    if not found and kept is None:
+        skipped += [Skipped(what=of, reason="not asked for") for of in OF]
+    if not found and of_heads is None:
         raise NothingAnalysable(
             "the model has neither token embeddings nor heads to sketch",
             path=checkpoint.source.path,
@@ -68,9 +82,7 @@ def sketch(
     return SketchDocument(
         tool_version=__version__,
         model=model_record(checkpoint, digest=digest, progress=progress),
-        found=Sketched(
-            tokens=tuple(found), heads=None if kept is None else heads_record(kept, total)
-        ),
+        found=Sketched(tokens=tuple(found), heads=of_heads, attention=of_layers),
         skipped=tuple(skipped),
         bytes_read=read.bytes,
         requests=None if checkpoint.source.remote is None else checkpoint.source.remote.requests,
@@ -107,10 +119,10 @@ class _Read:
             raise NotFinite("an embedding is not finite", path=info.path, tensor=name)
         return found
 
-    def heads(self, layer: int) -> Doubles:
-        """The spectra of a layer's heads (heads, values)."""
+    def attention(self, layer: int) -> Attention:
+        """A layer's value and output maps."""
         self.bytes += values_bytes(self._checkpoint, layer)
-        return head_spectra(load_values(self._checkpoint, layer))
+        return load_values(self._checkpoint, layer)
 
 
 def _tokens(
@@ -150,23 +162,37 @@ def _named(checkpoint: Checkpoint, by: By) -> tuple[Ints, Ints]:
     return names, ids
 
 
-def _heads(
+def _attention(
     checkpoint: Checkpoint, read: _Read, skipped: list[Skipped], progress: Progress | None
-) -> tuple[Doubles | None, int]:
-    """The most distinctive heads, and of how many; what cannot be read is skipped."""
+) -> tuple[SketchedHeads | None, SketchedAttention | None]:
+    """The most distinctive heads, and the first layers; each layer is read once for both."""
     architecture = checkpoint.architecture
     layers = [
         layer for layer in architecture.analysed if "value" in architecture.layers[layer - 1].refs
     ]
-    found = []
-    with running(progress, "heads", len(layers)) as step:
+    if not layers:
+        why = "the model has no attention that is analysed"
+        skipped += [Skipped(what=of, reason=why) for of in OF]
+        return None, None
+    of_heads, of_layers = [], []
+    with running(progress, "attention", len(layers)) as step:
         for layer in layers:
-            spectra = read.heads(layer)
+            attention = read.attention(layer)
+            spectra = head_spectra(attention)
             if len(spectra):
-                found.append(of_heads.at_ranks(spectra))
+                of_heads.append(at_ranks(spectra))
+                if len(of_heads) <= KINDS["attention"].most:
+                    of_layers.append(shape(attention))
             step(f"layer {layer}")
-    if not found:
-        skipped.append(Skipped(what="heads", reason="the model has no attention that is analysed"))
-        return None, 0
-    heads = np.concatenate(found)
-    return of_heads.most_distinctive(heads), len(heads)
+    heads, whole = None, None
+    if of_heads:
+        every = np.concatenate(of_heads)
+        heads = heads_record(most_distinctive(every), len(every))
+    else:
+        skipped.append(Skipped(what="heads", reason="no head writes anything"))
+    if kept := [row for row in of_layers if row is not None]:
+        whole = attention_record(np.stack(kept), len(layers))
+    else:
+        why = "singular values of whole layers are too few, or cannot be told apart"
+        skipped.append(Skipped(what="attention", reason=why))
+    return heads, whole

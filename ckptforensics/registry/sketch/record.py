@@ -5,17 +5,26 @@ from __future__ import annotations
 import base64
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, TypeVar, get_args
 
 import numpy as np
 
 from ckptforensics.arrays import Doubles, Ints
 from ckptforensics.errors import ResultError
-from ckptforensics.results.sketch import Sketched, SketchedHeads, SketchedTokens
+from ckptforensics.registry.sketch.spectra import OF, Of
+from ckptforensics.results.sketch import (
+    Sketched,
+    SketchedAttention,
+    SketchedHeads,
+    SketchedSpectra,
+    SketchedTokens,
+)
 
 # What names the tokens of a sketch.
 By = Literal["strings", "ids"]
 BY: tuple[By, ...] = get_args(By)
+
+_Spectra = TypeVar("_Spectra", bound=SketchedSpectra)
 
 
 @dataclass(frozen=True)
@@ -33,11 +42,11 @@ class Sketch:
     Attributes
     ----------
     tokens : by what names them, `strings` or `ids`
-    heads : (heads, ranks), None where there are none
+    spectra : (count, ranks) by what they are of, `heads` or `attention`
     """
 
     tokens: Mapping[By, Tokens]
-    heads: Doubles | None
+    spectra: Mapping[Of, Doubles]
 
 
 def tokens_record(by: By, tokens: Tokens) -> SketchedTokens:
@@ -54,13 +63,23 @@ def tokens_record(by: By, tokens: Tokens) -> SketchedTokens:
 
 
 def heads_record(heads: Doubles, total: int) -> SketchedHeads:
-    """As the document keeps them: in steps of a 32,767th of the largest."""
-    unit = float(np.abs(heads).max()) / 32_767 or 1.0
-    return SketchedHeads(
-        count=len(heads),
+    """As the document keeps the heads that were chosen of so many."""
+    return _spectra_record(SketchedHeads, heads, total)
+
+
+def attention_record(attention: Doubles, total: int) -> SketchedAttention:
+    """As the document keeps the layers that were chosen of so many."""
+    return _spectra_record(SketchedAttention, attention, total)
+
+
+def _spectra_record(kind: type[_Spectra], spectra: Doubles, total: int) -> _Spectra:
+    """In steps of a 32,767th of the largest."""
+    unit = float(np.abs(spectra).max()) / 32_767 or 1.0
+    return kind(
+        count=len(spectra),
         total=total,
-        ranks=heads.shape[1],
-        values=_text(np.rint(heads / unit).astype("<i2")),
+        ranks=spectra.shape[1],
+        values=_text(np.rint(spectra / unit).astype("<i2")),
         unit=unit,
     )
 
@@ -83,10 +102,13 @@ def sketch_of(record: Sketched) -> Sketch:
         likeness = np.zeros((count, count))
         likeness[np.triu_indices(count, 1)] = upper * part.unit
         tokens[part.by] = Tokens(names, likeness + likeness.T)
-    heads = None
-    if (kept := record.heads) is not None:
-        heads = _array(kept.values, "<i2", (kept.count, kept.ranks)) * kept.unit
-    return Sketch(tokens, heads)
+    parts: dict[Of, SketchedSpectra | None] = {of: getattr(record, of) for of in OF}
+    spectra = {
+        of: _array(kept.values, "<i2", (kept.count, kept.ranks)) * kept.unit
+        for of, kept in parts.items()
+        if kept is not None
+    }
+    return Sketch(tokens, spectra)
 
 
 def _text(array: np.ndarray) -> str:

@@ -7,22 +7,25 @@ from types import MappingProxyType
 
 import numpy as np
 
-from ckptforensics.registry.sketch.heads import kernel
 from ckptforensics.registry.sketch.record import BY, Sketch, Tokens
+from ckptforensics.registry.sketch.spectra import OF, likeness
 from ckptforensics.results.find import Channel
 
 # Fewer shared tokens say too little.
 _LEAST_TOKENS = 48
 # From which on a model is a candidate. Strangers that were trained on one text reach .22 by tokens
-# (the zoo); by heads, whose spectra crowd, unrelated real models .42 (docs/find.md).
-LIMITS: Mapping[Channel, float] = MappingProxyType({"strings": 0.35, "ids": 0.35, "heads": 0.6})
+# (the zoo); by heads, whose spectra crowd, unrelated real models .42; by attention on single tokens
+# .05 where they were trained, .07 where they are random (docs/find.md).
+LIMITS: Mapping[Channel, float] = MappingProxyType(
+    {"strings": 0.35, "ids": 0.35, "heads": 0.6, "attention": 0.4}
+)
 
 
 def scores(a: Sketch, b: Sketch) -> dict[Channel, float]:
     """How alike two models are in each channel that both have, 1 for the same, strangers near 0.
 
-    `strings` and `ids`: the correlation of how they see the tokens that they share. `heads`: the
-    cosine of their kernel means, which counts the heads of one that are nearly one of the other's.
+    `strings` and `ids`: the correlation of how they see the tokens that they share. `heads` and
+    `attention`: the cosine of their kernel means, which counts the spectra that they share.
     """
     found: dict[Channel, float] = {}
     for by in BY:
@@ -30,9 +33,9 @@ def scores(a: Sketch, b: Sketch) -> dict[Channel, float]:
             value = _tokens(a.tokens[by], b.tokens[by])
             if value is not None:
                 found[by] = value
-    if a.heads is not None and b.heads is not None:
-        own = kernel(a.heads, a.heads) * kernel(b.heads, b.heads)
-        found["heads"] = kernel(a.heads, b.heads) / float(np.sqrt(own))
+    for of in OF:
+        if of in a.spectra and of in b.spectra:
+            found[of] = likeness(a.spectra[of], b.spectra[of], of)
     return found
 
 

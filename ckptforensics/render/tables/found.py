@@ -17,7 +17,12 @@ from ckptforensics.results.find import FindDocument, FindMatch
 from ckptforensics.results.sketch import SketchDocument
 
 # How a channel is named to people.
-_CHANNELS = {"strings": "tokens", "ids": "tokens by id", "heads": "heads"}
+_CHANNELS = {
+    "strings": "tokens",
+    "ids": "tokens by id",
+    "heads": "heads",
+    "attention": "attention",
+}
 
 
 def sketch_table(document: SketchDocument, view: View) -> str:
@@ -29,6 +34,9 @@ def sketch_table(document: SketchDocument, view: View) -> str:
     heads = document.found.heads
     if heads is not None:
         fact(console, "heads", f"{heads.count:,} of {heads.total:,}, by their singular values")
+    if (layers := document.found.attention) is not None:
+        said = f"{layers.count:,} of {layers.total:,} layers, by what they do to single tokens"
+        fact(console, "attention", said)
     for row in document.skipped:
         say(console, f"not looked at: {row.what} ({row.reason})")
     asked = "" if document.requests is None else f" in {counted(document.requests, 'request')}"

@@ -9,12 +9,19 @@ from ckptforensics.checkpoint import open_checkpoint
 from ckptforensics.errors import ResultError
 from ckptforensics.layers import load_block, load_values
 from ckptforensics.registry.sketch.features import CHANNELS, WIDTHS, features
-from ckptforensics.registry.sketch.heads import at_ranks
 from ckptforensics.registry.sketch.make import sketch
-from ckptforensics.registry.sketch.record import Sketch, Tokens, heads_record, sketch_of
+from ckptforensics.registry.sketch.record import (
+    Sketch,
+    Tokens,
+    attention_record,
+    heads_record,
+    sketch_of,
+)
 from ckptforensics.registry.sketch.record import tokens_record as record_of
-from ckptforensics.registry.sketch.score import LIMITS, kernel, score_of, scores
-from ckptforensics.registry.sketch.tokens import PLACES, RIDGE, likeness, named_by_strings
+from ckptforensics.registry.sketch.score import LIMITS, score_of, scores
+from ckptforensics.registry.sketch.spectra import KINDS, OF, at_ranks, likeness
+from ckptforensics.registry.sketch.tokens import PLACES, RIDGE, named_by_strings
+from ckptforensics.registry.sketch.tokens import likeness as likeness_of_tokens
 from ckptforensics.results.sketch import Sketched
 from tools import attacks, launder, transforms
 from tools.zoo import ZOO
@@ -40,7 +47,7 @@ def test_ridge_projection_is_that_of_the_normal_equations():
     unit = centred / np.linalg.norm(centred, axis=1, keepdims=True)
     expected = unit @ np.linalg.inv(unit.T @ unit + RIDGE * np.eye(30)) @ unit.T
     np.fill_diagonal(expected, 0)
-    np.testing.assert_allclose(likeness(rows), expected, atol=1e-6)
+    np.testing.assert_allclose(likeness_of_tokens(rows), expected, atol=1e-6)
 
 
 def test_values_are_those_of_the_whole_block():
@@ -73,6 +80,7 @@ def test_exact_changes_leave_the_sketch_alone(how, base, seed0, tmp_path):
     found = scores(seed0, sketched(transforms.write(changed, tmp_path / how, "F32")))
     assert found["strings"] > 0.999
     assert found["heads"] > 0.999
+    assert found["attention"] > 0.999
 
 
 def test_what_replaces_one_channel_is_seen_by_another(base, seed0, tmp_path):
@@ -105,11 +113,12 @@ def test_products_of_vectors_estimate_the_scores(seed0):
 
 
 def test_a_missing_channel_is_none_and_not_a_low_score(seed0):
-    heads_only = Sketch({}, seed0.heads)
-    assert set(scores(heads_only, seed0)) == {"heads"}
-    assert scores(heads_only, Sketch({"ids": seed0.tokens["ids"]}, None)) == {}
+    for of in OF:
+        alone = Sketch({}, {of: seed0.spectra[of]})
+        assert set(scores(alone, seed0)) == {of}
+        assert scores(alone, Sketch({"ids": seed0.tokens["ids"]}, {})) == {}
     assert score_of({}) < 0
-    assert not features(Sketch({}, None)).any()
+    assert not features(Sketch({}, {})).any()
 
 
 def test_vocabularies_share_the_tokens_that_both_have():
@@ -137,15 +146,17 @@ def test_the_largest_record_has_less_than_100_kb():
         names = np.sort(generator.choice(2**32, count, replace=False))
         return Tokens(names, square + square.T)
 
-    heads = generator.standard_normal((512, 16))
+    made = {of: generator.standard_normal((KINDS[of].most, 16)) for of in OF}
     record = Sketched(
         tokens=tuple(record_of(by, tokens(count)) for by, count in PLACES.items()),
-        heads=heads_record(heads, 4_096),
+        heads=heads_record(made["heads"], 4_096),
+        attention=attention_record(made["attention"], 200),
     )
-    assert len(record.model_dump_json()) < 90_000
+    assert len(record.model_dump_json()) < 95_000
     back = sketch_of(record)
-    assert np.abs(back.heads - heads).max() < 1e-3
-    assert kernel(back.heads, back.heads) == pytest.approx(kernel(heads, heads), rel=1e-2)
+    for of in OF:
+        assert np.abs(back.spectra[of] - made[of]).max() < 1e-3
+        assert likeness(back.spectra[of], made[of], of) == pytest.approx(1, abs=1e-2)
 
 
 def test_records_that_are_cut_are_refused(seed0):
