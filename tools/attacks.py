@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from tools import launder
+from tools import launder, transforms
 from tools.transforms import EMBEDDING, HEAD, WRITERS, Model, Tensors, is_layer_matrix, weight
 
 Attack = Callable[[Model, np.random.Generator], Model]
@@ -136,6 +136,24 @@ def renamed(model: Model, generator: np.random.Generator) -> Model:
 def split_and_renamed(model: Model, generator: np.random.Generator) -> Model:
     """Heads in two, and tokens in another order and spelling: no head and no token is left."""
     return renamed(split_heads(model, generator), generator)
+
+
+def idle_layers(model: Model, count: int, generator: np.random.Generator) -> Model:
+    """So many layers more, drawn anew, half before all others: they write hardly anything."""
+    drawn = transforms.random(model, seed=int(generator.integers(1 << 31)))
+    quiet = ("self_attn.o_proj.weight", "mlp.down_proj.weight")
+    idle = drawn.change(
+        {n: t * np.float32(1e-4) for n, t in drawn.tensors.items() if n.endswith(quiet)}
+    )
+    idle = replace(idle, tensors={**idle.tensors, **_outside(model)})
+    more = [(idle, i % idle.layers) for i in range(count)]
+    own = [(model, i) for i in range(model.layers)]
+    return transforms.stack(*more[: count // 2], *own, *more[count // 2 :])
+
+
+def _outside(model: Model) -> Tensors:
+    """Embeddings, final norm and head."""
+    return {n: t for n, t in model.tensors.items() if not n.startswith("model.layers.")}
 
 
 def taken(source: Model, into: Model, parts: Sequence[str], layers: Sequence[int] = ()) -> Model:

@@ -29,6 +29,7 @@ from ckptforensics.registry.options import AuditOptions
 from ckptforensics.registry.sketch.features import CHANNELS, WIDTHS
 from ckptforensics.registry.sketch.make import sketch
 from ckptforensics.registry.sketch.score import LIMITS
+from ckptforensics.registry.sketch.spectra import KINDS
 from ckptforensics.results import save_document
 from ckptforensics.results.comparison import RELATIVES
 from tests.support.adapters import base_tensors, low_rank, write_adapter
@@ -88,6 +89,18 @@ def test_a_copy_of_which_neither_heads_nor_tokens_are_left_is_found(catalog, tmp
     assert channels.attention > 0.999
     others = (channels.strings, channels.ids, channels.heads)
     assert max(others) < min(LIMITS.values()), others
+
+
+def test_layers_that_write_nothing_to_speak_of_hide_no_attention(catalog, tmp_path):
+    """As many as a sketch keeps, before and behind those of the copy; it has nothing else left."""
+    random = np.random.default_rng(3)
+    changed = attacks.split_and_renamed(transforms.read(ZOO / "seed0"), random)
+    deep = attacks.idle_layers(changed, 2 * KINDS["attention"].most, random)
+    found = find(str(transforms.write(deep, tmp_path / "deep", "F32")), FindOptions(catalog))
+    assert [m.name.rpartition("/")[2] for m in found.matches] == ["seed0"]
+    assert found.matches[0].channels.heads < LIMITS["heads"]
+    assert found.matches[0].channels.attention > LIMITS["attention"]
+    assert found.answer != "none"
 
 
 def _without_attention(path: Path) -> None:

@@ -17,7 +17,7 @@ from ckptforensics.layers import Attention, load_values, values_bytes
 from ckptforensics.lineage.correspondence.heads import head_spectra
 from ckptforensics.progress import Progress, running
 from ckptforensics.registry.sketch import tokens as of_tokens
-from ckptforensics.registry.sketch.attention import shape
+from ckptforensics.registry.sketch.attention import shape, size, those_that_write
 from ckptforensics.registry.sketch.record import (
     BY,
     By,
@@ -165,7 +165,7 @@ def _named(checkpoint: Checkpoint, by: By) -> tuple[Ints, Ints]:
 def _attention(
     checkpoint: Checkpoint, read: _Read, skipped: list[Skipped], progress: Progress | None
 ) -> tuple[SketchedHeads | None, SketchedAttention | None]:
-    """The most distinctive heads, and the first layers; each layer is read once for both."""
+    """The most distinctive heads and the layers that write most; what cannot be read is skipped."""
     architecture = checkpoint.architecture
     layers = [
         layer for layer in architecture.analysed if "value" in architecture.layers[layer - 1].refs
@@ -174,15 +174,20 @@ def _attention(
         why = "the model has no attention that is analysed"
         skipped += [Skipped(what=of, reason=why) for of in OF]
         return None, None
-    of_heads, of_layers = [], []
-    with running(progress, "attention", len(layers)) as step:
+    of_heads, sizes = [], {}
+    with running(progress, "heads", len(layers)) as step:
         for layer in layers:
             attention = read.attention(layer)
             spectra = head_spectra(attention)
             if len(spectra):
                 of_heads.append(at_ranks(spectra))
-                if len(of_heads) <= KINDS["attention"].most:
-                    of_layers.append(shape(attention))
+                sizes[layer] = size(attention)
+            step(f"layer {layer}")
+    chosen = those_that_write(sizes, KINDS["attention"].most)
+    with running(progress, "attention", len(chosen)) as step:
+        of_layers = []
+        for layer in chosen:
+            of_layers.append(shape(read.attention(layer)))
             step(f"layer {layer}")
     heads, whole = None, None
     if of_heads:

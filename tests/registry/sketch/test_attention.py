@@ -139,19 +139,30 @@ def test_models_without_such_layers_have_no_attention_in_their_sketch(tmp_path):
     assert {"heads", "attention"} <= {row.what for row in document.skipped}
 
 
-def test_the_first_layers_that_write_are_kept(tmp_path):
-    """However many others come behind them, and whatever writes nothing before them."""
+def test_layers_that_write_next_to_nothing_take_no_place(tmp_path):
+    """However many were put before and behind the others."""
     model = transforms.read(ZOO / "seed0")
-    deep = transforms.stack(*((model, i % model.layers) for i in range(24)))
-    silent = {
-        transforms.weight(0, "self_attn.o_proj"): 0
-        * model.tensors[transforms.weight(0, "self_attn.o_proj")]
-    }
-    document = sketch(open_checkpoint(transforms.write(deep.change(silent), tmp_path / "deep")))
-    kept = document.found.attention
-    assert (kept.count, kept.total) == (16, 24)
-    first = sketch_of(document.found).spectra["attention"][:3]
-    np.testing.assert_allclose(first, of_layers(ZOO / "seed0")[1:], atol=1e-3)
+    most = KINDS["attention"].most
+    idle = attacks.idle_layers(model, 2 * most, np.random.default_rng(5))
+    document = sketch(open_checkpoint(transforms.write(idle, tmp_path / "deep")))
+    assert document.found.attention.total == model.layers + 2 * most
+    np.testing.assert_allclose(
+        sketch_of(document.found).spectra["attention"], of_layers(ZOO / "seed0"), atol=1e-3
+    )
+
+
+def test_of_many_layers_those_that_write_most_are_kept(tmp_path):
+    model = transforms.read(ZOO / "seed0")
+    most = KINDS["attention"].most
+    deep = transforms.stack(*((model, i % model.layers) for i in range(5 * model.layers)))
+    assert deep.layers > most
+    document = sketch(open_checkpoint(transforms.write(deep, tmp_path / "deep")))
+    assert (document.found.attention.count, document.found.attention.total) == (most, deep.layers)
+    own = of_layers(ZOO / "seed0")
+    kept = sketch_of(document.found).spectra["attention"]
+    # The first layer of the four writes least, and is the one that goes.
+    counts = [np.sum(np.abs(kept - row).max(axis=1) < 1e-3) for row in own]
+    assert counts == [1, 5, 5, 5]
 
 
 def test_tokens_only_say_that_attention_was_left_out():
