@@ -229,12 +229,14 @@ def compare_pair(pair: Pair) -> PairRecord:
     alignment = AlignmentRecord(kind="none", held_out_fit=None)
     if decision.verdict in RELATIVES and pair.reads_weights:
         known = pair.once(find_alignment)
+        other = decision.verdict not in ("identical", "re-parameterised")
+        # First, since it looks at more layers than are sampled where some are in another order.
+        changes = relations.find_changes(pair) if other else ()
         undone = () if decision.verdict == "identical" else _undone(pair)
         alignment = AlignmentRecord(kind=known.kind, held_out_fit=known.held_out_fit, found=undone)
         if decision.verdict != "identical":
             evidence = replace(evidence, map_found=undone)
-            if decision.verdict != "re-parameterised":
-                changes = relations.find_changes(pair)
+            if other:
                 evidence = replace(
                     evidence,
                     findings=relations.find_relation(pair),

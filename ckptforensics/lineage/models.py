@@ -276,8 +276,8 @@ class Model:
         """The `rows` of units before the norm is folded in, and the norm."""
         architecture = self.weights.architecture
         refs = architecture.layers[layer - 1].refs
-        plain = "up" in refs and all(_plain(refs[role]) for role in _NAMING if role in refs)
-        if layer in self._blocks or not plain:
+        as_rows = "up" in refs and all(plain(refs[role]) for role in _NAMING if role in refs)
+        if layer in self._blocks or not as_rows:
             ffn = self._one_ffn(layer)
             found = [map_.matrix for map_ in (ffn.gate, ffn.up) if map_ is not None]
             found = [m if run.stop - run.start == len(m) else m[run] for m in found]
@@ -323,7 +323,7 @@ class Model:
         """Number of hidden units of a layer's FFN (of one expert's)."""
         plan = self.weights.architecture.layers[layer - 1]
         ref = plan.refs.get("up")
-        if ref is not None and _plain(ref):
+        if ref is not None and plain(ref):
             return self.weights.store.info(ref.weight).shape[0]
         return self.ffns(layer)[0].up.shape[0]
 
@@ -420,7 +420,7 @@ def _applicable() -> Iterator[None]:
         raise NotApplicable(problem.message) from None
 
 
-def _plain(ref: WeightRef) -> bool:
+def plain(ref: WeightRef) -> bool:
     """Whether rows of the role are rows of the stored tensor."""
     return (
         not ref.transposed

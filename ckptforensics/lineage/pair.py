@@ -109,6 +109,10 @@ class Pair:
         """Layers to look at at once; see `Model.at_once`."""
         return min(model.at_once for model in self.models)
 
+    def known(self, find: Callable[..., Found]) -> list[Found]:
+        """All that `find` has returned so far, whatever it was given."""
+        return [found for (of, *_), found in list(self._found.items()) if of is find]
+
     def assume(self, find: Callable[[Pair], Found], found: Found) -> None:
         """Take something for found already, such as a layer map that is known."""
         self._found[find, (), ()] = found

@@ -240,7 +240,17 @@ class FileReader(TensorReader):
         held = self._ahead.bytes(info, begin, count)
         if held is not None:
             return held
-        return np.frombuffer(self._map(info.path), np.uint8, count, info.offset + begin)
+        mapped, end = self._map(info.path), info.offset + begin + count
+        # What a mapping has beyond the end of its file cannot be read: it would end the process.
+        there = min(mapped.size(), len(mapped))
+        if there < end:
+            raise FormatError(
+                f"the file ends at byte {there:,}, within the tensor",
+                path=info.path,
+                tensor=info.name,
+                hint="it was cut while it was read: download it again",
+            )
+        return np.frombuffer(mapped, np.uint8, count, info.offset + begin)
 
     def _map(self, path: Path) -> mmap.mmap:
         with self._lock:

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import groupby
 
 import numpy as np
 
@@ -25,7 +26,13 @@ from ckptforensics.lineage.changes.lattices import (
 )
 from ckptforensics.lineage.changes.low_rank import RoundedSum, look_for_rank
 from ckptforensics.lineage.changes.masks import LEAST_MASK, Mask, find_mask, square
-from ckptforensics.lineage.changes.tensor_pairs import TensorPair, is_sampled, tensor_pairs
+from ckptforensics.lineage.changes.tensor_pairs import (
+    TensorPair,
+    is_sampled,
+    put_in_order,
+    tensor_pairs,
+)
+from ckptforensics.lineage.correspondence.layer_map import matched_layers
 from ckptforensics.lineage.pair import Pair, spread
 from ckptforensics.results.comparison import Arrow, ChangeRecord
 
@@ -43,6 +50,8 @@ _ALIKE, _ALIKE_MATCHED = 0.05, 0.3
 # Largest relative error that rounding to so many bits leaves, with scales of any size of group: of
 # Gaussian values 4 bits leave .08 to .13, and each bit less doubles it.
 _QUANTIZER_ERROR = {8: 0.05, 7: 0.05, 6: 0.06, 5: 0.1, 4: 0.2, 3: 0.35, 2: 0.6, 1: 0.8}
+# Relative change of a matrix from which on its layer is looked at after what may be undone.
+_UNLIKE = 0.5
 # Share of entries that must be within half a step of the other model's, to be its rounding.
 ROUNDED = 0.9
 # Entries of a block, and of a tensor at the least, whose lost digits are looked at.
@@ -149,6 +158,7 @@ def measure_changes(pair: Pair) -> tuple[Change, ...]:
         for some in _together(tensor_pairs(pair))
         for change in in_threads(partial(_measure, sampled=sampled), some)
     ]
+    found = _in_order(pair, found, sampled)
     changed = [
         i
         for i, c in enumerate(found)
@@ -162,6 +172,24 @@ def measure_changes(pair: Pair) -> tuple[Change, ...]:
     for i, (rank, order) in zip(ranked, told, strict=True):
         found[i] = replace(found[i], looked=True, rank=rank, order=order)
     return tuple(found)
+
+
+def _in_order(pair: Pair, found: Sequence[Change], sampled: bool) -> list[Change]:
+    """Layers that are not alike as they are stored after what explains it was undone."""
+    partners = dict(matched_layers(pair))
+    told: list[Change] = []
+    for layer, some in groupby(found, key=lambda change: change.tensors.layer):
+        here = list(some)
+        unlike = any(
+            c.tensors.matrix and not c.tensors.mapped and (c.foreign or c.relative > _UNLIKE)
+            for c in here
+        )
+        if layer in partners and unlike:
+            stand_ins, gone = put_in_order(pair, layer, partners[layer])
+            here = [change for change in here if change.tensors.tensor not in gone]
+            here += in_threads(partial(_measure, sampled=sampled), stand_ins)
+        told += here
+    return told
 
 
 def _together(tensors: Iterable[TensorPair]) -> Iterator[list[TensorPair]]:

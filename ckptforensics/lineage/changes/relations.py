@@ -18,6 +18,7 @@ from ckptforensics.lineage.changes.masks import Mask
 from ckptforensics.lineage.changes.own_basis import own_findings
 from ckptforensics.lineage.changes.structure import find_structure, reordered
 from ckptforensics.lineage.changes.tensor_pairs import is_sampled
+from ckptforensics.lineage.correspondence.hashes import roles_of
 from ckptforensics.lineage.pair import Pair
 from ckptforensics.results.comparison import Arrow, ChangeRecord
 
@@ -100,10 +101,18 @@ def left_out(pair: Pair) -> str | None:
 def not_compared(pair: Pair) -> list[str]:
     """Tensors that were not compared entry by entry, in words with the reason."""
     changes = pair.once(measure_changes)
-    if any(change.tensors.mapped for change in changes):
+    mapped = sorted({c.tensors.layer or 0 for c in changes if c.tensors.mapped})
+    if mapped and all(change.tensors.mapped for change in changes):
         return ["tensors as they are stored: a map between the models was undone"]
+    roles = roles_of(pair.a)
     compared = {change.tensors.tensor for change in changes}
+    compared |= {name for name, (layer, _) in roles.items() if layer in mapped}
     told = [] if (left := left_out(pair)) is None else [left]
+    if mapped:
+        words = ", ".join(map(str, mapped))
+        told.append(
+            f"some tensors of layers {words} as they are stored: other factors or bases there"
+        )
     stores = [model.weights.store for model in pair.models]
     for name, own, other in (("A", stores[0], stores[1]), ("B", stores[1], stores[0])):
         alone = sorted(n for n in own if n not in other)
@@ -182,7 +191,7 @@ def _of_values(pair: Pair, changes: list[Change], layers: list[Change]) -> Itera
         return
     matrices = [change for change in layers if any(change is one for one in moved)]
     found = [*_both_ways(_quantized, matrices), *_both_ways(_pruned, matrices)]
-    if any(change.tensors.mapped for change in matrices):
+    if 2 * sum(change.tensors.mapped for change in matrices) > len(matrices):
         own = list(own_findings(pair, matrices))
         found = own or found
     if any(finding.relation == "pruned" for finding in found):

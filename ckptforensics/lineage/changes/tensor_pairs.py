@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 
-from ckptforensics.arrays import Floats
+from ckptforensics.architectures import WeightRef
+from ckptforensics.arrays import Floats, Ints
 from ckptforensics.errors import NotApplicable
 from ckptforensics.layers import Block, Ffn
 from ckptforensics.lineage.correspondence.alignment import find_alignment
 from ckptforensics.lineage.correspondence.layer_map import matched_layers
-from ckptforensics.lineage.correspondence.matched_layers import sampled_facts
+from ckptforensics.lineage.correspondence.matched_layers import (
+    BASIS,
+    GAINS,
+    HEADS,
+    ORDER,
+    SCALED,
+    layer_facts,
+)
 from ckptforensics.lineage.correspondence.matching import LayerMatch, match_layer
+from ckptforensics.lineage.correspondence.scores import score_refs
 from ckptforensics.lineage.effort import within
-from ckptforensics.lineage.models import Model
+from ckptforensics.lineage.models import Model, plain
 from ckptforensics.lineage.pair import Pair, spread
 from ckptforensics.tensors import matrix_shape
 
@@ -26,6 +35,9 @@ Part = Literal["layer", "embedding", "other"]
 # Roles that are compared where names do not say which tensors correspond.
 _ROLES = ("value", "output", "gate", "up", "down")
 _NORMS = ("attention_norm", "ffn_norm")
+_FFN = ("gate", "up", "down")
+# Maps of which columns belong to a neuron or a head, not rows.
+_WRITERS = ("down", "output")
 
 
 @dataclass(frozen=True)
@@ -98,24 +110,111 @@ def layer_names(model: Model, layer: int) -> Mapping[str, str]:
 
 
 def _same_basis(pair: Pair) -> bool:
-    """Whether tensors are compared as they are stored.
+    """Whether tensors are compared as they are stored: no other map of the streams was found."""
+    alignment = pair.once(find_alignment)
+    if alignment.kind == "none":
+        return pair.same_width
+    return alignment.kind == "identity" and alignment.scale == 1
 
-    Not so where a map between the residual coordinates or an order of the units was found, or
-    factors were moved between gains and the maps behind them: whatever explains the difference.
+
+def put_in_order(pair: Pair, layer_a: int, layer_b: int) -> tuple[list[TensorPair], set[str]]:
+    """What stands for tensors of two layers in one residual basis, once what was undone is.
+
+    Where the order of neurons or heads was, the stored tensors of A in B's order. Where factors
+    were moved or values are in another basis, what is computed of them.
+
+    Returns
+    -------
+    pairs of tensors, and the names of those of A that they stand for; none where nothing was
+    undone, or nothing explains how the layers differ
     """
-    if pair.once(find_alignment).kind != "identity":
-        if pair.once(find_alignment).kind == "none":
-            return pair.same_width
-        return False
-    if pair.once(find_alignment).scale != 1:
-        return False
-    if not matched_layers(pair):
-        return True
     try:
-        facts = sampled_facts(pair)
+        words = layer_facts(pair, layer_a, layer_b).undone
+        match = match_layer(pair, layer_a, layer_b) if words else None
     except NotApplicable:
+        return [], set()
+    if match is None:
+        return [], set()
+    refs = [_refs(model, n) for model, n in zip(pair.models, (layer_a, layer_b), strict=True)]
+    computed = list(_of_match(pair, match))
+    found: list[TensorPair] = []
+    gone: set[str] = set()
+
+    def put(roles: Sequence[str], orders: Mapping[str, Ints]) -> bool:
+        """Whether the tensors of these roles could be put in order."""
+        both = [(role, refs[0][role], refs[1].get(role)) for role in roles if role in refs[0]]
+        if any(b is None or not (plain(a) and plain(b)) or r not in orders for r, a, b in both):
+            return False
+        for role, one, other in both:
+            names = [(one.weight, other.weight)] if other is not None else []
+            # A bias of what is written stands in no order.
+            if role not in _WRITERS and other is not None and one.bias and other.bias:
+                names.append((one.bias, other.bias))
+            for both_names in names:
+                found.extend(_ordered(pair, layer_a, both_names, orders[role], role in _WRITERS))
         return True
-    return facts[len(facts) // 2].as_stored
+
+    def drop(roles: Sequence[str]) -> None:
+        for role in roles:
+            if role in refs[0]:
+                gone.update({refs[0][role].weight, refs[0][role].bias or refs[0][role].weight})
+
+    moved = GAINS in words
+    if moved:
+        drop(_NORMS)
+    scaled = any(word.startswith(SCALED) for word in words)
+    if moved or scaled or ORDER in words:
+        units = dict.fromkeys(_FFN, match.order) if (match.order >= 0).all() else {}
+        if moved or scaled or not put(_FFN, units):
+            found += [t for t in computed if t.error is None]
+        drop(_FFN)
+    if moved or HEADS in words or BASIS in words:
+        orders = _head_orders(pair, match)
+        if moved or (HEADS in words and put(("query", "key"), orders)):
+            drop(("query", "key"))
+        if moved or BASIS in words or not put(("value", "output"), orders):
+            found += [t for t in computed if t.error is not None]
+        drop(("value", "output"))
+    return found, gone
+
+
+def _refs(model: Model, layer: int) -> Mapping[str, WeightRef]:
+    """Where a layer's maps are stored, by role; queries and keys too, where that is known."""
+    plan = model.weights.architecture.layers[layer - 1]
+    found = {str(role): ref for role, ref in plan.refs.items()}
+    if (scores := score_refs(model, layer)) is not None:
+        found |= {"query": scores.query, "key": scores.key}
+    return found
+
+
+def _head_orders(pair: Pair, match: LayerMatch) -> Mapping[str, Ints]:
+    """The head of A for each one of B, by role; empty unless each has a partner of its own."""
+    if match.heads is None or (match.heads.order < 0).any():
+        return {}
+    heads = match.heads.order
+    sizes = pair.b.weights.architecture.sizes
+    share = sizes.num_heads // max(sizes.num_kv_heads or sizes.num_heads, 1)
+    groups = heads.reshape(-1, share) // share
+    if (groups != groups[:, :1]).any() or np.unique(groups[:, 0]).size < len(groups):
+        return {}
+    return {"query": heads, "output": heads, "key": groups[:, 0], "value": groups[:, 0]}
+
+
+def _ordered(
+    pair: Pair, layer: int, names: tuple[str, str], order: Ints, columns: bool
+) -> Iterator[TensorPair]:
+    """Stored tensors of which A's rows, or columns, or runs of them, are put in B's order."""
+    for tensors in _stored(pair, *names, layer, ()):
+        whole = np.concatenate([tensors.read[0](0, tensors.rows[0])])
+        along = whole.shape[1] if columns or whole.shape[0] == 1 else whole.shape[0]
+        size = along // len(order)
+        at = (order[:, None] * size + np.arange(size)).reshape(-1)
+        ready = whole[:, at] if columns or whole.shape[0] == 1 else whole[at]
+        yield replace(tensors, read=(_rows_of(ready), tensors.read[1]))
+
+
+def _rows_of(array: Floats) -> Reader:
+    return lambda start, stop: array[start:stop]
 
 
 def _outside_layers(pair: Pair) -> Iterator[TensorPair]:
@@ -216,16 +315,13 @@ def _computed(
 ) -> TensorPair:
     """Arrays that are in memory."""
 
-    def rows_of(array: Floats) -> Reader:
-        return lambda start, stop: array[start:stop]
-
     return TensorPair(
         tensor=name,
         layer=layer,
         part="layer",
         rows=(a.shape[0], b.shape[0]),
         columns=a.shape[1],
-        read=(rows_of(a), rows_of(b)),
+        read=(_rows_of(a), _rows_of(b)),
         dtypes=(dtypes[0], dtypes[1]),
     )
 
@@ -233,9 +329,14 @@ def _computed(
 def _mapped(pair: Pair, layer_a: int, layer_b: int) -> Iterator[TensorPair]:
     """The folded FFN of two layers, A's brought into B's coordinates, unit order and scales."""
     try:
-        match: LayerMatch = match_layer(pair, layer_a, layer_b)
+        match = match_layer(pair, layer_a, layer_b)
     except NotApplicable:
         return
+    yield from _of_match(pair, match)
+
+
+def _of_match(pair: Pair, match: LayerMatch) -> Iterator[TensorPair]:
+    layer_a, layer_b = match.a, match.b
     dtypes = tuple(
         model.weights.store.info(model.weights.architecture.layers[n - 1].refs["up"].weight).dtype
         for model, n in zip(pair.models, (layer_a, layer_b), strict=True)

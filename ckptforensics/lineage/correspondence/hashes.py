@@ -24,9 +24,11 @@ Hashes = NDArray[np.uint64]
 Key = tuple[str, int | None, str]
 # Entries that are read at once.
 _BLOCK = 1 << 20
-# Places of a row or column that are hashed, about, or half as many, so many of them together; and
-# runs of rows of one model that are looked for in the other.
-_PLACES, _TOGETHER, _RUNS, _RUN = 128, 8, 16, 128
+# Places of a row or column that are hashed, about, or half as many, so many of them together.
+_PLACES, _TOGETHER = 128, 8
+# Runs of rows of one model that are looked for in the other, and rows of each: what share of a
+# matrix is equal is then off by .04 at the most likely, where what was copied stands together.
+_RUNS, _RUN = 128, 16
 
 
 def row_hashes(rows: Floats) -> Hashes:
@@ -107,7 +109,7 @@ def _whole(pair: Pair, model: Model, name: str) -> tuple[Side, Side]:
 def _some(pair: Pair, name: str) -> tuple[Side, Side]:
     """Rows and columns of a matrix of A: of one with many rows some runs, which is faster."""
     columns, rows = matrix_shape(pair.a.weights.store.info(name))
-    if rows <= _RUNS * _RUN:
+    if rows <= _RUNS * _RUN or pair.level == "thorough":
         return _whole(pair, pair.a, name)
     generator = pair.generator(Stream.EQUAL_PARTS, rows)
     starts = np.sort(generator.permutation(rows // _RUN)[:_RUNS]) * _RUN

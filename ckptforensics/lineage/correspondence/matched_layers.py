@@ -15,7 +15,7 @@ import numpy as np
 from ckptforensics.arrays import Floats, Ints
 from ckptforensics.compute.products import multiply
 from ckptforensics.errors import NotApplicable
-from ckptforensics.layers import Ffn, Norm
+from ckptforensics.layers import Norm
 from ckptforensics.lineage.correspondence.alignment import Alignment, find_alignment
 from ckptforensics.lineage.correspondence.layer_map import matched_layers
 from ckptforensics.lineage.correspondence.matching import LayerMatch, match_layer
@@ -29,13 +29,11 @@ _UNITS = 256
 _MOVED = 1e-2
 # Relative difference of units or heads that are not the same at all: no order is told of them.
 _UNRELATED = 0.9
-# A map is undone where it explains more than half of the difference of a layer's rows.
-_EXPLAINED = 0.5
 # Standard errors (of 0.5 / sqrt(units) twice) from which on signs are not those of a fair coin.
 _BIASED = 2.0
 # What was undone, in words; after some of it the stored numbers are products, rounded once more.
-_ORDER, HEADS = "neurons in another order", "heads in another order"
-_SCALED, GAINS = "up and down scaled against each other", "gains moved into the maps"
+ORDER, HEADS = "neurons in another order", "heads in another order"
+SCALED, GAINS = "up and down scaled against each other", "gains moved into the maps"
 BASIS = "values in another basis"
 # Largest relative error of an element rounded to a type; others are taken as they are.
 ROUNDING = {"F32": 2.0**-24, "F16": 2.0**-11, "BF16": 2.0**-8}
@@ -66,7 +64,6 @@ class LayerFacts:
     same_types : whether both layers are stored as the same types
     rounding : largest relative rounding error of the coarsest floating type stored
     undone : what had to be undone in this layer, in words
-    as_stored : whether the layers are as alike as they are stored as after anything was undone
     """
 
     a: int
@@ -87,7 +84,6 @@ class LayerFacts:
     same_types: bool
     rounding: float
     undone: tuple[str, ...]
-    as_stored: bool
 
     @property
     def error(self) -> float:
@@ -141,7 +137,8 @@ def layers_within(
 
 def undone(pair: Pair) -> tuple[str, ...]:
     """All that was undone to compare the models, in words; errors as `layer_facts`."""
-    facts = sampled_facts(pair)
+    sampled_facts(pair)
+    facts = pair.known(_facts)  # of other layers too, where something else has looked at them
     counts = Counter(words for fact in facts for words in fact.undone)
     told = [
         w if n == len(facts) else f"{w} ({n} of {len(facts)} layers)" for w, n in counts.items()
@@ -189,7 +186,6 @@ def _facts(pair: Pair, layer_a: int, layer_b: int) -> LayerFacts:
         same_types=same_types,
         rounding=rounding,
         undone=words,
-        as_stored=_as_alike_as_stored(pair, match, errors[1]),
     )
 
 
@@ -231,11 +227,11 @@ def _words(pair: Pair, match: LayerMatch, errors: tuple[float, float, float]) ->
     words = []
     if max(errors) < _UNRELATED:
         if not match.kept:
-            words.append(_ORDER)
+            words.append(ORDER)
         if (match.scales < 0).any():
-            words.append(f"{_SCALED}, with signs")
+            words.append(f"{SCALED}, with signs")
         elif (match.scales != 1).any():
-            words.append(_SCALED)
+            words.append(SCALED)
         if _gains_moved(pair, match, errors):
             words.append(GAINS)
     heads = match.heads
@@ -310,26 +306,10 @@ def _outside(match: LayerMatch, chosen: Ints, limit: float) -> float:
     return float(max(shares))
 
 
-def _as_alike_as_stored(pair: Pair, match: LayerMatch, error: float) -> bool:
-    """Whether neither the heads' order or basis nor what explains half of the units was undone.
-
-    Parameters
-    ----------
-    error : of the input rows, after the map is undone
-    """
-    if match.heads is not None and not (match.heads.kept and match.heads.basis_kept):
-        return False
-    one, other = (s.block(n).ffn for s, n in zip(pair.models, (match.a, match.b), strict=True))
-    if not isinstance(one, Ffn) or not isinstance(other, Ffn):
-        return True
-    a, b = one.up.weight, other.up.weight
-    return a.shape == b.shape and error >= _EXPLAINED * relative_error(a, b)
-
-
 def _as_stored(alignment: Alignment, words: tuple[str, ...]) -> bool:
     """Whether the units are made of the same stored numbers, if in another order."""
     same = alignment.rotation is None and alignment.scale == 1
-    return same and not any(word.startswith((_SCALED, GAINS)) for word in words)
+    return same and not any(word.startswith((SCALED, GAINS)) for word in words)
 
 
 def _cosines(a: Floats, b: Floats) -> Floats:
