@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import save_file
+from safetensors.torch import save_file as save_torch
 
 from ckptforensics.errors import FormatError, NotFinite, TensorError
 from tests.support.containers import store_of
@@ -172,3 +175,31 @@ def test_reading_does_not_keep_the_file_in_memory(tmp_path):
     for start in range(0, rows, 1024):
         assert not store.read_rows("w", start, start + 1024).any()
     assert resident() - before < 32 << 20
+
+
+@pytest.mark.parametrize("mapped", [False, True])
+@pytest.mark.parametrize("dtype", ["BF16", "F32"])
+def test_a_file_that_is_cut_while_it_is_read_ends_in_one_line(dtype: str, mapped: bool, tmp_path):
+    """In a process of its own: what lies beyond the end of a mapped file would end it."""
+    path = tmp_path / "w.safetensors"
+    rows = torch.ones(512, 512, dtype=torch.bfloat16 if dtype == "BF16" else torch.float32)
+    save_torch({"a": rows, "b": rows.clone()}, path)
+    code = f"""
+import os, sys
+from pathlib import Path
+from ckptforensics.errors import FormatError
+from tests.support.containers import store_of
+store = store_of(Path({str(path)!r}))
+if {mapped}:
+    store.read("a")
+os.truncate({str(path)!r}, 600_000)
+for read in (store.kept_rows, store.read_rows):
+    try:
+        read("b", 0, 512)
+    except FormatError as problem:
+        print(problem.message, problem.tensor)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done
+    told = set(done.stdout.splitlines())
+    assert told == {"the file ends at byte 600,000, within the tensor b"}

@@ -19,6 +19,7 @@ from ckptforensics.lineage.correspondence.heads import head_spectra
 from ckptforensics.lineage.criteria import robust
 from ckptforensics.lineage.models import Model
 from ckptforensics.lineage.pair import Pair
+from tests.support.lineage import SIZES
 from tests.support.models import save, tiny_gpt2, tiny_llama
 from tools import attacks, launder, transforms
 
@@ -165,6 +166,25 @@ def test_parts_that_were_taken_over_are_named(name, tmp_path):
     assert found.verdict == "related"
     assert found.relation == f"shares: {name}"
     assert any("equal bit by bit" in reason for reason in found.reasons)
+
+
+def test_embeddings_taken_over_in_part_are_told_by_about_that_part(tmp_path):
+    rows = 20_000
+    sizes = {**SIZES, "vocab_size": rows, "tie_word_embeddings": True}
+    models = [
+        transforms.read(save(tiny_llama(seed, **sizes), tmp_path / f"m{seed}")) for seed in (0, 1)
+    ]
+    made = models[1].tensors[transforms.EMBEDDING].copy()
+    made[5_000:11_000] = models[0].tensors[transforms.EMBEDDING][5_000:11_000]
+    paths = [
+        transforms.write(model, tmp_path / name)
+        for name, model in (("a", models[0]), ("b", models[1].change({transforms.EMBEDDING: made})))
+    ]
+    # Of runs that are drawn .3 are equal; the standard deviation is .04.
+    (found,) = parts.equal_parts(Pair(*map(opened, paths))).tensors
+    assert found.rows == pytest.approx(0.3, abs=0.16)
+    (found,) = parts.equal_parts(Pair(*map(opened, paths), level="thorough")).tensors
+    assert found.rows == pytest.approx(0.3, abs=1e-6)
 
 
 def test_equal_rows_are_found_wherever_they_stand(tmp_path):
