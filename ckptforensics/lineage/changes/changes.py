@@ -52,6 +52,8 @@ _ALIKE, _ALIKE_MATCHED = 0.05, 0.3
 _QUANTIZER_ERROR = {8: 0.05, 7: 0.05, 6: 0.06, 5: 0.1, 4: 0.2, 3: 0.35, 2: 0.6, 1: 0.8}
 # Relative change of a matrix from which on its layer is looked at after what may be undone.
 _UNLIKE = 0.5
+# What was undone explains the difference where it leaves less than this share of it.
+_EXPLAINED = 0.5
 # Share of entries that must be within half a step of the other model's, to be its rounding.
 ROUNDED = 0.9
 # Entries of a block, and of a tensor at the least, whose lost digits are looked at.
@@ -186,10 +188,16 @@ def _in_order(pair: Pair, found: Sequence[Change], sampled: bool) -> list[Change
         )
         if layer in partners and unlike:
             stand_ins, gone = put_in_order(pair, layer, partners[layer])
-            here = [change for change in here if change.tensors.tensor not in gone]
-            here += in_threads(partial(_measure, sampled=sampled), stand_ins)
+            before = [c for c in here if c.tensors.tensor in gone]
+            after = in_threads(partial(_measure, sampled=sampled), stand_ins)
+            if after and _median(after) < _EXPLAINED * _median(before):
+                here = [*(c for c in here if c.tensors.tensor not in gone), *after]
         told += here
     return told
+
+
+def _median(changes: Sequence[Change]) -> float:
+    return float(np.median([change.relative for change in changes])) if changes else np.inf
 
 
 def _together(tensors: Iterable[TensorPair]) -> Iterator[list[TensorPair]]:

@@ -134,11 +134,17 @@ def find_relation(pair: Pair) -> tuple[Finding, ...]:
     """
     if not pair.reads_weights:
         return ()
-    changes = [c for c in pair.once(measure_changes) if not c.foreign]
-    layers = [c for c in changes if c.tensors.part == "layer" and c.tensors.matrix]
-    alike = 2 * len(layers) >= sum(
-        c.tensors.part == "layer" and c.tensors.matrix for c in pair.once(measure_changes)
-    )
+    every = pair.once(measure_changes)
+    matrices = [c for c in every if c.tensors.part == "layer" and c.tensors.matrix]
+    layers = [c for c in matrices if not c.foreign]
+    alike = 2 * len(layers) >= len(matrices)
+    # The gains of a layer that was replaced are those of another one.
+    there = {c.tensors.layer for c in layers}
+    changes = [
+        c
+        for c in every
+        if not c.foreign and (c.tensors.part != "layer" or c.tensors.layer in there)
+    ]
     found = [f for f in find_structure(pair) if alike or f.relation != "depth-changed"]
     if layers and alike:
         found += _of_values(pair, changes, layers)

@@ -100,6 +100,8 @@ def tensor_pairs(pair: Pair) -> Iterator[TensorPair]:
         named = list(_by_name(pair, layer_a, layer_b))
         yield from named
         yield from _by_role(pair, layer_a, layer_b, {tensors.tensor for tensors in named})
+        if pair.a.width(layer_a) != pair.b.width(layer_b):  # the units that both have
+            yield from (t for t in _mapped(pair, layer_a, layer_b) if t.error is None)
 
 
 def layer_names(model: Model, layer: int) -> Mapping[str, str]:
