@@ -56,7 +56,7 @@ class SketchedHeads(SketchedSpectra):
 
 
 class SketchedAttention(SketchedSpectra):
-    """Of the first layers: leading ones of W_O W_V of all heads, as shares of their spread."""
+    """Of layers: leading ones of W_O W_V of all heads together, as shares of their spread."""
 
     count: int = Field(ge=1, le=16)
 

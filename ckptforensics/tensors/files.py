@@ -22,7 +22,7 @@ from ckptforensics.tensors.containers.gguf import read_gguf, require_whole_split
 from ckptforensics.tensors.containers.safetensors import LARGEST_HEADER, read_safetensors
 from ckptforensics.tensors.containers.torchzip import Fetch, read_torch
 from ckptforensics.tensors.damage import Watch
-from ckptforensics.tensors.info import Container, TensorInfo, matrix_shape
+from ckptforensics.tensors.info import Container, TensorInfo, cut_within, matrix_shape
 from ckptforensics.tensors.reader import BLOCK_ELEMENTS, TensorReader, require_finite
 from ckptforensics.tensors.unbuffered import Unbuffered
 
@@ -244,12 +244,7 @@ class FileReader(TensorReader):
         # What a mapping has beyond the end of its file cannot be read: it would end the process.
         there = min(mapped.size(), len(mapped))
         if there < end:
-            raise FormatError(
-                f"the file ends at byte {there:,}, within the tensor",
-                path=info.path,
-                tensor=info.name,
-                hint="it was cut while it was read: download it again",
-            )
+            raise cut_within(info, there)
         return np.frombuffer(mapped, np.uint8, count, info.offset + begin)
 
     def _map(self, path: Path) -> mmap.mmap:

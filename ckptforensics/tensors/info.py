@@ -85,6 +85,16 @@ def _stamp(path: Path) -> tuple[int, int]:
     return found.st_size, found.st_mtime_ns
 
 
+def cut_within(info: TensorInfo, end: int) -> FormatError:
+    """The error for a file that was whole when it was parsed and now ends within a tensor."""
+    return FormatError(
+        f"the file ends at byte {end:,}, within the tensor",
+        path=info.path,
+        tensor=info.name,
+        hint="it was cut while it was read: download it again",
+    )
+
+
 def element_count(shape: Sequence[int]) -> int | None:
     """Number of elements of a tensor of this shape, None if no array could have it."""
     if len(shape) > _MOST_DIMENSIONS:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from ckptforensics.compute import buffers
 from ckptforensics.compute.memory import machine_memory
 from ckptforensics.errors import FormatError
-from ckptforensics.tensors.info import TensorInfo
+from ckptforensics.tensors.info import TensorInfo, cut_within
 
 if TYPE_CHECKING:
     from ckptforensics.arrays import Bytes
@@ -159,10 +159,5 @@ def _read(descriptor: int, memory: Bytes, place: int, least: int, info: TensorIn
         reason = f"cannot read the file: {problem.strerror}"
         raise FormatError(reason, path=info.path, tensor=info.name) from None
     if got < least:
-        raise FormatError(
-            f"the file ends at byte {place + got:,}, within the tensor",
-            path=info.path,
-            tensor=info.name,
-            hint="it was cut while it was read: download it again",
-        )
+        raise cut_within(info, place + got)
     return True

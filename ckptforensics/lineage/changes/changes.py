@@ -203,15 +203,15 @@ def _median(changes: Sequence[Change]) -> float:
 def _together(tensors: Iterable[TensorPair]) -> Iterator[list[TensorPair]]:
     """Small tensors several together, which cores share; a large one, whose blocks they share."""
     some: list[TensorPair] = []
-    for pair in tensors:
-        large = min(pair.rows) * pair.columns > _SMALL
+    for one in tensors:
+        large = min(one.rows) * one.columns > _SMALL
         if large or len(some) == _MOST_TOGETHER:
             yield some
             some = []
         if large:
-            yield [pair]
+            yield [one]
         else:
-            some.append(pair)
+            some.append(one)
     yield some
 
 

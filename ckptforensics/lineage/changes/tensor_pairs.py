@@ -137,45 +137,47 @@ def put_in_order(pair: Pair, layer_a: int, layer_b: int) -> tuple[list[TensorPai
         return [], set()
     if match is None:
         return [], set()
-    refs = [_refs(model, n) for model, n in zip(pair.models, (layer_a, layer_b), strict=True)]
-    computed = list(_of_match(pair, match))
+    a, b = (_refs(model, n) for model, n in zip(pair.models, (layer_a, layer_b), strict=True))
     found: list[TensorPair] = []
     gone: set[str] = set()
 
     def put(roles: Sequence[str], orders: Mapping[str, Ints]) -> bool:
         """Whether the tensors of these roles could be put in order."""
-        both = [(role, refs[0][role], refs[1].get(role)) for role in roles if role in refs[0]]
-        if any(b is None or not (plain(a) and plain(b)) or r not in orders for r, a, b in both):
+        there = [role for role in roles if role in a]
+        if not all(r in b and r in orders and plain(a[r]) and plain(b[r]) for r in there):
             return False
-        for role, one, other in both:
-            names = [(one.weight, other.weight)] if other is not None else []
+        for role in there:
+            columns = role in _WRITERS
+            names = [(a[role].weight, b[role].weight)]
             # A bias of what is written stands in no order.
-            if role not in _WRITERS and other is not None and one.bias and other.bias:
-                names.append((one.bias, other.bias))
-            for both_names in names:
-                found.extend(_ordered(pair, layer_a, both_names, orders[role], role in _WRITERS))
+            biases = a[role].bias, b[role].bias
+            if not columns and biases[0] is not None and biases[1] is not None:
+                names.append((biases[0], biases[1]))
+            for both in names:
+                found.extend(_ordered(pair, layer_a, both, orders[role], columns=columns))
         return True
 
+    def compute(*, heads: bool) -> None:
+        found.extend(t for t in _of_match(pair, match) if (t.error is not None) == heads)
+
     def drop(roles: Sequence[str]) -> None:
-        for role in roles:
-            if role in refs[0]:
-                gone.update({refs[0][role].weight, refs[0][role].bias or refs[0][role].weight})
+        gone.update(name for role in roles if role in a for name in a[role].names())
 
     moved = GAINS in words
     if moved:
         drop(_NORMS)
-    scaled = any(word.startswith(SCALED) for word in words)
-    if moved or scaled or ORDER in words:
+    factors = moved or any(word.startswith(SCALED) for word in words)
+    if factors or ORDER in words:
         units = dict.fromkeys(_FFN, match.order) if (match.order >= 0).all() else {}
-        if moved or scaled or not put(_FFN, units):
-            found += [t for t in computed if t.error is None]
+        if factors or not put(_FFN, units):
+            compute(heads=False)
         drop(_FFN)
     if moved or HEADS in words or BASIS in words:
         orders = _head_orders(pair, match)
         if moved or (HEADS in words and put(("query", "key"), orders)):
             drop(("query", "key"))
         if moved or BASIS in words or not put(("value", "output"), orders):
-            found += [t for t in computed if t.error is not None]
+            compute(heads=True)
         drop(("value", "output"))
     return found, gone
 
@@ -203,15 +205,15 @@ def _head_orders(pair: Pair, match: LayerMatch) -> Mapping[str, Ints]:
 
 
 def _ordered(
-    pair: Pair, layer: int, names: tuple[str, str], order: Ints, columns: bool
+    pair: Pair, layer: int, names: tuple[str, str], order: Ints, *, columns: bool
 ) -> Iterator[TensorPair]:
     """Stored tensors of which A's rows, or columns, or runs of them, are put in B's order."""
     for tensors in _stored(pair, *names, layer, ()):
-        whole = np.concatenate([tensors.read[0](0, tensors.rows[0])])
-        along = whole.shape[1] if columns or whole.shape[0] == 1 else whole.shape[0]
-        size = along // len(order)
+        whole = tensors.read[0](0, tensors.rows[0])
+        axis = 1 if columns or not tensors.matrix else 0
+        size = whole.shape[axis] // len(order)
         at = (order[:, None] * size + np.arange(size)).reshape(-1)
-        ready = whole[:, at] if columns or whole.shape[0] == 1 else whole[at]
+        ready = np.take(whole, at, axis)
         yield replace(tensors, read=(_rows_of(ready), tensors.read[1]))
 
 

@@ -138,7 +138,8 @@ def layers_within(
 def undone(pair: Pair) -> tuple[str, ...]:
     """All that was undone to compare the models, in words; errors as `layer_facts`."""
     sampled_facts(pair)
-    facts = pair.known(_facts)  # of other layers too, where something else has looked at them
+    # Of other layers too, where something else has looked at them.
+    facts = sorted(pair.known(_facts), key=lambda fact: (fact.a, fact.b))
     counts = Counter(words for fact in facts for words in fact.undone)
     told = [
         w if n == len(facts) else f"{w} ({n} of {len(facts)} layers)" for w, n in counts.items()

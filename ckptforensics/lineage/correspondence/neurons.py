@@ -200,7 +200,7 @@ def named_units(
         run = run or slice(0, model.width(layer))
         first, second = model.responses(layer, states, run)
         return Named(unit_rows(first), unit_rows(second), signed=False)
-    if gated or expert_count(model, layer) > 1:
+    if expert_count(model, layer) > 1:
         first, second = _routed(model, layer, expert)
         first, second = (first, second) if run is None else (first[run], second[run])
     else:
