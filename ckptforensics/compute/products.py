@@ -21,6 +21,8 @@ from ckptforensics.compute.threads import BLOCK_ELEMENTS, gathered, in_threads, 
 
 # Multiplications below which handing work to another thread costs more than it saves.
 _WORTH_SPLITTING = 1 << 21
+# Elements of the rows that one vector after another is multiplied by.
+_CACHED = 4 * BLOCK_ELEMENTS
 # With so few columns, but more than one, the BLAS multiplies an adjoint fast on few rows only.
 _NARROW = 8
 # Columns that the compiled loops multiply at once.
@@ -39,7 +41,9 @@ def multiply(matrix: Floats | Operator, x: Floats) -> Floats:
         return matrix @ x
     if (loops := _loops_for(matrix, x)) is not None:
         return loop_there(loops.multiply, [matrix], few_rows(x))[0][:count].T
-    x = np.asfortranarray(x) if count < FEW else in_fours(x)
+    if count <= FEW:
+        return _by_vectors(matrix, x)
+    x = in_fours(x)
     out = np.empty((matrix.shape[0], x.shape[1]), np.float32)
 
     def part(rows: range) -> None:
@@ -47,6 +51,27 @@ def multiply(matrix: Floats | Operator, x: Floats) -> Floats:
 
     in_threads(part, shares(len(matrix)))
     return out[:, :count]
+
+
+def _by_vectors(matrix: Floats, x: Floats) -> Floats:
+    """matrix @ x by one vector after the other: the second finds the rows in the cache.
+
+    The BLAS, asked for two or three columns at once, takes longer to lay the rows out for them than
+    to read them.
+    """
+    vectors = np.ascontiguousarray(x.T)
+    out = np.empty((len(vectors), len(matrix)), np.float32)
+    step = max(1, _CACHED // matrix.shape[1])
+
+    def part(rows: range) -> None:
+        for first in range(rows.start, rows.stop, step):
+            some = slice(first, min(first + step, rows.stop))
+            for vector, products in zip(vectors, out, strict=True):
+                # In half the time that matmul takes.
+                np.dot(matrix[some], vector, out=products[some])
+
+    in_threads(part, shares(len(matrix)))
+    return out.T
 
 
 def multiply_adjoint(matrix: Floats | Operator, y: Floats) -> Floats:
@@ -77,29 +102,13 @@ def multiply_adjoint(matrix: Floats | Operator, y: Floats) -> Floats:
 
 
 def multiply_and_back(matrix: Floats | Operator, x: Floats, added: Floats) -> tuple[Floats, Floats]:
-    """y = added + matrix @ x and matrix.T @ y, reading a large matrix once."""
+    """y = added + matrix @ x and matrix.T @ y, reading what is stored in BF16 once."""
     if isinstance(matrix, Operator):
         return matrix.round_trip(x, added)
-    if matrix.size * x.shape[1] < _WORTH_SPLITTING:
-        y = added + matrix @ x
-        return y, matrix.T @ y
-    if _loops_for(matrix, x) is not None:  # the cache is no faster for them than the memory
-        y = added + multiply(matrix, x)
-        return y, multiply_adjoint(matrix, y)
-    count = x.shape[1]
-    x, added = (np.asfortranarray(x), added) if count < FEW else (in_fours(x), in_fours(added))
-    yt = added.T.copy(order="C")
-    step = max(1, BLOCK_ELEMENTS // matrix.shape[1])
-
-    def part(back: Floats, begin: int, end: int) -> None:
-        for first in range(begin, end, step):
-            some = slice(first, min(first + step, end))
-            yt[:, some] += (matrix[some] @ x).T
-            # The second product finds the rows in the cache.
-            back += yt[:, some] @ matrix[some]
-
-    back = gathered((x.shape[1], matrix.shape[1]), part, len(matrix))
-    return yt[:count].T, back[:count].T
+    # In one loop over rows in the cache it takes longer: the BLAS is at its best there and back on
+    # blocks of other sizes (docs/performance.md).
+    y = added + multiply(matrix, x)
+    return y, multiply_adjoint(matrix, y)
 
 
 @cache
