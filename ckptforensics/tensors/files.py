@@ -185,7 +185,9 @@ class FileReader(TensorReader):
     def prefetch(self, names: Iterable[str], *, keep: bool = False) -> None:
         """See `TensorReader.prefetch`."""
         wanted = [self.info(name) for name in names]
-        held = self._ahead.read(info for info in wanted if self._keeps(info)) if keep else ()
+        held: set[str] = set()
+        if keep and self._remote is None:
+            held = self._ahead.read(wanted, self._keeps)
         ranges: dict[Path, list[tuple[int, int]]] = {}
         for info in wanted:
             if info.name not in held:

@@ -99,12 +99,13 @@ class TensorReader(ABC):
     def prefetch(self, names: Iterable[str], *, keep: bool = False) -> None:
         """Fetch whole tensors of remote files together, or read local ones ahead.
 
-        Reading ahead only fills the operating system's cache, in a file's order: nothing is kept.
+        Reading ahead only fills the operating system's cache, in a file's order, and keeps nothing
+        but with `keep`.
 
         Parameters
         ----------
-        keep : the tensors are wanted by `kept_rows`, once: those of a large model may be read past
-            the cache, into memory that is held until the next call
+        keep : the tensors are read once, by `kept_rows` or whole: those of a large model may be
+            read past the cache, into memory that is held until the next call
         """
 
     @abstractmethod

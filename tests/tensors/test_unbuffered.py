@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import ckptforensics
-from ckptforensics.compute import buffers
+from ckptforensics.compute import buffers, products
 from ckptforensics.compute.products import loops_compiled
 from ckptforensics.errors import FormatError
 from ckptforensics.findings import measure as measuring
@@ -87,14 +87,37 @@ def test_what_is_held_is_what_the_file_holds(file: Path):
     require_direct(file)
     store = opened(file)
     store.prefetch([*SHAPES, "small"], keep=True)
-    # Rows of an odd number of elements are decoded, small tensors mapped: neither gains by it.
-    assert held(store) == {"one", "two", "three"}
+    assert held(store) == set(SHAPES)  # small tensors are mapped
     assert not store._maps
     for name in ("one", "two", "three"):
         np.testing.assert_array_equal(kept(store, name), expected(file, name))
-    for name in ("small", "odd"):
-        np.testing.assert_array_equal(store.read(name), expected(file, name))
+    for name in ("small", "odd"):  # rows of an odd number of elements are decoded
+        np.testing.assert_array_equal(store.read(name).reshape(-1), expected(file, name).ravel())
     np.testing.assert_array_equal(store.read_rows("two", 5, 9), expected(file, "two")[5:9])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_what_is_decoded_is_held_too(tmp_path: Path, monkeypatch, dtype: torch.dtype):
+    monkeypatch.setattr(products, "compiled_loops", lambda: None)
+    path = tmp_path / "model.safetensors"
+    generator = torch.Generator().manual_seed(0)
+    save_file({n: torch.randn(s, generator=generator).to(dtype) for n, s in SHAPES.items()}, path)
+    drop(path)
+    require_direct(path)
+    store = opened(path)
+    sizes = {name: store.info(name).nbytes for name in SHAPES}
+    store.prefetch(SHAPES, keep=True)
+    assert held(store) == set(SHAPES)
+    for name in SHAPES:
+        assert store.kept_rows(name, 0, 3) is None
+        np.testing.assert_array_equal(store.read(name).reshape(-1), expected(path, name).ravel())
+    # No more of it than there is room for: the rest is read through the cache.
+    drop(path)
+    monkeypatch.setattr(unbuffered, "_DECODED_BYTES", sizes["one"])
+    store.prefetch(SHAPES, keep=True)
+    assert held(store) == {"one"}
+    for name in SHAPES:
+        np.testing.assert_array_equal(store.read(name).reshape(-1), expected(path, name).ravel())
 
 
 def test_what_the_cache_has_is_left_there(file: Path):
@@ -227,8 +250,8 @@ def test_the_measurements_are_those_of_mapped_files(tmp_path: Path, monkeypatch)
     read: list[set[str]] = []
     original = unbuffered.Unbuffered.read
 
-    def watched(self, wanted):
-        read.append(original(self, wanted))
+    def watched(self, *arguments):
+        read.append(original(self, *arguments))
         return read[-1]
 
     monkeypatch.setattr(unbuffered.Unbuffered, "read", watched)
