@@ -61,8 +61,9 @@ class Counted:
         if isinstance(operator, BlockMap):
             attention = operator.steps[0].branches[0]
             once += stored(attention.value) + stored(attention.output)
-        # There and back reads W_down once.
-        reads = {"rmatmat": once, "round_trip": 2 * once - stored(ffn.down)}
+        # There and back reads W_down once where it is kept in BF16.
+        saved = stored(ffn.down) if isinstance(ffn.down, Bf16Matrix) else 0
+        reads = {"rmatmat": once, "round_trip": 2 * once - saved}
         for name, read in reads.items():
             for method in (name, f"{name}_along"):
                 if hasattr(operator, method):

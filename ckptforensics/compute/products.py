@@ -67,7 +67,7 @@ def _by_vectors(matrix: Floats, x: Floats) -> Floats:
         for first in range(rows.start, rows.stop, step):
             some = slice(first, min(first + step, rows.stop))
             for vector, products in zip(vectors, out, strict=True):
-                # In half the time that matmul takes.
+                # On such blocks matmul takes twice as long (docs/performance.md).
                 np.dot(matrix[some], vector, out=products[some])
 
     in_threads(part, shares(len(matrix)))
