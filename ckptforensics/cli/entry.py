@@ -43,6 +43,11 @@ def _run() -> None:
         with open(_HELP, encoding="utf-8") as file:
             _print(file.read())
         return
+    import signal
+
+    # What a batch system sends ends a command as Ctrl-C does, with what is finished kept.
+    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     # Looking for plugins of pydantic costs more than a saved result takes to print.
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     from ckptforensics.cli.main import main

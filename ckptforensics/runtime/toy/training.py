@@ -216,24 +216,25 @@ def _deterministic(threads: int) -> Iterator[None]:
 
 @contextmanager
 def _stops() -> Iterator[Callable[[], bool]]:
-    """Whether Ctrl-C was pressed: a step that is cut in the middle changes some tensors only.
+    """Whether the run is asked to end: a step that is cut in the middle changes some tensors only.
 
-    A second one ends the run at once.
+    The same signal once more ends it at once.
     """
-    pressed: list[int] = []
+    asked: list[int] = []
 
     def note(number: int, _frame: object) -> None:
-        pressed.append(number)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        asked.append(number)
+        signal.signal(number, signal.default_int_handler)
 
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False
         return
-    before = signal.signal(signal.SIGINT, note)
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield lambda: bool(pressed)
+        yield lambda: bool(asked)
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _optimizer(recipe: Recipe, tensors: Mapping[str, Any]) -> Any:
