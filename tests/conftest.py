@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import gc
 import os
+import shutil
 import signal
 import sys
 import tempfile
@@ -21,6 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 os.environ["CKPT_CACHE"] = ""
 # Nor is anybody's catalog written to.
 os.environ["XDG_DATA_HOME"] = tempfile.mkdtemp(prefix="ckpt-tests-")
+atexit.register(shutil.rmtree, os.environ["XDG_DATA_HOME"], ignore_errors=True)
 # Tables are as wide as a pipe's, whatever terminal the tests run in.
 os.environ.pop("COLUMNS", None)
 # Processes that tests start would each compile the package again.

@@ -208,7 +208,14 @@ def measure(
     ------
     CkptError
         if a weight cannot be decoded, is not finite, or the activation is unknown.
+    NothingAnalysable
+        if the residual stream has one coordinate only.
     """
+    if checkpoint.architecture.sizes.hidden_size == 1:
+        raise NothingAnalysable(
+            "the residual stream is 1 wide: all its vectors have one direction",
+            path=checkpoint.source.path,
+        )
     scope = scope or Scope()
     wanted = scope.wanted(checkpoint)
     expert_memory = scope.expert_memory(checkpoint)

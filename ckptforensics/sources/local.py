@@ -415,10 +415,11 @@ def _from_index(
         )
     for name, file in files.items():
         if not _is_file(file):
+            there = _exists(file)
             raise NotFetched(
-                f"shard '{name}' named by {index.name} is missing",
+                f"shard '{name}' named by {index.name} is {'no file' if there else 'missing'}",
                 path=file,
-                hint="download the missing file",
+                hint=f"{'remove it and ' if there else ''}download the missing file",
             )
     return Source(
         named,

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 import ckptforensics
-from ckptforensics.errors import UsageError
+from ckptforensics.errors import NothingAnalysable, UsageError
 from ckptforensics.findings import Scope, find_layers, layer_numbers, needed_memory, sign
 from ckptforensics.layers import load_block, memory_needed
 from tests.support.families.cases_experts import CASES as EXPERT_CASES
 from tests.support.families.harness import build_model, save_model
-from tests.support.models import angle
+from tests.support.models import angle, save, tiny_llama
 
 PLANTED = Path(__file__).parents[2] / "fixtures" / "planted"
 BESIDE = 300 << 20
@@ -22,6 +22,13 @@ BESIDE = 300 << 20
 @pytest.fixture(scope="module")
 def whole() -> ckptforensics.Signature:
     return sign(PLANTED)
+
+
+def test_a_stream_with_one_coordinate_has_no_directions(tmp_path: Path):
+    sizes = {"hidden_size": 1, "num_attention_heads": 1, "num_key_value_heads": 1}
+    folder = save(tiny_llama(**sizes), tmp_path / "narrow")
+    with pytest.raises(NothingAnalysable, match="1 wide"):
+        sign(folder)
 
 
 @pytest.mark.parametrize("layers", [(1, 2, 3, 4), (3, 7), (8,), tuple(range(1, 9))])

@@ -265,6 +265,7 @@ def command(folder: Path, how: RunOptions, network: NetworkOptions, out: OutputO
     """
     from ckptforensics.runtime.toy.recipes import Schedule
     from ckptforensics.runtime.toy.report import report
+    from ckptforensics.runtime.toy.saved import STATE
     from ckptforensics.runtime.toy.training import train
 
     task = how.task_of()
@@ -284,7 +285,8 @@ def command(folder: Path, how: RunOptions, network: NetworkOptions, out: OutputO
             show=lambda line: out.hint(_shown(line)),
         )
     except KeyboardInterrupt:
-        out.hint("what was trained is saved: the same command goes on with it")
+        if (folder / STATE).exists():
+            out.hint("what was trained is saved: the same command goes on with it")
         raise
     longest = max(run.checkpoints(), default=0)
     if longest > how.steps:

@@ -18,6 +18,7 @@ import transformers
 from safetensors.numpy import load_file
 
 from ckptforensics.cli.main import main
+from ckptforensics.runtime.toy import training
 from ckptforensics.runtime.toy.network import Shape
 from ckptforensics.runtime.toy.recipes import Recipe
 from ckptforensics.runtime.toy.saved import alone
@@ -355,3 +356,12 @@ def test_a_language_model_learns(tmp_path):
 def test_options_that_do_not_go_together_are_a_usage_error(words, tmp_path, capsys):
     assert train(tmp_path / "run", "--steps", "0", *words) == 4
     assert "Traceback" not in capsys.readouterr().err
+
+
+def test_an_interrupt_before_anything_is_saved_promises_nothing(tmp_path, monkeypatch, capsys):
+    def interrupted(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training, "new_tensors", interrupted)
+    assert train(tmp_path / "run", "--steps", "5") == 130
+    assert capsys.readouterr().err.strip() == "ckpt: error: interrupted"
