@@ -104,7 +104,7 @@ class FfnMap(_FMap):
         return multiply_adjoint(self.f1, multiply_adjoint(self.down, y))
 
     def round_trip(self, x: Floats, added: Floats | None = None) -> tuple[Floats, Floats]:
-        """y = F x + added and F'y, reading W_down once."""
+        """y = F x + added and F'y, reading W_down once where it is kept in BF16."""
         if added is None:
             added = np.zeros((self.shape[0], x.shape[1]), np.float32)
         y, back = multiply_and_back(self.down, multiply(self.f1, x), added)

@@ -89,10 +89,10 @@ class Unbuffered:
                 if info.path not in self._files:
                     self._files[info.path] = _opened(info.path)
                 descriptor = self._files[info.path]
-                staying = kept(info)
-                if descriptor is None or (not staying and info.nbytes > room) or _in_cache(info):
+                needed = 0 if kept(info) else info.nbytes
+                if descriptor is None or needed > room or _in_cache(info):
                     continue
-                room -= 0 if staying else info.nbytes
+                room -= needed
                 begin = info.offset // _ALIGNED * _ALIGNED
                 end = -(-(info.offset + info.nbytes) // _ALIGNED) * _ALIGNED
                 memory = _memory_for(info.nbytes)[: end - begin]
